@@ -1,0 +1,43 @@
+# make run     train, package, serve and ask, from nothing    (ARGS="--data-dir DIR ..." goes to training)
+# make test    everything that CI checks, from nothing
+# make help    the rest
+
+PYTHON ?= python3
+VENV := .venv
+ACTIVATE := . $(VENV)/bin/activate
+STAMP := $(VENV)/.installed
+
+.PHONY: help setup run test test-fast lint clean
+
+help:
+	@echo "make setup      make .venv and install the project; quick when nothing changed"
+	@echo "make run        train, package, serve, ask for one prediction, stop; ARGS=... goes to training"
+	@echo "make test       lint, types and all tests"
+	@echo "make test-fast  the tests that need no server and no second process"
+	@echo "make lint       ruff and mypy"
+	@echo "make clean      remove .venv and caches; runs, models and data stay"
+
+setup: $(STAMP)
+
+$(STAMP): pyproject.toml setup.cfg constraints.txt Makefile
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "error: $$($(PYTHON) --version) is too old; name a Python of 3.11 or newer: make setup PYTHON=python3.12"; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	printf '\n. "$$VIRTUAL_ENV/../launch/environment.sh"\n' >> $(VENV)/bin/activate
+	touch $@
+
+run: setup
+	@$(ACTIVATE) && accelerate launch launch/train.py $(ARGS) && python -m serve.package && python launch/demo.py
+
+test: lint
+	@$(ACTIVATE) && pytest
+
+test-fast: setup
+	@$(ACTIVATE) && pytest -m "not slow"
+
+lint: setup
+	@$(ACTIVATE) && ruff check . && ruff format --check . && mypy
+
+clean:
+	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache *.egg-info

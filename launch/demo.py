@@ -1,0 +1,49 @@
+"""Serve the packaged model for one question: a test image that training has not seen.
+
+python launch/demo.py                  needs model_store/mlp.mar: python -m serve.package
+"""
+
+import argparse
+import json
+import time
+import zipfile
+from pathlib import Path
+
+from mlp_dist import command, export, tracking
+from mlp_dist.core.bundle import GOLDEN, SPEC
+from mlp_dist.core.errors import UsageError
+from mlp_dist.core.images import encode_png
+from mlp_dist.core.spec import BundleSpec
+from serve.server import running
+
+
+def main() -> None:
+    parser = command.Parser(
+        prog="launch/demo.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--mar", type=Path, default=Path("model_store/mlp.mar"), metavar="FILE")
+    parser.add_argument("--image", type=int, default=7, metavar="N", help="which test image (7)")
+    args = parser.parse_args()
+    if not args.mar.is_file():
+        raise UsageError(f"there is no {args.mar}; package a run first: python -m serve.package")
+    with zipfile.ZipFile(args.mar) as archive:
+        spec = BundleSpec.from_json(json.loads(archive.read(SPEC)))
+        golden = archive.read(GOLDEN)
+    data = export.run_dataset(tracking.get_run(spec.run_id))
+    if not 0 <= args.image < len(data.test):
+        raise UsageError(f"image is {args.image}; {data.title} has test images 0 to {len(data.test) - 1}")
+    image = encode_png(data.test.images[args.image])
+    print(f"starting TorchServe with {args.mar}", flush=True)
+    started = time.perf_counter()
+    with running(args.mar, golden) as client:
+        print(f"it answered after {time.perf_counter() - started:.1f} s")
+        probabilities = client.predict(image)
+    label = max(probabilities, key=probabilities.__getitem__)
+    print(f"test image {args.image} of {data.title}")
+    print(f"  true label:    {data.classes[data.test.labels[args.image]]}")
+    print(f"  answer:        {label}")
+    print(f"  probabilities: {json.dumps({name: round(value, 6) for name, value in probabilities.items()})}")
+
+
+if __name__ == "__main__":
+    command.run(main)

@@ -1,0 +1,109 @@
+"""Train a recipe on the processes that `accelerate launch` starts.
+
+  accelerate launch launch/train.py                                       one CPU process, or all GPUs
+  accelerate launch --num_processes 1 launch/train.py                     one GPU
+  accelerate launch --multi_gpu --num_processes 2 launch/train.py         two GPUs, or two CPU processes
+
+The last line on stdout is one JSON object with the result.
+"""
+
+import argparse
+import json
+import os
+from dataclasses import replace
+from pathlib import Path
+
+from mlp_dist import command
+from mlp_dist.config import DEFAULT_EXPERIMENT, PRECISIONS, TrainConfig
+from mlp_dist.data.catalog import FOLDER_PREFIX
+from mlp_dist.recipes import get_recipe, recipe_table
+
+
+def parse() -> argparse.Namespace:
+    parser = command.Parser(
+        prog="launch/train.py",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        argument_default=argparse.SUPPRESS,
+    )
+    what = parser.add_argument_group("what to train (defaults: the recipe's)")
+    what.add_argument("--recipe", default="mnist", metavar="NAME", help="a complete configuration (mnist)")
+    what.add_argument("--list-recipes", action="store_true", default=False, help="show all recipes and exit")
+    what.add_argument("--epochs", type=int, metavar="N")
+    what.add_argument(
+        "--batch-size", type=int, metavar="N", help="images a step, over all processes together"
+    )
+    what.add_argument("--lr", type=float, metavar="X", help="learning rate")
+    what.add_argument("--seed", type=int, metavar="N", help="all randomness flows from it (0)")
+    what.add_argument("--mixed-precision", choices=PRECISIONS, help="(the launcher's, else no)")
+    data = parser.add_argument_group("data")
+    data.add_argument(
+        "--dataset",
+        metavar="NAME",
+        help="mnist, fashion_mnist, kmnist, digits, or folder:DIR with one folder a class; "
+        "auto (the default): the recipe's, or digits where it cannot be downloaded",
+    )
+    data.add_argument(
+        "--data-dir", type=Path, metavar="DIR", help="torchvision's root ($MLP_DIST_DATA, else data)"
+    )
+    data.add_argument(
+        "--val-size",
+        type=int,
+        metavar="N",
+        help="training images held out (one in twelve); 0: keep the last epoch",
+    )
+    where = parser.add_argument_group("where it goes")
+    where.add_argument("--output-dir", type=Path, metavar="DIR", help="(a new one under outputs)")
+    where.add_argument("--experiment", metavar="NAME", help=f"MLflow experiment ({DEFAULT_EXPERIMENT})")
+    where.add_argument("--run-name", metavar="NAME", help="MLflow run (recipe and time)")
+    where.add_argument(
+        "--resume",
+        action="store_true",
+        default=False,
+        help="go on in --output-dir, else in the newest under outputs; more --epochs may be given",
+    )
+    return parser.parse_args()
+
+
+def configure(args: argparse.Namespace) -> tuple[TrainConfig, set[str]]:
+    """The recipe with what the flags say, and the names of the fields they gave."""
+    given = {
+        name: value for name, value in vars(args).items() if name not in ("recipe", "list_recipes", "resume")
+    }
+    if given.get("dataset") == "auto":
+        del given["dataset"]
+    fields = set(given)
+    if given.get("dataset", "").startswith(FOLDER_PREFIX):
+        given["dataset"] = FOLDER_PREFIX + str(Path(given["dataset"].removeprefix(FOLDER_PREFIX)).absolute())
+    if "dataset" in given:
+        given["fallback_dataset"] = None
+    given.setdefault("mixed_precision", os.environ.get("ACCELERATE_MIXED_PRECISION", "no"))
+    return replace(get_recipe(args.recipe), **given), fields
+
+
+def main() -> None:
+    args = parse()
+    if args.list_recipes:
+        print(recipe_table())
+        return
+    config, given = configure(args)
+    # Importing accelerate takes seconds; a wrong flag is told before.
+    from mlp_dist.processes import Interrupted
+    from mlp_dist.start import start_training
+
+    trainer = start_training(config, resume=args.resume, given=given)
+    try:
+        result = trainer.fit()
+    except Interrupted as stop:
+        if trainer.history:
+            stop.add_note(
+                f"go on with: accelerate launch launch/train.py --resume --output-dir {trainer.output_dir}"
+            )
+        raise
+    if result:
+        print(json.dumps(result), flush=True)
+    trainer.accelerator.end_training()
+
+
+if __name__ == "__main__":
+    command.run(main)

@@ -1,0 +1,51 @@
+"""What all commands share: a parser that names what is possible, and errors without tracebacks."""
+
+import argparse
+import difflib
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
+
+from mlp_dist.core.errors import MlpDistError
+from mlp_dist.processes import Interrupted, is_main
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse's, without abbreviations, and with the nearest and all flags named for an unknown one."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(allow_abbrev=False, **options)
+
+    def parse_args(  # type: ignore[override]
+        self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
+    ) -> argparse.Namespace:
+        parsed, rest = self.parse_known_args(args, namespace)
+        if rest:
+            flags = [flag for action in self._actions for flag in action.option_strings if flag != "-h"]
+            nearest = difflib.get_close_matches(rest[0].split("=")[0], flags, n=1)
+            hint = f"; did you mean {nearest[0]}?" if nearest else ""
+            self.error(f"unknown argument {rest[0]!r}{hint} (there are: {', '.join(flags)})")
+        return parsed
+
+    def error(self, message: str) -> NoReturn:
+        if is_main():
+            print(f"error: {message}\n({self.prog} --help tells more)", file=sys.stderr)
+        raise SystemExit(2)
+
+
+def run(main: Callable[[], int | None]) -> NoReturn:
+    """Run a command: exit code 0, 2 for wrong use, 1 for a failure, 128 + the signal when interrupted."""
+    try:
+        code = main() or 0
+    except MlpDistError as error:
+        code = error.exit_code
+        if is_main():
+            print(f"error: {error}", file=sys.stderr)
+    except KeyboardInterrupt as error:
+        code = error.exit_code if isinstance(error, Interrupted) else 130
+        if is_main():
+            print(
+                "\n".join(["", str(error) or "interrupted", *getattr(error, "__notes__", [])]),
+                file=sys.stderr,
+            )
+    raise SystemExit(code)

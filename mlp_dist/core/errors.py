@@ -1,0 +1,49 @@
+"""The exceptions a person can meet. Each message says what was wrong, with the value, and what to do."""
+
+
+class MlpDistError(Exception):
+    """Base of them all; a command that ends with one exits with `exit_code`."""
+
+    exit_code = 1
+
+
+class UsageError(MlpDistError, ValueError):
+    """A command, a flag or a configuration value that cannot be used."""
+
+    exit_code = 2
+
+
+class ImageError(MlpDistError, ValueError):
+    """Bytes that are not an image this package reads."""
+
+
+class BundleError(MlpDistError, ValueError):
+    """A bundle directory that is incomplete, damaged or of another format."""
+
+
+class DataError(MlpDistError):
+    """A data set that is damaged or cannot be had."""
+
+
+class DownloadError(DataError):
+    """A data set's files that are missing and cannot be downloaded. Its first line is the reason."""
+
+
+class CheckpointError(MlpDistError):
+    """A checkpoint that is damaged or not one of ours."""
+
+
+class TrainingError(MlpDistError):
+    """A training that cannot go on."""
+
+
+class TrackingError(MlpDistError):
+    """A run that MLflow does not have, or that lacks what was asked of it."""
+
+
+class PackagingError(MlpDistError):
+    """A model archive that could not be built or failed its check."""
+
+
+class ServerError(MlpDistError):
+    """A TorchServe that did not start, or an answer that was not a prediction."""

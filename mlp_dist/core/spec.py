@@ -1,0 +1,129 @@
+"""What a model is, as plain data: frozen, validated when made, JSON both ways."""
+
+import math
+from dataclasses import asdict, dataclass, fields
+from itertools import pairwise
+from typing import Any, Self
+
+from mlp_dist.core.errors import BundleError
+
+FORMAT_VERSION = 1
+
+
+class _Json:
+    """`to_json` and a `from_json` that refuses missing and unknown keys."""
+
+    def to_json(self) -> dict[str, Any]:
+        values: dict[str, Any] = asdict(self)  # type: ignore[call-overload]
+        return values
+
+    @classmethod
+    def from_json(cls, values: Any) -> Self:
+        names = {field.name for field in fields(cls)}  # type: ignore[arg-type]
+        if not isinstance(values, dict) or set(values) != names:
+            found = sorted(values) if isinstance(values, dict) else type(values).__name__
+            raise BundleError(f"{cls.__name__} needs the keys {sorted(names)}, found {found}")
+        return cls(**{name: _tuples(value) for name, value in values.items()})
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(_tuples(item) for item in value) if isinstance(value, list) else value
+
+
+@dataclass(frozen=True)
+class ImageSpec(_Json):
+    """The images a model takes: size in pixels, 1 (gray) or 3 (RGB) channels, and their normalization.
+
+    `mean` and `std` have one value a channel, in units of ToTensor's range 0 to 1.
+    """
+
+    height: int
+    width: int
+    channels: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        if self.height < 1 or self.width < 1 or self.channels not in (1, 3):
+            raise BundleError(
+                f"an image of {self.height}x{self.width} pixels and {self.channels} channels cannot be: "
+                "sizes start at 1 and channels are 1 (gray) or 3 (RGB)"
+            )
+        if len(self.mean) != self.channels or len(self.std) != self.channels:
+            raise BundleError(
+                f"mean {self.mean} and std {self.std} need one value for each of {self.channels} channels"
+            )
+        if not all(map(math.isfinite, self.mean + self.std)) or min(self.std) <= 0:
+            raise BundleError(f"mean {self.mean} and std {self.std} must be finite, and std above 0")
+
+    @property
+    def num_features(self) -> int:
+        """Length of the flattened image."""
+        return self.channels * self.height * self.width
+
+
+@dataclass(frozen=True)
+class ModelSpec(_Json):
+    """A multi-layer perceptron: `layer_sizes` from the input to the classes, ReLU between the layers."""
+
+    layer_sizes: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        if len(self.layer_sizes) < 2 or min(self.layer_sizes) < 1:
+            raise BundleError(
+                f"layer_sizes {self.layer_sizes} need at least an input and an output, each 1 or more"
+            )
+
+    @property
+    def num_parameters(self) -> int:
+        return sum((fan_in + 1) * fan_out for fan_in, fan_out in pairwise(self.layer_sizes))
+
+    def __str__(self) -> str:
+        return "-".join(map(str, self.layer_sizes))
+
+
+@dataclass(frozen=True)
+class BundleSpec(_Json):
+    """Everything about a trained model but its weights.
+
+    `golden_probabilities` are the trained model's answer to the bundle's golden image: whoever loads
+    the weights can see that they still answer it the same.
+    """
+
+    model: ModelSpec
+    image: ImageSpec
+    classes: tuple[str, ...]
+    dataset: str
+    recipe: str
+    run_id: str
+    metrics: dict[str, float | None]
+    golden_probabilities: tuple[float, ...]
+    weights_sha256: str
+    versions: dict[str, str]
+    format_version: int = FORMAT_VERSION
+
+    def __post_init__(self) -> None:
+        if self.format_version != FORMAT_VERSION:
+            raise BundleError(
+                f"bundle format {self.format_version} is not {FORMAT_VERSION}, the one this version reads"
+            )
+        if self.model.layer_sizes[0] != self.image.num_features:
+            raise BundleError(
+                f"the model takes {self.model.layer_sizes[0]} inputs, "
+                f"but its images flatten to {self.image.num_features}"
+            )
+        if not self.model.layer_sizes[-1] == len(self.classes) == len(self.golden_probabilities):
+            raise BundleError(
+                f"{self.model.layer_sizes[-1]} outputs, {len(self.classes)} classes and "
+                f"{len(self.golden_probabilities)} golden probabilities must be as many"
+            )
+        if len(set(self.classes)) != len(self.classes):
+            raise BundleError(f"class names must differ: {self.classes}")
+
+    @classmethod
+    def from_json(cls, values: Any) -> Self:
+        if isinstance(values, dict) and {"model", "image"} <= set(values):
+            model = ModelSpec.from_json(values["model"])
+            image = ImageSpec.from_json(values["image"])
+            values = {**values, "model": model, "image": image}
+        return super().from_json(values)

@@ -1,0 +1,1 @@
+"""Files -> uint8 images and labels -> batches on a device."""

@@ -1,0 +1,57 @@
+"""The facts of each named data set, once: image size, normalization, class names.
+
+Mean and standard deviation are those of the training images, in units of ToTensor's range 0 to 1.
+"""
+
+from dataclasses import dataclass
+
+from mlp_dist.core.spec import ImageSpec
+
+FOLDER_PREFIX = "folder:"
+"""`folder:DIR` names a data set of one's own: one folder a class, or DIR/train and DIR/test."""
+
+
+@dataclass(frozen=True)
+class DatasetFacts:
+    """`torchvision_class` is the one of torchvision.datasets that knows files, checksums and mirrors."""
+
+    title: str
+    image: ImageSpec
+    classes: tuple[str, ...]
+    torchvision_class: str | None
+
+
+_DIGIT_NAMES = tuple("0123456789")
+
+
+def _gray(mean: float, std: float) -> ImageSpec:
+    return ImageSpec(height=28, width=28, channels=1, mean=(mean,), std=(std,))
+
+
+CATALOG: dict[str, DatasetFacts] = {
+    "mnist": DatasetFacts("MNIST", _gray(0.1307, 0.3081), _DIGIT_NAMES, "MNIST"),
+    "fashion_mnist": DatasetFacts(
+        "Fashion-MNIST",
+        _gray(0.2860, 0.3530),
+        (
+            "T-shirt/top",
+            "Trouser",
+            "Pullover",
+            "Dress",
+            "Coat",
+            "Sandal",
+            "Shirt",
+            "Sneaker",
+            "Bag",
+            "Ankle boot",
+        ),
+        "FashionMNIST",
+    ),
+    "kmnist": DatasetFacts(
+        "Kuzushiji-MNIST",
+        _gray(0.1918, 0.3483),
+        ("o", "ki", "su", "tsu", "na", "ha", "ma", "ya", "re", "wo"),
+        "KMNIST",
+    ),
+    "digits": DatasetFacts("scikit-learn's handwritten digits", _gray(0.3091, 0.3493), _DIGIT_NAMES, None),
+}

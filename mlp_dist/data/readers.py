@@ -1,0 +1,151 @@
+"""Files -> Dataset: MNIST and its relatives, scikit-learn's digits; folder.py reads folders of images."""
+
+import gzip
+import hashlib
+import os
+import struct
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from mlp_dist.core.errors import DataError, DownloadError
+from mlp_dist.data.catalog import CATALOG, FOLDER_PREFIX, DatasetFacts
+from mlp_dist.data.dataset import Dataset, ImageSet
+from mlp_dist.data.download import download
+from mlp_dist.data.folder import read_folder
+
+
+def default_data_dir() -> Path:
+    """$MLP_DIST_DATA, else `data` in the current directory."""
+    return Path(os.environ.get("MLP_DIST_DATA") or "data")
+
+
+def prepare_dataset(name: str, data_dir: Path) -> None:
+    """Download what `read_dataset` needs and finds missing. Raises DownloadError where that fails."""
+    facts = CATALOG.get(name)
+    if facts is None or facts.torchvision_class is None:
+        return
+    source = _torchvision_class(facts.torchvision_class)
+    directory = _raw_directory(facts.torchvision_class, data_dir)
+    missing = {
+        file: md5
+        for file, md5 in source.resources
+        if not (directory / file).exists() and not (directory / file).with_suffix("").exists()
+    }
+    if not missing:
+        return
+    try:
+        download(missing, source.mirrors, directory)
+    except DownloadError as error:
+        raise DownloadError(
+            f"{facts.title} could not be had: {error}\n"
+            f"To use files you have, put {', '.join(missing)} into {directory}, or name the directory that "
+            f"holds {facts.torchvision_class}/raw with --data-dir; --dataset digits needs no network."
+        ) from error
+
+
+def read_dataset(name: str, data_dir: Path) -> Dataset:
+    """Read a data set of data/catalog.py, or `folder:DIR`.
+
+    Raises DataError where files are missing or damaged; nothing in `data_dir` is changed.
+    """
+    if name.startswith(FOLDER_PREFIX):
+        return read_folder(Path(name.removeprefix(FOLDER_PREFIX)))
+    facts = CATALOG[name]
+    if facts.torchvision_class is None:
+        train, test = _read_digits()
+    else:
+        train, test = _read_idx(facts, facts.torchvision_class, data_dir)
+    return Dataset(name, facts.title, facts.image, facts.classes, train, test)
+
+
+# MNIST and its relatives
+
+
+def _torchvision_class(name: str) -> Any:
+    from torchvision import datasets
+
+    return getattr(datasets, name)
+
+
+def _raw_directory(torchvision_class: str, data_dir: Path) -> Path:
+    return data_dir / torchvision_class / "raw"
+
+
+def _read_idx(facts: DatasetFacts, torchvision_class: str, data_dir: Path) -> tuple[ImageSet, ImageSet]:
+    directory = _raw_directory(torchvision_class, data_dir)
+    size = (facts.image.height, facts.image.width)
+    train_images, train_labels, test_images, test_labels = (
+        _read_idx_file(directory / file, md5, size if "images" in file else ())
+        for file, md5 in _torchvision_class(torchvision_class).resources
+    )
+    for labels in (train_labels, test_labels):
+        if labels.max(initial=0) >= len(facts.classes):
+            raise DataError(f"{directory} has the label {labels.max()}, but {len(facts.classes)} classes")
+    return _image_set(train_images, train_labels, directory), _image_set(test_images, test_labels, directory)
+
+
+def _read_idx_file(path: Path, md5: str, size: tuple[int, ...]) -> np.ndarray:
+    """An IDX file of any number of items of `size`, packed (its md5 is checked) or unpacked.
+
+    The format is the one that MNIST's authors describe beside their files.
+    """
+    try:
+        if path.exists():
+            packed = path.read_bytes()
+            found = hashlib.md5(packed, usedforsecurity=False).hexdigest()
+            if found != md5:
+                raise DataError(
+                    f"{path} is damaged: its md5 is {found}, expected {md5}; "
+                    "remove it, and the next start downloads it again"
+                )
+            data = gzip.decompress(packed)
+        else:
+            path = path.with_suffix("")
+            data = path.read_bytes()
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error.strerror or error}") from error
+    zeros, element_type, num_dimensions = struct.unpack_from(">HBB", data) if len(data) >= 4 else (1, 0, 0)
+    header = 4 + 4 * num_dimensions
+    if zeros != 0 or element_type != 8 or len(data) < header:
+        raise DataError(f"{path} is not an IDX file of bytes; remove it, and it is downloaded again")
+    shape = struct.unpack_from(f">{num_dimensions}I", data, 4)
+    if len(data) != header + int(np.prod(shape)):
+        raise DataError(
+            f"{path} is damaged: {len(data)} bytes, but its header asks for {header + int(np.prod(shape))}; "
+            "remove it, and it is downloaded again"
+        )
+    if shape[1:] != size or num_dimensions != 1 + len(size):
+        raise DataError(f"{path} holds {shape} bytes, not N of {size}: it is another file; remove it")
+    return np.frombuffer(data, np.uint8, offset=header).reshape(shape)
+
+
+def _image_set(images: np.ndarray, labels: np.ndarray, source: Path | str) -> ImageSet:
+    if len(images) != len(labels):
+        raise DataError(f"{source} holds {len(images)} images, but {len(labels)} labels")
+    return ImageSet(torch.from_numpy(images.copy()).unsqueeze(1), torch.from_numpy(labels.astype(np.int64)))
+
+
+# scikit-learn's digits
+
+
+def _read_digits() -> tuple[ImageSet, ImageSet]:
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    images = np.stack(
+        [
+            np.asarray(
+                Image.fromarray(np.round(gray * (255 / 16)).astype(np.uint8)).resize(
+                    (28, 28), Image.Resampling.BICUBIC
+                )
+            )
+            for gray in digits.images
+        ]
+    )
+    test = np.arange(len(images)) % 5 == 0
+    everything = _image_set(images, digits.target, "scikit-learn")
+    return everything[torch.from_numpy(~test)], everything[torch.from_numpy(test)]

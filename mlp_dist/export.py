@@ -1,0 +1,55 @@
+"""A run -> its bundle, scored again on the test images before it is accepted."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from mlp_dist.core.bundle import Bundle, load_bundle
+from mlp_dist.core.errors import BundleError
+from mlp_dist.data.dataset import Dataset
+from mlp_dist.data.readers import default_data_dir, prepare_dataset, read_dataset
+from mlp_dist.evaluation import evaluate, predict
+from mlp_dist.tracking import StoredRun, download_bundle, load_config
+
+ACCURACY_TOLERANCE = 1e-3
+"""Test accuracies of the same weights, on another device or machine, agree to this."""
+
+
+@dataclass(frozen=True)
+class Export:
+    """`directory` holds the bundle; `test_accuracy` is what it scored just now."""
+
+    directory: Path
+    bundle: Bundle
+    test_accuracy: float
+
+
+def export_run(run: StoredRun, directory: Path, data_dir: Path | None = None) -> Export:
+    """Download the run's bundle under `directory` and score it again.
+
+    Raises TrackingError where the run has none, BundleError where it is damaged or does not reach the
+    test accuracy that its run reports, DataError where the test images cannot be had.
+    """
+    bundle_directory = download_bundle(run, directory)
+    bundle = load_bundle(bundle_directory)
+    if bundle.spec.run_id != run.run_id:
+        raise BundleError(f"the bundle of run {run.run_id} is of another run, {bundle.spec.run_id}")
+    bundle.check_golden()
+    test = run_dataset(run, data_dir).test
+    accuracy = evaluate(predict(bundle.model, test.images, bundle.spec.image), test.labels).accuracy
+    reported = bundle.spec.metrics["test_accuracy"]
+    if reported is None or abs(accuracy - reported) > ACCURACY_TOLERANCE:
+        raise BundleError(
+            f"run {run.run_id} reports a test accuracy of {reported}, but its bundle scores {accuracy}: "
+            "the weights or the test images are not the ones it was trained with"
+        )
+    return Export(bundle_directory, bundle, accuracy)
+
+
+def run_dataset(run: StoredRun, data_dir: Path | None = None) -> Dataset:
+    """The data set a run was trained on: from `data_dir`, else from where the run had it."""
+    config = load_config(run)
+    if data_dir is None:
+        trained_from = config.data_dir
+        data_dir = trained_from if trained_from and trained_from.is_dir() else default_data_dir()
+    prepare_dataset(config.dataset, data_dir)
+    return read_dataset(config.dataset, data_dir)

@@ -1,0 +1,163 @@
+"""What the launcher started: how many processes, on which device, with how many threads, and signals.
+
+Every command comes here for its exit code, so torch is imported where it is needed.
+"""
+
+import ctypes
+import os
+import re
+import shlex
+import signal
+import sys
+from pathlib import Path
+from types import FrameType
+from typing import Self
+
+from mlp_dist.core.errors import UsageError
+
+_MPI_SIZES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE")
+_PR_SET_PDEATHSIG = 1
+
+
+def world_size() -> int:
+    return int(os.environ.get("WORLD_SIZE", 1))
+
+
+def is_main() -> bool:
+    """Whether this process is the one that prints; usable before any process group exists."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def check_launcher() -> None:
+    """Raise UsageError where the launcher was asked for several processes and has started one.
+
+    Accelerate's launcher for one process gives its child a MASTER_ADDR when it was asked for more, and
+    then starts it alone; such a training would be a single one, without a word.
+    """
+    environment = os.environ
+    by_launcher = "ACCELERATE_DYNAMO_BACKEND" in environment
+    alone = not any(name in environment for name in ("WORLD_SIZE", *_MPI_SIZES))
+    if not (by_launcher and alone and "MASTER_ADDR" in environment):
+        return
+    import torch
+
+    wanted = _wanted_processes()
+    if wanted == 1:
+        return
+    number = wanted or "N"
+    words = ["accelerate", "launch", "--multi_gpu", "--num_processes", str(number), *sys.argv]
+    prefix = "ACCELERATE_USE_CPU=true " if _forced_cpu() and torch.cuda.is_available() else ""
+    raise UsageError(
+        f"accelerate launch was asked for {number} processes but has started 1, as it does without "
+        f"--multi_gpu. This command starts {number}, on GPUs where there are some, else on the CPU:\n"
+        f"  {prefix}{shlex.join(words)}"
+    )
+
+
+def _wanted_processes() -> int | None:
+    """The number on the launcher's command line, else in its configuration file."""
+    command = " ".join(_parent("cmdline"))
+    texts = [command]
+    named = re.search(r"--config[-_]file[ =](\S+)", command)
+    home = Path(os.environ.get("HF_HOME", Path.home() / ".cache" / "huggingface"))
+    config = Path(named[1]) if named else home / "accelerate" / "default_config.yaml"
+    if config.is_file():
+        texts.append(config.read_text(errors="replace"))
+    for text in texts:
+        if found := re.search(r"num[-_]processes[\"=:\s]+(\d+)", text):
+            return int(found[1])
+    return None
+
+
+def _parent(what: str) -> list[str]:
+    """The parent's `cmdline` or `environ` as it was started; empty where the system does not tell."""
+    try:
+        return Path(f"/proc/{os.getppid()}/{what}").read_bytes().decode(errors="replace").split("\0")
+    except OSError:
+        return []
+
+
+def _forced_cpu() -> bool:
+    return os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes", "on")
+
+
+def use_cpu() -> bool:
+    """Whether to train on the CPU: where there is no GPU, or the launcher was told so.
+
+    Raises UsageError where there are fewer GPUs than processes on this machine.
+    """
+    import torch
+
+    if _forced_cpu() or not torch.cuda.is_available():
+        return True
+    local, gpus = int(os.environ.get("LOCAL_WORLD_SIZE", 1)), torch.cuda.device_count()
+    if local > gpus:
+        raise UsageError(
+            f"{local} processes on this machine, but it has {gpus} GPU{'s' * (gpus > 1)}; start {gpus} with "
+            f"--num_processes {gpus}, or {local} on the CPU with ACCELERATE_USE_CPU=true before the command"
+        )
+    return False
+
+
+def set_threads() -> None:
+    """Share this machine's cores among its processes, unless the user chose a number of threads.
+
+    The launchers set OMP_NUM_THREADS to 1 where nothing was chosen, so the choice is looked for in what
+    the launcher itself was given.
+    """
+    started = " ".join(_parent("cmdline"))
+    launched = "launch" in started or "torchrun" in started or "torch.distributed" in started
+    environment = _parent("environ") if launched else [f"{name}=" for name in os.environ]
+    chosen = any(entry.startswith("OMP_NUM_THREADS=") for entry in environment)
+    if chosen or re.search(r"--num[-_]cpu[-_]threads[-_]per[-_]process", started):
+        return
+    import torch
+
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    torch.set_num_threads(max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1))))
+
+
+def end_with_launcher() -> None:
+    """Ask Linux for a SIGTERM when the launcher dies: it does not pass on the one that ends it."""
+    if sys.platform == "linux" and "ACCELERATE_DYNAMO_BACKEND" in os.environ:
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+class Interrupted(KeyboardInterrupt):
+    """SIGINT or SIGTERM arrived; `exit_code` is the shell's convention for it."""
+
+    def __init__(self, signum: int) -> None:
+        super().__init__(f"stopped by {signal.Signals(signum).name}")
+        self.exit_code = 128 + signum
+
+
+class StopSignals:
+    """While open, SIGINT and SIGTERM are remembered, and `check` raises Interrupted where it is safe to stop.
+
+    A second SIGINT interrupts at once.
+    """
+
+    def __init__(self) -> None:
+        self._received: int | None = None
+        self._previous: dict[int, object] = {}
+
+    def __enter__(self) -> Self:
+        for signum in (signal.SIGINT, signal.SIGTERM):
+            self._previous[signum] = signal.signal(signum, self._remember)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for signum, handler in self._previous.items():
+            signal.signal(signum, handler)  # type: ignore[arg-type]
+
+    def _remember(self, signum: int, frame: FrameType | None) -> None:
+        self._received = self._received or signum
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    @property
+    def received(self) -> int | None:
+        return self._received
+
+    def check(self) -> None:
+        if self._received is not None:
+            raise Interrupted(self._received)

@@ -1,0 +1,217 @@
+"""Runs in MLflow: writing one while it trains, finding the best one. The one file that imports mlflow.
+
+Only the main process comes here. mlflow is imported when the first run is, since that takes seconds.
+"""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+from mlp_dist.checkpoint import StateDict
+from mlp_dist.config import TrainConfig
+from mlp_dist.core.errors import TrackingError, UsageError
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from mlp_dist.data.dataset import Dataset
+
+BUNDLE = "bundle"
+CONFIG = "config.json"
+
+VALIDATION_METRICS = {"val_accuracy": "DESC", "val_loss": "ASC"}
+"""What a best run can be chosen by, and which way is better. Test figures are not among them: a model
+chosen by its test accuracy has none left to report."""
+
+_EPOCH_METRICS = (
+    "train_loss",
+    "train_accuracy",
+    "val_loss",
+    "val_accuracy",
+    "learning_rate",
+    "samples_per_second",
+)
+
+
+def _mlflow() -> ModuleType:
+    # MLflow reports usage from its import on, unless this is set; a user's own choice stands.
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    # A bar for a megabyte says nothing, and stays as a line of its own in logs.
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    import mlflow
+
+    return mlflow
+
+
+@dataclass(frozen=True)
+class RunTracker:
+    """An open MLflow run."""
+
+    run_id: str
+
+    def log_config(self, config: dict[str, Any], **facts: str | int) -> None:
+        """`config` as a JSON artifact; both as params."""
+        mlflow = _mlflow()
+        mlflow.log_dict(config, CONFIG)
+        mlflow.log_params({**config, **facts})
+
+    def log_dataset(self, dataset: "Dataset") -> None:
+        mlflow = _mlflow()
+        from mlflow.data.code_dataset_source import CodeDatasetSource
+        from mlflow.data.meta_dataset import MetaDataset
+
+        source = CodeDatasetSource(tags={"dataset": dataset.name})
+        # MLflow takes at most 36 characters of a digest.
+        data = MetaDataset(  # type: ignore[abstract]
+            source, name=dataset.name, digest=dataset.digest()[:32]
+        )
+        for context in ("training", "validation", "testing"):
+            mlflow.log_input(data, context=context)
+
+    def log_epochs(self, history: list[dict[str, Any]]) -> None:
+        """Each record's figures at its epoch and time; a record that MLflow has already changes nothing."""
+        _mlflow()
+        from mlflow.entities import Metric
+        from mlflow.tracking import MlflowClient
+
+        metrics = [
+            Metric(name, record[name], record["timestamp_ms"], record["epoch"])
+            for record in history
+            for name in _EPOCH_METRICS
+            if record[name] is not None
+        ]
+        client = MlflowClient()
+        for start in range(0, len(metrics), 1000):
+            client.log_batch(self.run_id, metrics=metrics[start : start + 1000])
+
+    def log_result(
+        self,
+        summary: dict[str, float | None],
+        state_dicts: dict[str, StateDict],
+        bundle: Path,
+        figures: dict[str, "Figure"],
+    ) -> None:
+        """What stands at the end: summary figures, the state_dicts by name, the bundle, the pictures."""
+        mlflow = _mlflow()
+        from mlflow.pytorch import log_state_dict
+
+        for name, state_dict in state_dicts.items():
+            log_state_dict(state_dict, f"checkpoint/{name}")  # type: ignore[no-untyped-call]
+        mlflow.log_artifacts(str(bundle), BUNDLE)
+        for name, figure in figures.items():
+            mlflow.log_figure(figure, f"figures/{name}.png")
+        mlflow.log_metrics({name: value for name, value in summary.items() if value is not None})
+
+
+@contextmanager
+def open_run(experiment: str, run_name: str | None, run_id: str | None = None) -> Iterator[RunTracker]:
+    """A new run of `experiment`, or the run `run_id` opened again; it ends as what happens inside says.
+
+    FINISHED; KILLED on KeyboardInterrupt; FAILED on any other exception. Raises TrackingError where
+    MLflow cannot open it.
+    """
+    mlflow = _mlflow()
+    try:
+        if run_id is None:
+            mlflow.set_experiment(experiment)
+        run = mlflow.start_run(run_id=run_id, run_name=None if run_id else run_name)
+    except mlflow.MlflowException as error:
+        what = f"run {run_id}" if run_id else f"a run of the experiment {experiment!r}"
+        raise TrackingError(f"MLflow at {mlflow.get_tracking_uri()} cannot open {what}: {error}") from error
+    status = "FAILED"
+    try:
+        yield RunTracker(run.info.run_id)
+        status = "FINISHED"
+    except KeyboardInterrupt:
+        status = "KILLED"
+        raise
+    finally:
+        mlflow.end_run(status)
+
+
+@dataclass(frozen=True)
+class StoredRun:
+    """A finished run as MLflow has it. `summary` are its metrics' last values."""
+
+    run_id: str
+    name: str
+    dataset: str
+    summary: dict[str, float]
+
+
+def best_run(experiment: str, metric: str = "val_accuracy") -> StoredRun:
+    """The finished run of `experiment` that is best by a validation metric; of equals the latest.
+
+    Raises UsageError for a metric that does not choose, or an experiment that is not there; TrackingError
+    where it has no finished run with that metric.
+    """
+    if metric not in VALIDATION_METRICS:
+        raise UsageError(
+            f"a run cannot be chosen by {metric!r}; there are: {', '.join(VALIDATION_METRICS)} "
+            "(figures on the test images never choose a model)"
+        )
+    mlflow = _mlflow()
+    found = mlflow.get_experiment_by_name(experiment)
+    if found is None:
+        names = sorted(experiment.name for experiment in mlflow.search_experiments())
+        raise UsageError(
+            f"MLflow at {mlflow.get_tracking_uri()} has no experiment {experiment!r} "
+            f"(there are: {', '.join(names)}); train first: accelerate launch launch/train.py"
+        )
+    runs = mlflow.search_runs(
+        [found.experiment_id],
+        filter_string=f"attributes.status = 'FINISHED' and metrics.best_{metric} >= 0",
+        order_by=[f"metrics.best_{metric} {VALIDATION_METRICS[metric]}", "attributes.start_time DESC"],
+        max_results=1,
+        output_format="list",
+    )
+    if not runs:
+        raise TrackingError(
+            f"the experiment {experiment!r} has no finished run with a best_{metric}; "
+            "train one, or name a run with --run-id"
+        )
+    return _stored(runs[0])
+
+
+def get_run(run_id: str) -> StoredRun:
+    """Raises UsageError for an id that MLflow does not know, TrackingError for a run that did not finish."""
+    mlflow = _mlflow()
+    try:
+        run = mlflow.get_run(run_id)
+    except mlflow.MlflowException as error:
+        raise UsageError(f"MLflow at {mlflow.get_tracking_uri()} has no run {run_id!r}") from error
+    if run.info.status != "FINISHED":
+        raise TrackingError(f"run {run_id} is {run.info.status}, not FINISHED: it has no model to use")
+    return _stored(run)
+
+
+def _stored(run: Any) -> StoredRun:
+    return StoredRun(
+        run_id=run.info.run_id,
+        name=run.info.run_name,
+        dataset=run.data.params.get("dataset", "unknown"),
+        summary=run.data.metrics,
+    )
+
+
+def download_bundle(run: StoredRun, directory: Path) -> Path:
+    """Bring the run's bundle under `directory`; returns the bundle's own directory."""
+    mlflow = _mlflow()
+    try:
+        mlflow.artifacts.download_artifacts(run_id=run.run_id, artifact_path=BUNDLE, dst_path=str(directory))
+    except (mlflow.MlflowException, OSError) as error:
+        raise TrackingError(f"run {run.run_id} ({run.name}) has no bundle to download: {error}") from error
+    return directory / BUNDLE
+
+
+def load_config(run: StoredRun) -> TrainConfig:
+    """The configuration the run was trained with."""
+    mlflow = _mlflow()
+    try:
+        return TrainConfig.from_json(mlflow.artifacts.load_dict(f"runs:/{run.run_id}/{CONFIG}"))
+    except (mlflow.MlflowException, OSError) as error:
+        raise TrackingError(f"run {run.run_id} ({run.name}) has no {CONFIG}: {error}") from error

@@ -1,0 +1,138 @@
+"""The best run -> a checked model archive for TorchServe.
+
+  python -m serve.package                         the best finished run by validation accuracy
+  python -m serve.package --run-id ID             that run
+
+The last line on stdout is one JSON object: mar, run_id, version, sha256, test_accuracy.
+"""
+
+import argparse
+import hashlib
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from pathlib import Path
+
+import mlp_dist
+from mlp_dist import command, export, tracking
+from mlp_dist.config import DEFAULT_EXPERIMENT
+from mlp_dist.core.bundle import GOLDEN, SPEC, WEIGHTS, Bundle, check_probabilities
+from mlp_dist.core.errors import BundleError, PackagingError, UsageError
+from mlp_dist.core.files import replacing_file
+
+HERE = Path(__file__).resolve().parent
+
+
+def build_archive(bundle_directory: Path, model_name: str, version: str, directory: Path) -> Path:
+    """Build `directory`/`model_name`.mar with torch-model-archiver.
+
+    It holds the handler, the bundle's three files, mlp_dist/core and TorchServe's settings for the model.
+    """
+    extra = directory / "extra"
+    package = Path(mlp_dist.__file__).parent
+    shutil.copytree(
+        package / "core", extra / "mlp_dist" / "core", ignore=shutil.ignore_patterns("__pycache__")
+    )
+    shutil.copy(package / "__init__.py", extra / "mlp_dist")
+    for name in (SPEC, GOLDEN):
+        shutil.copy(bundle_directory / name, extra)
+    # The archiver stages in a directory named after the model, which parallel builds would share.
+    temporary = directory / "tmp"
+    temporary.mkdir()
+    arguments = {
+        "--model-name": model_name,
+        "--version": version,
+        "--handler": HERE / "handler.py",
+        "--serialized-file": bundle_directory / WEIGHTS,
+        "--extra-files": extra,
+        "--config-file": HERE / "model-config.yaml",
+        "--export-path": directory,
+    }
+    words = [str(word) for pair in arguments.items() for word in pair]
+    _run([sys.executable, "-m", "model_archiver.model_packaging", *words], TMPDIR=str(temporary))
+    return directory / f"{model_name}.mar"
+
+
+def check_archive(mar: Path, bundle: Bundle, directory: Path) -> None:
+    """Unpack the archive and ask it, in a process that has only torch, torchvision and ts.
+
+    Raises PackagingError unless it answers the golden image as the trained model did.
+    """
+    unpacked = directory / "unpacked"
+    with zipfile.ZipFile(mar) as archive:
+        archive.extractall(unpacked)
+    output = _run([sys.executable, "-I", str(HERE / "verify.py"), str(unpacked)])
+    golden = dict(zip(bundle.spec.classes, bundle.spec.golden_probabilities, strict=True))
+    try:
+        check_probabilities(json.loads(output.splitlines()[-1]), golden)
+    except BundleError as error:
+        raise PackagingError(f"the archive was not put in place: {error}") from error
+
+
+def _run(words: list[str], **environment: str) -> str:
+    """Run a command for its stdout. Raises PackagingError with the end of what it said when it fails."""
+    done = subprocess.run(words, capture_output=True, text=True, env={**os.environ, **environment})
+    if done.returncode != 0:
+        end = "\n".join((done.stdout + done.stderr).strip().splitlines()[-15:])
+        raise PackagingError(f"the archive was not put in place: {Path(words[-1]).name} failed:\n{end}")
+    return done.stdout
+
+
+def package(
+    run: tracking.StoredRun, model_name: str, export_path: Path, data_dir: Path | None
+) -> dict[str, object]:
+    """Export, build, check, and only then put in place; returns what the last line says."""
+    with tempfile.TemporaryDirectory(prefix="mlp-package-") as name:
+        directory = Path(name)
+        exported = export.export_run(run, directory / "run", data_dir)
+        # One version a run: two archives of one run are the same model.
+        version = run.run_id[:8]
+        mar = build_archive(exported.directory, model_name, version, directory)
+        check_archive(mar, exported.bundle, directory)
+        place = export_path / mar.name
+        with replacing_file(place) as temporary:
+            shutil.copyfile(mar, temporary)
+        return {
+            "mar": str(place),
+            "run_id": run.run_id,
+            "version": version,
+            "sha256": hashlib.sha256(place.read_bytes()).hexdigest(),
+            "test_accuracy": exported.test_accuracy,
+        }
+
+
+def main() -> None:
+    parser = command.Parser(
+        prog="python -m serve.package",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "--experiment", metavar="NAME", default=DEFAULT_EXPERIMENT, help=f"({DEFAULT_EXPERIMENT})"
+    )
+    parser.add_argument(
+        "--metric", metavar="NAME", default="val_accuracy", help="val_accuracy (default) or val_loss"
+    )
+    parser.add_argument("--run-id", metavar="ID", help="this run, not the best")
+    parser.add_argument("--model-name", metavar="NAME", default="mlp", help="(mlp)")
+    parser.add_argument(
+        "--export-path", metavar="DIR", type=Path, default=Path("model_store"), help="(model_store)"
+    )
+    parser.add_argument(
+        "--data-dir", metavar="DIR", type=Path, help="where the test images are (where the run had them)"
+    )
+    args = parser.parse_args()
+    if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", args.model_name):
+        raise UsageError(f"model-name {args.model_name!r} must be letters, digits, '-', '_' and '.'")
+    run = tracking.get_run(args.run_id) if args.run_id else tracking.best_run(args.experiment, args.metric)
+    print(f"packaging run {run.name} ({run.run_id}), trained on {run.dataset}", flush=True)
+    print(json.dumps(package(run, args.model_name, args.export_path, args.data_dir)))
+
+
+if __name__ == "__main__":
+    command.run(main)

@@ -1,0 +1,139 @@
+import os
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+import torch
+from launching import Trained, launch, result, run
+
+from mlp_dist.data.dataset import Dataset
+from mlp_dist.data.readers import read_dataset
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: item.get_closest_marker("slow") is not None)
+    if not torch.cuda.is_available():
+        for item in items:
+            if item.get_closest_marker("gpu") is not None:
+                item.add_marker(pytest.mark.skip(reason="needs a CUDA GPU"))
+
+
+def _find_mnist() -> Path | None:
+    directory = Path(os.environ.get("MLP_DIST_DATA") or ROOT / "data").resolve()
+    return directory if (directory / "MNIST/raw/t10k-images-idx3-ubyte.gz").exists() else None
+
+
+@pytest.fixture(scope="session")
+def mnist_dir() -> Path:
+    """A data directory with the real MNIST files in it; nothing may be written there."""
+    directory = _find_mnist()
+    if directory is None:
+        pytest.skip("MNIST is not at hand: set MLP_DIST_DATA to the directory that holds MNIST/raw")
+    return directory
+
+
+@pytest.fixture(scope="session")
+def image_data() -> Dataset:
+    """MNIST where it is at hand, else scikit-learn's digits."""
+    directory = _find_mnist()
+    return read_dataset("digits", ROOT) if directory is None else read_dataset("mnist", directory)
+
+
+class Mirror:
+    """A web server on 127.0.0.1 that gives out `files`, and notes in `requests` what it was asked for.
+
+    `manner`: "good"; "unsized" and "odd" (no Content-Length, and one that is no number); "half" (breaks off
+    half way); "stalled" (hangs half way); "silent" (takes the connection and never answers).
+    """
+
+    def __init__(self, files: dict[str, bytes], manner: str = "good") -> None:
+        self.files, self.manner = files, manner
+        self.requests: list[str] = []
+        self.closing = threading.Event()
+        self.url = ""
+
+    def answer(self, request: BaseHTTPRequestHandler) -> None:
+        name = request.path.removeprefix("/")
+        self.requests.append(name)
+        if self.manner == "silent":
+            self.closing.wait()
+            return
+        if name not in self.files:
+            request.send_error(404)
+            return
+        data = self.files[name]
+        request.send_response(200)
+        if self.manner != "unsized":
+            request.send_header("Content-Length", "many" if self.manner == "odd" else str(len(data)))
+        request.end_headers()
+        half = self.manner in ("half", "stalled")
+        request.wfile.write(data[: len(data) // 2] if half else data)
+        request.wfile.flush()
+        if self.manner == "stalled":
+            self.closing.wait()
+
+
+@contextmanager
+def _serving(mirror: Mirror) -> Iterator[None]:
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            # Whoever asks may hang up at any time.
+            with suppress(ConnectionError):
+                mirror.answer(self)
+
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        mirror.url = f"http://127.0.0.1:{server.server_port}/"
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+        thread.start()
+        try:
+            yield
+        finally:
+            mirror.closing.set()
+            server.shutdown()
+            thread.join()
+
+
+@pytest.fixture
+def serve_files() -> Iterator[Callable[..., Mirror]]:
+    """A function (files, manner) -> a Mirror that is open until the test ends."""
+    with ExitStack() as servers:
+
+        def start(files: dict[str, bytes], manner: str = "good") -> Mirror:
+            mirror = Mirror(files, manner)
+            servers.enter_context(_serving(mirror))
+            return mirror
+
+        yield start
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    """The default recipe, trained once: on MNIST where it is at hand, else on the bundled digits."""
+    mnist = _find_mnist()
+    # The digits are few: as many steps as MNIST gives take more epochs.
+    flags = ["--dataset", "digits", "--epochs", "40"]
+    if mnist is not None:
+        flags = ["--data-dir", str(mnist), "--epochs", "3"]
+    directory = tmp_path_factory.mktemp("trained")
+    return Trained(directory, result(launch(*flags, cwd=directory)))
+
+
+@pytest.fixture(scope="session")
+def packaged_result(trained: Trained) -> dict[str, object]:
+    """What `python -m serve.package` says of that training."""
+    return result(run([sys.executable, "-m", "serve.package"], trained.directory))
+
+
+@pytest.fixture(scope="session")
+def packaged(trained: Trained, packaged_result: dict[str, object]) -> Path:
+    """The archive it made."""
+    return trained.directory / str(packaged_result["mar"])

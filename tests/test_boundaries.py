@@ -1,0 +1,176 @@
+import ast
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGES = ("mlp_dist", "serve", "launch")
+
+LAYERS = (
+    {"core"},
+    {"data", "optim", "config", "recipes", "evaluation", "processes", "checkpoint", "command"},
+    {"trainer", "tracking", "figures", "export", "start"},
+)
+"""The parts of mlp_dist from the lowest up; launch and serve stand above them all."""
+
+
+def module_name(path: Path) -> str:
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+MODULES = {module_name(path): path for package in PACKAGES for path in sorted((ROOT / package).rglob("*.py"))}
+
+
+def imports(path: Path) -> set[str]:
+    """The modules that a file imports, anywhere in it but for type checkers."""
+    return set(_imported(ast.parse(path.read_text())))
+
+
+def _imported(node: ast.AST) -> Iterator[str]:
+    if isinstance(node, ast.If) and ast.unparse(node.test) in ("TYPE_CHECKING", "typing.TYPE_CHECKING"):
+        return
+    if isinstance(node, ast.Import):
+        yield from (alias.name for alias in node.names)
+    if isinstance(node, ast.ImportFrom):
+        assert node.level == 0, f"a relative import: {ast.unparse(node)}"
+        for alias in node.names:
+            whole = f"{node.module}.{alias.name}"
+            yield whole if whole in MODULES else str(node.module)
+    for child in ast.iter_child_nodes(node):
+        yield from _imported(child)
+
+
+IMPORTS = {name: imports(path) for name, path in MODULES.items()}
+
+
+def top(name: str) -> str:
+    return name.split(".")[0]
+
+
+def users(package: str) -> set[str]:
+    """The modules of the project that import `package`."""
+    return {name for name, imported in IMPORTS.items() if package in map(top, imported)}
+
+
+def layer(name: str) -> int:
+    if not name.startswith("mlp_dist"):
+        return len(LAYERS)
+    if name == "mlp_dist":
+        return 0
+    part = name.split(".")[1]
+    (found,) = (number for number, parts in enumerate(LAYERS) if part in parts)
+    return found
+
+
+def foreign(name: str) -> set[str]:
+    """The packages that a module imports from outside the project and the standard library."""
+    return set(map(top, IMPORTS[name])) - sys.stdlib_module_names - set(PACKAGES)
+
+
+def python(code: str) -> str:
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+CORE = sorted(name for name in MODULES if name.startswith("mlp_dist.core"))
+
+
+def test_every_part_stands_in_one_layer() -> None:
+    parts = {name.split(".")[1] for name in MODULES if name.startswith("mlp_dist.")}
+    placed = [part for parts_of_layer in LAYERS for part in parts_of_layer]
+    assert parts - set(placed) == set()
+    assert len(placed) == len(set(placed))
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_no_module_imports_a_higher_one(name: str) -> None:
+    inside = {imported for imported in IMPORTS[name] if top(imported) in PACKAGES}
+    assert inside <= set(MODULES)
+    assert {imported for imported in inside if layer(imported) > layer(name)} == set()
+
+
+@pytest.mark.parametrize("name", CORE)
+def test_core_imports_itself_torch_numpy_and_pillow(name: str) -> None:
+    assert foreign(name) <= {"torch", "numpy", "PIL"}
+    assert {imported for imported in IMPORTS[name] if top(imported) in PACKAGES} <= set(CORE)
+
+
+def test_mlp_dist_imports_neither_serve_nor_launch() -> None:
+    assert {name for name in users("serve") | users("launch") if name.startswith("mlp_dist")} == set()
+
+
+@pytest.mark.parametrize(
+    ("package", "names"),
+    [
+        ("mlflow", {"mlp_dist.tracking"}),
+        ("accelerate", {"mlp_dist.trainer", "mlp_dist.start"}),
+        ("matplotlib", {"mlp_dist.figures"}),
+        ("sklearn", {"mlp_dist.data.readers"}),
+        ("torchvision", {"mlp_dist.data.readers"}),
+    ],
+)
+def test_one_home_for_each_package(package: str, names: set[str]) -> None:
+    assert users(package) == names
+
+
+def test_handler_imports_core_and_torch() -> None:
+    name = "serve.handler"
+    if name not in MODULES:
+        pytest.skip("there is no serve/handler.py")
+    assert foreign(name) <= {"torch", "ts"}
+    assert {imported for imported in IMPORTS[name] if top(imported) in PACKAGES} <= set(CORE)
+
+
+def test_mlp_dist_itself_imports_nothing() -> None:
+    assert IMPORTS["mlp_dist"] == set()
+    loaded = "before = set(sys.modules); import mlp_dist; print(json.dumps([*set(sys.modules) - before]))"
+    names = json.loads(python(f"import json, sys; {loaded}"))
+    assert {name for name in names if top(name) not in sys.stdlib_module_names} == {"mlp_dist"}
+
+
+@pytest.mark.slow
+def test_core_needs_nothing_that_training_needs() -> None:
+    blocked = ("mlflow", "accelerate", "matplotlib", "sklearn", "torchvision", "tqdm")
+    code = f"""
+import importlib, sys
+
+class Blocker:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in {blocked!r}:
+            raise ImportError(name + " is blocked")
+
+sys.meta_path.insert(0, Blocker())
+for name in {blocked!r}:
+    try:
+        importlib.import_module(name)
+    except ImportError:
+        continue
+    raise SystemExit(name + " could be imported")
+for name in {CORE!r}:
+    importlib.import_module(name)
+print(sorted(name for name in sys.modules if name.startswith("mlp_dist")))
+"""
+    assert ast.literal_eval(python(code)) == sorted({"mlp_dist", *CORE})
+
+
+@pytest.mark.slow
+def test_wrong_flags_are_told_before_slow_packages_are_imported() -> None:
+    code = """
+import json, sys
+sys.path.insert(0, "launch")
+import train
+print(json.dumps(sorted({name.split(".")[0] for name in sys.modules})))
+"""
+    loaded = set(json.loads(python(code)))
+    assert loaded & {"accelerate", "mlflow", "matplotlib", "sklearn", "torchvision"} == set()
+
+
+@pytest.mark.slow
+def test_figures_do_without_pyplot() -> None:
+    loaded = "[f'matplotlib.{name}' in sys.modules for name in ('figure', 'pyplot')]"
+    assert python(f"import sys, mlp_dist.figures; print({loaded})") == "[True, False]\n"

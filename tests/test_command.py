@@ -1,0 +1,121 @@
+import signal
+from collections.abc import Callable
+
+import pytest
+
+from mlp_dist.command import Parser, run
+from mlp_dist.core.errors import BundleError, DataError, MlpDistError, UsageError
+from mlp_dist.processes import Interrupted
+
+
+def parser() -> Parser:
+    parser = Parser(prog="tool")
+    parser.add_argument("--epochs", type=int)
+    parser.add_argument("--learning-rate", type=float)
+    parser.add_argument("--mode", choices=("fast", "slow"))
+    parser.add_argument("images", nargs="*")
+    return parser
+
+
+def exit_code(action: Callable[[], object]) -> object:
+    with pytest.raises(SystemExit) as raised:
+        action()
+    return raised.value.code
+
+
+def test_known_arguments_are_parsed() -> None:
+    args = parser().parse_args(["--epochs", "3", "--learning-rate=0.5", "one", "two"])
+    assert (args.epochs, args.learning_rate, args.mode, args.images) == (3, 0.5, None, ["one", "two"])
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--epoch", "3"], "unknown argument '--epoch'; did you mean --epochs? (there are: {flags})"),
+        (["--learning_rate=1"], "unknown argument '--learning_rate=1'; did you mean --learning-rate? ("),
+        (["--quite-another"], "unknown argument '--quite-another' (there are: {flags})"),
+        (["--epochs", "many"], "argument --epochs: invalid int value: 'many'"),
+        (["--epochs"], "argument --epochs: expected one argument"),
+        (["--mode", "odd"], "argument --mode: invalid choice: 'odd' (choose from"),
+    ],
+)
+def test_what_is_wrong_is_said_in_one_line(
+    capsys: pytest.CaptureFixture[str], words: list[str], message: str
+) -> None:
+    assert exit_code(lambda: parser().parse_args(words)) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("error: " + message.format(flags="--help, --epochs, --learning-rate, --mode"))
+    assert err.endswith("\n(tool --help tells more)\n")
+    assert len(err.splitlines()) == 2
+
+
+def test_help_goes_to_stdout(capsys: pytest.CaptureFixture[str]) -> None:
+    assert exit_code(lambda: parser().parse_args(["--help"])) == 0
+    out, err = capsys.readouterr()
+    assert "--learning-rate" in out
+    assert err == ""
+
+
+def raising(error: BaseException) -> Callable[[], int | None]:
+    def main() -> int | None:
+        raise error
+
+    return main
+
+
+@pytest.mark.parametrize(("returned", "code"), [(None, 0), (0, 0), (3, 3)])
+def test_run_exits_as_the_command_returns(
+    capsys: pytest.CaptureFixture[str], returned: int | None, code: int
+) -> None:
+    assert exit_code(lambda: run(lambda: returned)) == code
+    assert capsys.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "message"),
+    [
+        (UsageError("epochs is 0"), 2, "error: epochs is 0\n"),
+        (DataError("no such file"), 1, "error: no such file\n"),
+        (BundleError("damaged"), 1, "error: damaged\n"),
+        (MlpDistError("anything"), 1, "error: anything\n"),
+        (KeyboardInterrupt(), 130, "\ninterrupted\n"),
+        (Interrupted(signal.SIGINT), 130, "\nstopped by SIGINT\n"),
+        (Interrupted(signal.SIGTERM), 143, "\nstopped by SIGTERM\n"),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+@pytest.mark.parametrize("rank", [None, "0", "1"])
+def test_run_tells_errors_once_and_without_a_traceback(
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    error: BaseException,
+    code: int,
+    message: str,
+    rank: str | None,
+) -> None:
+    monkeypatch.delenv("RANK", raising=False)
+    if rank is not None:
+        monkeypatch.setenv("RANK", rank)
+    assert exit_code(lambda: run(raising(error))) == code
+    assert capsys.readouterr() == ("", message if rank != "1" else "")
+
+
+def test_run_tells_the_notes_of_an_interruption(capsys: pytest.CaptureFixture[str]) -> None:
+    error = Interrupted(signal.SIGTERM)
+    error.add_note("2 of 5 epochs are in outputs/run")
+    assert exit_code(lambda: run(raising(error))) == 143
+    assert capsys.readouterr().err == "\nstopped by SIGTERM\n2 of 5 epochs are in outputs/run\n"
+
+
+def test_other_ranks_are_silent_about_wrong_arguments(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RANK", "3")
+    assert exit_code(lambda: parser().parse_args(["--epoch"])) == 2
+    assert capsys.readouterr() == ("", "")
+
+
+def test_errors_of_the_program_keep_their_traceback() -> None:
+    with pytest.raises(ZeroDivisionError):
+        run(raising(ZeroDivisionError()))

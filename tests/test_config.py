@@ -1,0 +1,144 @@
+import json
+import re
+from dataclasses import FrozenInstanceError, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mlp_dist.config import (
+    DEFAULT_EXPERIMENT,
+    FREE_ON_RESUME,
+    OPTIMIZERS,
+    PRECISIONS,
+    TrainConfig,
+    check_dataset_name,
+    unknown,
+)
+from mlp_dist.core.errors import CheckpointError, UsageError
+from mlp_dist.data.catalog import CATALOG
+
+CONFIG = TrainConfig(recipe="small", dataset="digits", hidden_sizes=(32, 16), lr=0.1, batch_size=8, epochs=2)
+FULL = replace(
+    CONFIG,
+    fallback_dataset="digits",
+    optimizer="adam",
+    seed=2**63 - 1,
+    val_size=0,
+    mixed_precision="bf16",
+    data_dir=Path("/data"),
+    output_dir=Path("outputs/run"),
+    experiment="an experiment",
+    run_name="a run",
+)
+
+
+def test_defaults() -> None:
+    assert (CONFIG.optimizer, CONFIG.seed, CONFIG.mixed_precision) == ("sgd", 0, "no")
+    assert CONFIG.experiment == DEFAULT_EXPERIMENT
+    assert [
+        CONFIG.fallback_dataset,
+        CONFIG.val_size,
+        CONFIG.data_dir,
+        CONFIG.output_dir,
+        CONFIG.run_name,
+    ] == [None] * 5
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"dataset": "mnits"}, "unknown data set 'mnits'; did you mean mnist?"),
+        ({"hidden_sizes": (500, 0)}, "hidden sizes is (500, 0); it must be 1 or more"),
+        ({"optimizer": "lion"}, "optimizer is lion; it must be one of sgd, adam"),
+        ({"lr": 0.0}, "lr is 0.0; it must be a number above 0"),
+        ({"lr": -0.1}, "lr is -0.1; it must be a number above 0"),
+        ({"lr": float("nan")}, "lr is nan; it must be a number above 0"),
+        ({"lr": float("inf")}, "lr is inf; it must be a number above 0"),
+        ({"batch_size": 0}, "batch-size is 0; it must be 1 or more"),
+        ({"epochs": 0}, "epochs is 0; it must be 1 or more"),
+        ({"epochs": -3}, "epochs is -3; it must be 1 or more"),
+        ({"seed": -1}, "seed is -1; it must be from 0 to 2^63 - 1"),
+        ({"seed": 2**63}, "seed is 9223372036854775808; it must be from 0 to 2^63 - 1"),
+        ({"val_size": -1}, "val-size is -1; it must be 0 or more"),
+        ({"mixed_precision": "fp8"}, "mixed-precision is fp8; it must be one of no, bf16, fp16"),
+        ({"experiment": ""}, "experiment is ''; it must be a name"),
+        ({"experiment": "  "}, "experiment is '  '; it must be a name"),
+        ({"fallback_dataset": "digit"}, "unknown data set 'digit'; did you mean digits?"),
+    ],
+)
+def test_values_that_cannot_be(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError, match=re.escape(message)) as raised:
+        replace(CONFIG, **change)
+    assert raised.value.exit_code == 2
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        *({"dataset": name} for name in (*CATALOG, "folder:.", "folder:/a b/c")),
+        *({"optimizer": name} for name in OPTIMIZERS),
+        *({"mixed_precision": name} for name in PRECISIONS),
+        {"hidden_sizes": ()},
+        {"hidden_sizes": (1,)},
+        {"lr": 1e-12},
+        {"batch_size": 1},
+        {"epochs": 1},
+        {"val_size": 0},
+    ],
+    ids=str,
+)
+def test_values_that_can_be(change: dict[str, Any]) -> None:
+    config = replace(CONFIG, **change)
+    assert {name: getattr(config, name) for name in change} == change
+
+
+def test_config_is_frozen() -> None:
+    with pytest.raises(FrozenInstanceError):
+        CONFIG.epochs = 3  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("config", [CONFIG, FULL], ids=["small", "full"])
+def test_json_round_trip(config: TrainConfig) -> None:
+    read = TrainConfig.from_json(json.loads(json.dumps(config.to_json(), allow_nan=False)))
+    assert read == config
+    assert isinstance(read.hidden_sizes, tuple)
+
+
+def test_json_with_other_fields_is_refused() -> None:
+    values = CONFIG.to_json()
+    for name in values:
+        lacking = {other: value for other, value in values.items() if other != name}
+        with pytest.raises(
+            CheckpointError, match=rf"needs the fields .*'{name}'.* written by another version"
+        ):
+            TrainConfig.from_json(lacking)
+    with pytest.raises(CheckpointError, match=r"found .*'momentum'"):
+        TrainConfig.from_json({**values, "momentum": 0.9})
+
+
+def test_json_with_a_value_that_cannot_be_is_refused() -> None:
+    with pytest.raises(UsageError, match="epochs is 0"):
+        TrainConfig.from_json({**CONFIG.to_json(), "epochs": 0})
+
+
+def test_free_on_resume_are_fields() -> None:
+    assert set(FREE_ON_RESUME) <= set(CONFIG.to_json())
+
+
+@pytest.mark.parametrize("name", ["", "folder", "folder:", "MNIST", "auto", "cifar10"])
+def test_unknown_data_set_lists_all(name: str) -> None:
+    message = rf"unknown data set '{name}'.* \(there are: {', '.join(CATALOG)}, folder:DIR\)"
+    with pytest.raises(UsageError, match=message):
+        check_dataset_name(name)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("adm", "unknown optimizer 'adm'; did you mean adam? (there are: sgd, adam)"),
+        ("xyz", "unknown optimizer 'xyz' (there are: sgd, adam)"),
+    ],
+)
+def test_unknown_names_the_nearest(name: str, message: str) -> None:
+    assert unknown("optimizer", name, (each for each in OPTIMIZERS)) == message

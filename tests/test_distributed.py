@@ -1,0 +1,136 @@
+"""Several processes against one, through the launcher that people use."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from launching import DATASET, launch, result
+
+pytestmark = pytest.mark.slow
+
+TOLERANCE = 1e-5
+
+
+def processes(number: int) -> tuple[str, ...]:
+    return ("--multi_gpu", "--num_processes", str(number), "--main_process_port", "0")
+
+
+def final_weights(output_dir: str) -> dict[str, torch.Tensor]:
+    state: dict[str, dict[str, torch.Tensor]] = torch.load(Path(output_dir) / "last.pt", weights_only=True)
+    return state["model"]
+
+
+def assert_same_training(one: dict[str, object], many: dict[str, object]) -> None:
+    expected, found = final_weights(str(one["output_dir"])), final_weights(str(many["output_dir"]))
+    for name, tensor in expected.items():
+        torch.testing.assert_close(found[name], tensor, rtol=0, atol=TOLERANCE)
+    curves = [
+        [
+            json.loads(line)
+            for line in (Path(str(each["output_dir"])) / "metrics.jsonl").read_text().splitlines()
+        ]
+        for each in (one, many)
+    ]
+    for a, b in zip(*curves, strict=True):
+        for name in ("train_loss", "val_loss", "train_accuracy", "val_accuracy"):
+            assert a[name] == pytest.approx(b[name], abs=TOLERANCE)
+    assert one["test_accuracy"] == many["test_accuracy"]
+
+
+# Batches of 7 leave shares of different sizes, and of the last batch some of none.
+@pytest.mark.parametrize(("number", "batch_size"), [(2, 100), (3, 7)])
+def test_any_number_of_processes_trains_the_same_weights(
+    number: int, batch_size: int, tmp_path: Path
+) -> None:
+    flags = [*DATASET, "--epochs", "1", "--batch-size", str(batch_size)]
+    one = result(launch(*flags, "--output-dir", "one", cwd=tmp_path))
+    done = launch(
+        *flags, "--output-dir", "many", cwd=tmp_path, launcher=processes(number), ACCELERATE_USE_CPU="true"
+    )
+    many = result(done)
+    assert (one["num_processes"], many["num_processes"]) == (1, number)
+    assert f"training on {number} CPU processes" in done.stdout
+    assert done.stdout.count("epoch 1/1") == 1
+    assert_same_training(one, many)
+
+
+def test_two_processes_on_mnist(mnist_dir: Path, tmp_path: Path) -> None:
+    # All 55,000 images, in steps small enough that a ReLU which float32's rounding turns on in the one
+    # training and off in the other moves the weights by less than the tolerance.
+    flags = ["--dataset", "mnist", "--data-dir", str(mnist_dir), "--epochs", "1"]
+    flags += ["--batch-size", "1000", "--lr", "0.01"]
+    one = result(launch(*flags, "--output-dir", "one", cwd=tmp_path))
+    many = launch(
+        *flags, "--output-dir", "two", cwd=tmp_path, launcher=processes(2), ACCELERATE_USE_CPU="true"
+    )
+    assert_same_training(one, result(many))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="says what happens on a machine without a GPU")
+def test_without_a_gpu_multi_gpu_trains_on_the_cpu_and_says_so(tmp_path: Path) -> None:
+    done = launch(*DATASET, "--epochs", "1", cwd=tmp_path, launcher=processes(2))
+    assert result(done)["num_processes"] == 2
+    assert "training on 2 CPU processes" in done.stdout
+    assert "(there is no GPU)" in done.stdout
+    from mlflow.tracking import MlflowClient
+
+    client = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
+    runs = client.search_runs([each.experiment_id for each in client.search_experiments()])
+    assert [(run.info.status, run.data.params["num_processes"]) for run in runs] == [("FINISHED", "2")]
+
+
+@pytest.mark.parametrize("launcher", [("--cpu", "--num_processes", "2"), ("--cpu", "--num-processes=2")])
+def test_fewer_processes_than_asked_for_stop_and_name_the_command(
+    launcher: tuple[str, ...], tmp_path: Path
+) -> None:
+    done = launch(*DATASET, "--epochs", "1", cwd=tmp_path, launcher=launcher)
+    assert done.returncode != 0
+    assert "asked for 2 processes but has started 1" in done.stderr
+    assert "accelerate launch --multi_gpu --num_processes 2" in done.stderr
+    assert "epoch 1" not in done.stdout
+
+
+def test_bf16_under_two_processes(tmp_path: Path) -> None:
+    flags = [*DATASET, "--epochs", "3", "--mixed-precision", "bf16"]
+    done = launch(*flags, cwd=tmp_path, launcher=processes(2), ACCELERATE_USE_CPU="true")
+    assert result(done)["test_accuracy"] > 0.85
+
+
+def test_a_mistake_is_told_once(tmp_path: Path) -> None:
+    done = launch("--recipe", "nope", cwd=tmp_path, launcher=processes(2), ACCELERATE_USE_CPU="true")
+    assert done.returncode != 0
+    assert done.stderr.count("unknown recipe 'nope'") == 1
+
+
+def test_an_interrupted_run_goes_on_under_two_processes(tmp_path: Path) -> None:
+    flags = [*DATASET, "--epochs", "1", "--output-dir", "output"]
+    environment = {"launcher": processes(2), "ACCELERATE_USE_CPU": "true"}
+    first = result(launch(*flags, cwd=tmp_path, **environment))  # type: ignore[arg-type]
+    done = launch("--resume", "--output-dir", "output", "--epochs", "2", cwd=tmp_path, **environment)  # type: ignore[arg-type]
+    resumed = result(done)
+    assert "resumed after epoch 1 of 2" in done.stdout
+    assert resumed["run_id"] == first["run_id"]
+    whole = result(launch(*DATASET, "--epochs", "2", cwd=tmp_path, **environment))  # type: ignore[arg-type]
+    for name, tensor in final_weights(whole["output_dir"]).items():
+        assert torch.equal(final_weights(resumed["output_dir"])[name], tensor)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("precision", ["no", "bf16", "fp16"])
+def test_one_gpu_trains(precision: str, tmp_path: Path) -> None:
+    done = launch(
+        *(*DATASET, "--epochs", "3", "--mixed-precision", precision),
+        cwd=tmp_path,
+        launcher=("--num_processes", "1"),
+    )
+    assert result(done)["test_accuracy"] > 0.85
+    assert torch.cuda.get_device_name(0) in done.stdout
+
+
+@pytest.mark.gpu
+def test_more_processes_than_gpus_stop_with_the_command(tmp_path: Path) -> None:
+    number = torch.cuda.device_count() + 1
+    done = launch(*DATASET, "--epochs", "1", cwd=tmp_path, launcher=processes(number))
+    assert done.returncode != 0
+    assert f"{number} processes on this machine, but it has {number - 1} GPU" in done.stderr

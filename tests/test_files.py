@@ -1,0 +1,138 @@
+import os
+import signal
+import subprocess
+import sys
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+import pytest
+
+from mlp_dist.core.files import replacing_directory, replacing_file
+
+
+def names(directory: Path) -> list[str]:
+    return sorted(entry.name for entry in directory.iterdir())
+
+
+def fail(replacing: AbstractContextManager[Path], error: BaseException) -> None:
+    """Write a part, then raise."""
+    with replacing as temporary:
+        (temporary / "fresh" if temporary.is_dir() else temporary).write_text("half")
+        raise error
+
+
+def test_file_is_written_and_its_directory_made(tmp_path: Path) -> None:
+    path = tmp_path / "a" / "b" / "file.txt"
+    with replacing_file(path) as temporary:
+        assert temporary.parent == path.parent
+        temporary.write_text("new")
+        assert not path.exists()
+    assert path.read_text() == "new"
+    assert names(path.parent) == ["file.txt"]
+
+
+def test_file_is_replaced_only_at_the_end(tmp_path: Path) -> None:
+    path = tmp_path / "file.txt"
+    path.write_text("old")
+    with replacing_file(path) as temporary:
+        temporary.write_text("new")
+        assert path.read_text() == "old"
+    assert path.read_text() == "new"
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()])
+@pytest.mark.parametrize("exists", [True, False])
+def test_file_survives_a_failure(tmp_path: Path, error: BaseException, exists: bool) -> None:
+    path = tmp_path / "file.txt"
+    if exists:
+        path.write_text("old")
+    with pytest.raises(type(error)):
+        fail(replacing_file(path), error)
+    assert names(tmp_path) == (["file.txt"] if exists else [])
+    assert not exists or path.read_text() == "old"
+
+
+def test_file_that_was_never_written_is_an_error(tmp_path: Path) -> None:
+    path = tmp_path / "file.txt"
+    path.write_text("old")
+    with pytest.raises(FileNotFoundError), replacing_file(path):
+        pass
+    assert path.read_text() == "old"
+    assert names(tmp_path) == ["file.txt"]
+
+
+def test_directory_is_written_and_its_parents_made(tmp_path: Path) -> None:
+    path = tmp_path / "a" / "bundle"
+    with replacing_directory(path) as temporary:
+        (temporary / "one").write_text("1")
+        (temporary / "deep").mkdir()
+        (temporary / "deep" / "two").write_text("2")
+        assert not path.exists()
+    assert names(path) == ["deep", "one"]
+    assert (path / "deep" / "two").read_text() == "2"
+    assert names(path.parent) == ["bundle"]
+
+
+def test_directory_is_replaced_whole(tmp_path: Path) -> None:
+    path = tmp_path / "bundle"
+    path.mkdir()
+    (path / "stale").write_text("old")
+    with replacing_directory(path) as temporary:
+        (temporary / "fresh").write_text("new")
+        assert names(path) == ["stale"]
+    assert names(path) == ["fresh"]
+    assert names(tmp_path) == ["bundle"]
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()])
+@pytest.mark.parametrize("exists", [True, False])
+def test_directory_survives_a_failure(tmp_path: Path, error: BaseException, exists: bool) -> None:
+    path = tmp_path / "bundle"
+    if exists:
+        path.mkdir()
+        (path / "stale").write_text("old")
+    with pytest.raises(type(error)):
+        fail(replacing_directory(path), error)
+    assert names(tmp_path) == (["bundle"] if exists else [])
+    assert not exists or (path / "stale").read_text() == "old"
+
+
+def test_directory_survives_a_failing_rename(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "bundle"
+    path.mkdir()
+    (path / "stale").write_text("old")
+    rename = os.replace
+
+    def refuse_the_new_one(source: Path, target: Path) -> None:
+        if (Path(source) / "fresh").exists():
+            raise OSError(5, "Input/output error")
+        rename(source, target)
+
+    monkeypatch.setattr(os, "replace", refuse_the_new_one)
+    with pytest.raises(OSError, match="Input/output error"), replacing_directory(path) as temporary:
+        (temporary / "fresh").write_text("new")
+    assert names(tmp_path) == ["bundle"]
+    assert (path / "stale").read_text() == "old"
+
+
+@pytest.mark.parametrize("kind", ["file", "directory"])
+def test_a_kill_while_writing_leaves_the_old_one(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "target"
+    if kind == "directory":
+        path.mkdir()
+    content = path / "content" if kind == "directory" else path
+    content.write_text("old")
+    script = f"""
+import os, signal
+from pathlib import Path
+from mlp_dist.core.files import replacing_{kind}
+with replacing_{kind}(Path({str(path)!r})) as temporary:
+    ({"temporary / 'content'" if kind == "directory" else "temporary"}).write_text("half")
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+    killed = subprocess.run([sys.executable, "-c", script], timeout=60)
+    assert killed.returncode == -signal.SIGKILL
+    assert content.read_text() == "old"
+    with (replacing_directory if kind == "directory" else replacing_file)(path) as temporary:
+        (temporary / "content" if kind == "directory" else temporary).write_text("new")
+    assert content.read_text() == "new"

@@ -1,0 +1,69 @@
+"""What the README says is there is there."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from launching import ROOT
+
+README = (ROOT / "README.md").read_text()
+BLOCKS = re.findall(r"```bash\n(.*?)```", README, flags=re.DOTALL)
+
+
+def tree() -> set[str]:
+    """The paths in the README's tree."""
+    block = README.partition("## What is where")[2].partition("```")[2].partition("```")[0]
+    folders: list[str] = []
+    found = set()
+    for line in block.strip("\n").splitlines():
+        name = line.split()[0]
+        depth = (len(line) - len(line.lstrip())) // 2
+        folders = folders[:depth]
+        found.add("".join([*folders, name]))
+        if name.endswith("/"):
+            folders.append(name)
+    return found
+
+
+def test_the_tree_is_what_stands_here() -> None:
+    hidden = {"__init__.py", "py.typed", ".gitignore", "README.md"}
+    listed = subprocess.run(
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    files = {path for path in listed.stdout.splitlines() if Path(path).name not in hidden}
+    expected = {path for path in files if not path.startswith("tests/")}
+    expected |= {
+        f"{folder}/"
+        for path in files
+        for folder in map(str, Path(path).parents)
+        if folder not in (".", ".ci")
+    }
+    assert tree() == expected
+
+
+@pytest.mark.slow
+def test_every_flag_of_the_training_is_known() -> None:
+    words = [sys.executable, str(ROOT / "launch/train.py"), "--help"]
+    help_text = subprocess.run(words, capture_output=True, text=True, check=True).stdout
+    flags = {
+        flag
+        for line in README.splitlines()
+        if "launch/train.py" in line
+        for flag in re.findall(r"train\.py (.*)", line)
+    }
+    used = {flag for text in flags for flag in re.findall(r"--[\w-]+", text)}
+    assert used
+    for flag in used:
+        assert flag in help_text, flag
+
+
+def test_every_file_that_a_command_names_is_there() -> None:
+    named = {path for block in BLOCKS for path in re.findall(r"(?:launch|serve)/[\w./-]+", block)}
+    assert named
+    for path in named:
+        assert (ROOT / path).exists(), path

@@ -1,0 +1,155 @@
+import contextlib
+import json
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from launching import Trained
+
+from mlp_dist import tracking
+from mlp_dist.core.errors import TrackingError, UsageError
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture
+def mlflow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """mlflow with a store of its own."""
+    import mlflow
+
+    before = mlflow.get_tracking_uri()
+    monkeypatch.chdir(tmp_path)
+    mlflow.set_tracking_uri(f"sqlite:///{tmp_path}/mlflow.db")
+    yield mlflow
+    mlflow.set_tracking_uri(before)
+
+
+@pytest.fixture
+def stored(trained: Trained, mlflow: Any) -> Any:
+    """The client of the store that a real training wrote."""
+    mlflow.set_tracking_uri(f"sqlite:///{trained.directory}/mlflow.db")
+    return mlflow.MlflowClient()
+
+
+def finished(mlflow: Any, experiment: str, **metrics: float) -> str:
+    with tracking.open_run(experiment, None) as run:
+        mlflow.log_metrics(metrics)
+    return run.run_id
+
+
+def failed(mlflow: Any, experiment: str, **metrics: float) -> str:
+    run_id = ""
+    with contextlib.suppress(RuntimeError), tracking.open_run(experiment, None) as run:
+        run_id = run.run_id
+        mlflow.log_metrics(metrics)
+        raise RuntimeError
+    return run_id
+
+
+def test_a_training_is_in_mlflow_whole(trained: Trained, stored: Any) -> None:
+    run = stored.get_run(trained.result["run_id"])
+    assert run.info.status == "FINISHED"
+    assert run.data.params["dataset"] == trained.result["dataset"]
+    assert run.data.params["model"] == "784-500-10"
+    assert run.data.params["lr"] == "0.1"
+    assert run.data.params["seed"] == "0"
+    assert run.data.metrics["best_val_accuracy"] == trained.result["val_accuracy"]
+    assert run.data.metrics["test_accuracy"] == trained.result["test_accuracy"]
+    for name in ("train_loss", "train_accuracy", "val_loss", "val_accuracy", "learning_rate"):
+        steps = [point.step for point in stored.get_metric_history(run.info.run_id, name)]
+        assert steps == list(range(1, trained.result["epochs"] + 1))
+    [dataset] = {(each.dataset.name, each.dataset.digest) for each in run.inputs.dataset_inputs}
+    assert dataset[0] == trained.result["dataset"]
+    assert len(dataset[1]) == 32
+
+
+def test_its_artifacts(trained: Trained, stored: Any, tmp_path: Path) -> None:
+    run_id = trained.result["run_id"]
+    names = {
+        item.path
+        for folder in ("", "bundle", "checkpoint", "figures")
+        for item in stored.list_artifacts(run_id, folder)
+    }
+    assert names >= {
+        *("config.json", "bundle/weights.pt", "bundle/bundle.json", "bundle/golden.png"),
+        *("checkpoint/best", "checkpoint/last"),
+        *(f"figures/{name}.png" for name in ("learning_curves", "confusion_matrix", "predictions")),
+    }
+    config = json.loads(Path(stored.download_artifacts(run_id, "config.json", tmp_path)).read_text())
+    assert (config["recipe"], config["batch_size"], config["val_size"]) == ("mnist", 100, config["val_size"])
+    last = torch.load(Path(trained.result["output_dir"]) / "last.pt", weights_only=True)
+    for which, expected in (("best", last["best"]), ("last", last["model"])):
+        path = Path(stored.download_artifacts(run_id, f"checkpoint/{which}", tmp_path)) / "state_dict.pth"
+        found = torch.load(path, weights_only=True)
+        assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
+
+
+@pytest.mark.parametrize(
+    ("raised", "status"),
+    [(None, "FINISHED"), (KeyboardInterrupt, "KILLED"), (RuntimeError, "FAILED"), (SystemExit, "FAILED")],
+)
+def test_a_run_ends_as_what_happened(raised: type[BaseException] | None, status: str, mlflow: Any) -> None:
+    run_id = ""
+    try:
+        with tracking.open_run("x", "name") as run:
+            run_id = run.run_id
+            if raised is not None:
+                raise raised
+    except (KeyboardInterrupt, RuntimeError, SystemExit):
+        pass
+    assert mlflow.get_run(run_id).info.status == status
+    assert mlflow.get_run(run_id).info.run_name == "name"
+
+
+def test_epochs_told_twice_stand_once(mlflow: Any) -> None:
+    record = {
+        **dict.fromkeys(("train_loss", "train_accuracy", "learning_rate", "samples_per_second"), 0.5),
+        **{"val_loss": None, "val_accuracy": None, "epoch": 1, "timestamp_ms": 1000},
+    }
+    with tracking.open_run("x", None) as run:
+        run.log_epochs([record])
+        run.log_epochs([record, {**record, "epoch": 2, "timestamp_ms": 2000}])
+    client = mlflow.MlflowClient()
+    points = client.get_metric_history(run.run_id, "train_loss")
+    assert [(point.step, point.timestamp) for point in points] == [(1, 1000), (2, 2000)]
+    assert client.get_metric_history(run.run_id, "val_loss") == []
+
+
+def test_the_best_run_is_chosen_by_validation_never_by_test(mlflow: Any) -> None:
+    finished(mlflow, "x", best_val_accuracy=0.90, test_accuracy=0.99, best_val_loss=0.1)
+    best = finished(mlflow, "x", best_val_accuracy=0.95, test_accuracy=0.80, best_val_loss=0.3)
+    finished(mlflow, "x", test_accuracy=1.0)
+    finished(mlflow, "x", best_val_accuracy=math.nan)
+    finished(mlflow, "other", best_val_accuracy=1.0)
+    failed(mlflow, "x", best_val_accuracy=0.99)
+    assert tracking.best_run("x").run_id == best
+    assert tracking.best_run("x", "val_loss").summary["best_val_loss"] == 0.1
+    same = finished(mlflow, "x", best_val_accuracy=0.95)
+    assert tracking.best_run("x").run_id == same
+
+
+def test_what_cannot_choose_or_be_chosen(mlflow: Any) -> None:
+    with pytest.raises(
+        UsageError, match=r"cannot be chosen by 'test_accuracy'; there are: val_accuracy, val_loss"
+    ):
+        tracking.best_run("x", "test_accuracy")
+    with pytest.raises(UsageError, match=r"has no experiment 'x' \(there are: Default\)"):
+        tracking.best_run("x")
+    with pytest.raises(UsageError, match="has no run 'nope'"):
+        tracking.get_run("nope")
+    mlflow.set_experiment("x")
+    with pytest.raises(TrackingError, match=r"no finished run with a best_val_accuracy"):
+        tracking.best_run("x")
+    run_id = failed(mlflow, "x")
+    with pytest.raises(TrackingError, match=f"run {run_id} is FAILED, not FINISHED"):
+        tracking.get_run(run_id)
+    with pytest.raises(TrackingError, match="cannot open run nope"):
+        tracking.open_run("x", None, "nope").__enter__()
+    empty = tracking.get_run(finished(mlflow, "x"))
+    with pytest.raises(TrackingError, match="has no bundle to download"):
+        tracking.download_bundle(empty, Path("there"))
+    with pytest.raises(TrackingError, match=r"has no config\.json"):
+        tracking.load_config(empty)

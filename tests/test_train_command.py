@@ -1,0 +1,323 @@
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from launching import DATASET, ROOT, Trained, environment, launch, result, train
+
+pytestmark = pytest.mark.slow
+
+KEYS = {
+    "run_id",
+    "recipe",
+    "dataset",
+    "num_parameters",
+    "num_processes",
+    "epochs",
+    "train_loss",
+    "train_accuracy",
+    "val_accuracy",
+    "test_accuracy",
+    "train_seconds",
+    "samples_per_second",
+    "output_dir",
+}
+
+
+def weights(output_dir: str | Path, which: str = "model") -> dict[str, torch.Tensor]:
+    state: dict[str, Any] = torch.load(Path(output_dir) / "last.pt", weights_only=True)
+    return state[which]
+
+
+def metrics(output_dir: str | Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (Path(output_dir) / "metrics.jsonl").read_text().splitlines()]
+
+
+def run_of(cwd: Path, run_id: str) -> Any:
+    from mlflow.tracking import MlflowClient
+
+    return MlflowClient(f"sqlite:///{cwd}/mlflow.db").get_run(run_id)
+
+
+def test_the_last_line_and_the_output_directory(trained: Trained) -> None:
+    values = trained.result
+    assert set(values) >= KEYS
+    assert values["num_parameters"] == 397510
+    assert values["num_processes"] == 1
+    assert values["train_seconds"] > 0
+    assert values["samples_per_second"] > 0
+    assert values["test_accuracy"] > 0.9
+    output = Path(values["output_dir"])
+    assert {path.name for path in output.iterdir()} == {"last.pt", "metrics.jsonl", "bundle"}
+    records = metrics(output)
+    assert [record["epoch"] for record in records] == list(range(1, values["epochs"] + 1))
+    kept = max(records, key=lambda record: (record["val_accuracy"], -record["epoch"]))
+    assert kept["epoch"] == values["best_epoch"]
+    for name in ("train_loss", "train_accuracy", "val_accuracy"):
+        assert values[name] == kept[name]
+
+
+def test_the_default_directory_is_new_for_each_run(tmp_path: Path) -> None:
+    directories = [
+        result(train(*DATASET, "--epochs", "1", "--run-name", "same", cwd=tmp_path))["output_dir"]
+        for _ in range(2)
+    ]
+    assert [Path(directory).relative_to(tmp_path) for directory in directories] == [
+        Path("outputs/same"),
+        Path("outputs/same-2"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--recipe", "mnsit"], ["unknown recipe 'mnsit'", "did you mean mnist?", "there are: mnist"]),
+        (
+            ["--dataset", "minst"],
+            ["unknown data set 'minst'", "did you mean mnist?", "fashion_mnist", "folder:DIR"],
+        ),
+        (
+            ["--epoch", "3"],
+            ["unknown argument '--epoch'", "did you mean --epochs?", "--batch-size", "--resume"],
+        ),
+        (["--epochs", "many"], ["--epochs", "invalid int value: 'many'"]),
+        (["--epochs", "0"], ["epochs is 0", "1 or more"]),
+        (["--lr", "-1"], ["lr is -1.0", "above 0"]),
+        (["--lr", "nan"], ["lr is nan", "above 0"]),
+        (["--batch-size", "0"], ["batch-size is 0"]),
+        (["--val-size", "-5"], ["val-size is -5"]),
+        (["--mixed-precision", "fp8"], ["invalid choice: 'fp8'", "bf16"]),
+        (["--mixed-precision", "fp16"], ["fp16 needs a GPU", "bf16"]),
+        (
+            [*DATASET, "--val-size", "1437"],
+            ["val-size 1437 leaves nothing to train on", "1437 training images"],
+        ),
+        (["--resume"], ["no run under", "--output-dir"]),
+        (["--resume", "--output-dir", "nowhere"], ["nowhere holds no last.pt", "nothing to resume"]),
+        (["--dataset", "folder:nowhere"], ["nowhere is not a directory"]),
+    ],
+)
+def test_a_mistake_is_told_without_a_traceback(flags: list[str], words: list[str], tmp_path: Path) -> None:
+    done = train(*flags, cwd=tmp_path)
+    expected = 1 if "folder:nowhere" in flags else 2
+    assert done.returncode == expected, done.stderr
+    for word in words:
+        assert word in done.stderr
+    assert "Traceback" not in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_list_recipes(tmp_path: Path) -> None:
+    done = train("--list-recipes", cwd=tmp_path)
+    assert done.returncode == 0
+    assert "784-500-10" in done.stdout
+    assert "397,510" in done.stdout
+
+
+def test_help_fits_a_screen(tmp_path: Path) -> None:
+    done = train("--help", cwd=tmp_path, COLUMNS="100")
+    assert done.returncode == 0
+    assert len(done.stdout.splitlines()) <= 50
+
+
+def test_without_validation_the_last_epoch_is_kept_and_said(tmp_path: Path) -> None:
+    done = launch(*DATASET, "--epochs", "2", "--val-size", "0", cwd=tmp_path)
+    values = result(done)
+    assert "no validation images: the last epoch's weights are kept" in done.stdout
+    assert values["val_accuracy"] is None
+    assert values["best_epoch"] == 2
+    assert torch.equal(
+        weights(values["output_dir"])["0.weight"], weights(values["output_dir"], "best")["0.weight"]
+    )
+    run = run_of(tmp_path, values["run_id"])
+    assert "best_val_accuracy" not in run.data.metrics
+    assert run.data.params["val_size"] == "0"
+
+
+def dead_proxy() -> dict[str, str]:
+    """A network that refuses every connection."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"http://127.0.0.1:{free.getsockname()[1]}"
+    return {"http_proxy": address, "https_proxy": address, "no_proxy": ""}
+
+
+def test_without_network_the_bundled_digits_are_used(tmp_path: Path) -> None:
+    done = train("--epochs", "1", "--data-dir", str(tmp_path / "data"), cwd=tmp_path, **dead_proxy())
+    values = result(done)
+    assert values["dataset"] == "digits"
+    [line] = [line for line in done.stdout.splitlines() if "could not be had" in line]
+    assert line.startswith("MNIST could not be had: cannot download train-images-idx3-ubyte.gz")
+    assert line.endswith("training on scikit-learn's handwritten digits instead")
+
+
+def test_a_network_that_never_answers_is_given_up_soon(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        address = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        started = time.monotonic()
+        done = train(
+            *("--epochs", "1", "--data-dir", str(tmp_path / "data")),
+            cwd=tmp_path,
+            http_proxy=address,
+            https_proxy=address,
+            no_proxy="",
+        )
+    with_network = time.monotonic() - started
+    assert result(done)["dataset"] == "digits"
+    started = time.monotonic()
+    train(*DATASET, "--epochs", "1", cwd=tmp_path)
+    assert with_network - (time.monotonic() - started) < 20
+
+
+def test_a_named_data_set_that_cannot_be_had_is_an_error(tmp_path: Path) -> None:
+    done = train("--dataset", "mnist", "--data-dir", str(tmp_path / "data"), cwd=tmp_path, **dead_proxy())
+    assert done.returncode == 1
+    assert "MNIST could not be had" in done.stderr
+    assert "--dataset digits" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "mlflow.db").exists()
+
+
+@pytest.mark.parametrize("variable", [True, False])
+def test_mnist_at_hand_is_used(variable: bool, mnist_dir: Path, tmp_path: Path) -> None:
+    flags, changes = [], {**dead_proxy(), "MLP_DIST_DATA": str(mnist_dir)}
+    if not variable:
+        flags, changes["MLP_DIST_DATA"] = ["--data-dir", str(mnist_dir)], str(tmp_path / "elsewhere")
+    values = result(train("--epochs", "1", *flags, cwd=tmp_path, **changes))
+    assert values["dataset"] == "mnist"
+    assert values["test_accuracy"] > 0.94
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_failed(tmp_path: Path) -> None:
+    done = train(*DATASET, "--epochs", "3", "--lr", "1e30", cwd=tmp_path)
+    assert done.returncode == 1
+    assert "loss of epoch 1 is nan" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert [run.info.status for run in all_runs(tmp_path)] == ["FAILED"]
+
+
+def test_a_crash_ends_the_run_failed(tmp_path: Path) -> None:
+    # A file where the bundle's directory must be made.
+    output = tmp_path / "output"
+    output.mkdir()
+    script = (
+        "import sys, mlp_dist.trainer as t\n"
+        "def broken(*a, **k): raise RuntimeError('the disk is gone')\n"
+        "t.save_bundle = broken\n"
+        f"sys.path.insert(0, {str(ROOT / 'launch')!r})\n"
+        "import train; train.main()\n"
+    )
+    words = [sys.executable, "-c", script, *DATASET, "--epochs", "1", "--output-dir", str(output)]
+    done = subprocess.run(words, cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=240)
+    assert done.returncode == 1
+    assert "the disk is gone" in done.stderr
+    assert [run.info.status for run in all_runs(tmp_path)] == ["FAILED"]
+
+
+def all_runs(cwd: Path) -> list[Any]:
+    from mlflow.tracking import MlflowClient
+
+    client = MlflowClient(f"sqlite:///{cwd}/mlflow.db")
+    return list(client.search_runs([each.experiment_id for each in client.search_experiments()]))
+
+
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
+def test_an_interrupted_run_goes_on_to_the_same_weights(signum: signal.Signals, tmp_path: Path) -> None:
+    flags = [*DATASET, "--epochs", "400", "--batch-size", "20", "--output-dir", "output"]
+    words = [sys.executable, str(ROOT / "launch/train.py"), *flags]
+    process = subprocess.Popen(
+        words, cwd=tmp_path, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    for line in process.stdout:
+        if line.startswith("epoch 3/"):
+            break
+    process.send_signal(signum)
+    _, errors = process.communicate(timeout=60)
+    killed = signum == signal.SIGKILL
+    assert process.returncode == (-signum if killed else 128 + signum)
+    if not killed:
+        assert f"stopped by {signum.name}" in errors
+        assert "--resume --output-dir" in errors
+        assert "Traceback" not in errors
+    trained = len(metrics(tmp_path / "output"))
+    assert 3 <= trained < 400
+    assert [run.info.status for run in all_runs(tmp_path)] == ["RUNNING" if killed else "KILLED"]
+
+    again = train(*flags, cwd=tmp_path)
+    assert again.returncode == 2
+    assert f"stopped after epoch {trained} of 400" in again.stderr
+    changed = train("--resume", "--output-dir", "output", "--lr", "0.2", cwd=tmp_path)
+    assert changed.returncode == 2
+    assert "lr 0.1, not 0.2" in changed.stderr
+    total = str(trained + 2)
+    fewer = train("--resume", "--output-dir", "output", "--epochs", "1", cwd=tmp_path)
+    assert fewer.returncode == 2
+    assert f"has trained {trained} epochs already" in fewer.stderr
+    resumed = result(train("--resume", "--output-dir", "output", "--epochs", total, cwd=tmp_path))
+    whole = result(train(*flags[:-1], "whole", "--epochs", total, cwd=tmp_path))
+
+    for which in ("model", "best"):
+        for name, tensor in weights(whole["output_dir"], which).items():
+            assert torch.equal(weights(resumed["output_dir"], which)[name], tensor)
+    [run] = [run for run in all_runs(tmp_path) if run.info.run_id == resumed["run_id"]]
+    assert run.info.status == "FINISHED"
+    assert len(all_runs(tmp_path)) == 2
+    from mlflow.tracking import MlflowClient
+
+    history = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db").get_metric_history(
+        resumed["run_id"], "train_loss"
+    )
+    assert sorted(point.step for point in history) == list(range(1, trained + 3))
+
+
+def test_a_killed_launcher_takes_its_training_with_it(tmp_path: Path) -> None:
+    words = ["accelerate", "launch", str(ROOT / "launch/train.py"), *DATASET, "--epochs", "4000"]
+    launcher = subprocess.Popen(words, cwd=tmp_path, env=environment(), stdout=subprocess.PIPE, text=True)
+    assert launcher.stdout is not None
+    for line in launcher.stdout:
+        if line.startswith("epoch 1/"):
+            break
+    launcher.kill()
+    # The pipe closes when the last process that holds it has ended.
+    rest, _ = launcher.communicate(timeout=30)
+    assert "epoch 4000/" not in rest
+    deadline = time.monotonic() + 10
+    while [run.info.status for run in all_runs(tmp_path)] != ["KILLED"]:
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+
+
+def test_launched_by_one_process_all_cores_work(tmp_path: Path) -> None:
+    changes = {name: "" for name in ()}
+    env = environment(**changes)
+    env.pop("OMP_NUM_THREADS", None)
+    words = ["accelerate", "launch", str(ROOT / "launch/train.py"), *DATASET, "--epochs", "1"]
+    done = subprocess.run(words, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=240)
+    threads = len(os.sched_getaffinity(0))
+    assert f"1 CPU process of {threads} thread" in done.stdout
+
+
+def test_a_folder_of_images_trains(tmp_path: Path) -> None:
+    from PIL import Image
+
+    draw = torch.Generator().manual_seed(0)
+    for name, colour in (("red", (220, 40, 30)), ("green", (30, 200, 60)), ("blue", (20, 60, 230))):
+        (tmp_path / "pictures" / name).mkdir(parents=True)
+        for number in range(30):
+            noise = torch.randint(-20, 20, (3,), generator=draw).tolist()
+            rgb = tuple(max(0, value + change) for value, change in zip(colour, noise, strict=True))
+            Image.new("RGB", (40 + number, 30), rgb).save(tmp_path / "pictures" / name / f"{number}.jpg")
+    values = result(
+        train("--dataset", "folder:pictures", "--epochs", "3", "--batch-size", "10", cwd=tmp_path)
+    )
+    assert values["dataset"] == f"folder:{tmp_path / 'pictures'}"
+    assert values["num_parameters"] == (3 * 784 + 1) * 500 + 501 * 3
+    assert values["test_accuracy"] == 1.0
