@@ -41,6 +41,11 @@ def run(main: Callable[[], int | None]) -> NoReturn:
         code = error.exit_code
         if is_main():
             print(f"error: {error}", file=sys.stderr)
+    except OSError as error:
+        # A full disk, a directory that may not be written: the system's own words say it.
+        code = 1
+        if is_main():
+            print(f"error: {error}", file=sys.stderr)
     except KeyboardInterrupt as error:
         code = error.exit_code if isinstance(error, Interrupted) else 130
         if is_main():

@@ -106,7 +106,7 @@ def set_threads() -> None:
     the launcher itself was given.
     """
     started = " ".join(_parent("cmdline"))
-    launched = "launch" in started or "torchrun" in started or "torch.distributed" in started
+    launched = "ACCELERATE_DYNAMO_BACKEND" in os.environ or "TORCHELASTIC_RUN_ID" in os.environ
     environment = _parent("environ") if launched else [f"{name}=" for name in os.environ]
     chosen = any(entry.startswith("OMP_NUM_THREADS=") for entry in environment)
     if chosen or re.search(r"--num[-_]cpu[-_]threads[-_]per[-_]process", started):

@@ -4,6 +4,9 @@ Files are read where they are, by the main process or, for data, by one process 
 need is sent to them, so machines need no common disk.
 """
 
+import contextlib
+import fcntl
+import itertools
 import os
 from collections.abc import Callable, Set
 from dataclasses import replace
@@ -126,20 +129,37 @@ def _prepare(state: PartialState, dataset: str, data_dir: Path) -> DownloadError
 def _new_output_dir(config: TrainConfig) -> Path:
     """The one asked for, or a new one named after the run. An unfinished run in it is not overwritten."""
     directory = config.output_dir
-    if directory is None:
-        name = config.run_name or f"{config.recipe}-{datetime.now():%Y%m%d-%H%M%S}"
-        directory = OUTPUTS / name.replace(os.sep, "-")
-        number = 1
-        while directory.exists():
-            number += 1
-            directory = OUTPUTS / f"{name.replace(os.sep, '-')}-{number}"
-    elif (directory / CHECKPOINT).exists():
-        _check_finished(directory)
     try:
+        if directory is None:
+            name = config.run_name or f"{config.recipe}-{datetime.now():%Y%m%d-%H%M%S}"
+            directory = _make_new(OUTPUTS / name.replace(os.sep, "-"))
         directory.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UsageError(f"the output directory {directory} cannot be made: {error.strerror}") from error
+    _claim(directory)
+    if (directory / CHECKPOINT).exists():
+        _check_finished(directory)
     return directory.absolute()
+
+
+def _make_new(wanted: Path) -> Path:
+    """Make `wanted`, or with the first number behind it that is free."""
+    wanted.parent.mkdir(parents=True, exist_ok=True)
+    for number in itertools.count(1):
+        directory = wanted if number == 1 else wanted.with_name(f"{wanted.name}-{number}")
+        with contextlib.suppress(FileExistsError):
+            directory.mkdir()
+            break
+    return directory
+
+
+def _claim(directory: Path) -> None:
+    """Lock the directory until this process ends: two trainings in it would overwrite each other."""
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise UsageError(f"another training runs in {directory}; choose another --output-dir") from error
 
 
 def _check_finished(directory: Path) -> None:
@@ -167,7 +187,9 @@ def _find_checkpoint(directory: Path | None) -> tuple[Path, Checkpoint]:
                 f"there is no run under {OUTPUTS.absolute()} to resume; name its directory with --output-dir"
             )
         directory = found[-1].parent
-    return directory.absolute(), load_checkpoint(directory)
+    checkpoint = load_checkpoint(directory)
+    _claim(directory)
+    return directory.absolute(), checkpoint
 
 
 def _continued(checkpoint: Checkpoint, config: TrainConfig, given: Set[str]) -> TrainConfig:

@@ -3,7 +3,10 @@
 Only the main process comes here. mlflow is imported when the first run is, since that takes seconds.
 """
 
+import fcntl
+import hashlib
 import os
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -116,9 +119,10 @@ def open_run(experiment: str, run_name: str | None, run_id: str | None = None) -
     """
     mlflow = _mlflow()
     try:
-        if run_id is None:
-            mlflow.set_experiment(experiment)
-        run = mlflow.start_run(run_id=run_id, run_name=None if run_id else run_name)
+        with _one_at_a_time(mlflow.get_tracking_uri()):
+            if run_id is None:
+                mlflow.set_experiment(experiment)
+            run = mlflow.start_run(run_id=run_id, run_name=None if run_id else run_name)
     except mlflow.MlflowException as error:
         what = f"run {run_id}" if run_id else f"a run of the experiment {experiment!r}"
         raise TrackingError(f"MLflow at {mlflow.get_tracking_uri()} cannot open {what}: {error}") from error
@@ -131,6 +135,15 @@ def open_run(experiment: str, run_name: str | None, run_id: str | None = None) -
         raise
     finally:
         mlflow.end_run(status)
+
+
+@contextmanager
+def _one_at_a_time(uri: str) -> Iterator[None]:
+    """Two trainings that start together would both make a new database's tables, and one of them fail."""
+    name = hashlib.sha256(uri.encode()).hexdigest()[:16]
+    with (Path(tempfile.gettempdir()) / f"mlp_dist-{name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 @dataclass(frozen=True)
@@ -146,6 +159,7 @@ class StoredRun:
 def best_run(experiment: str, metric: str = "val_accuracy") -> StoredRun:
     """The finished run of `experiment` that is best by a validation metric; of equals the latest.
 
+    Prints a note where the experiment's runs are of several data sets, whose figures do not compare.
     Raises UsageError for a metric that does not choose, or an experiment that is not there; TrackingError
     where it has no finished run with that metric.
     """
@@ -166,13 +180,19 @@ def best_run(experiment: str, metric: str = "val_accuracy") -> StoredRun:
         [found.experiment_id],
         filter_string=f"attributes.status = 'FINISHED' and metrics.best_{metric} >= 0",
         order_by=[f"metrics.best_{metric} {VALIDATION_METRICS[metric]}", "attributes.start_time DESC"],
-        max_results=1,
         output_format="list",
     )
     if not runs:
         raise TrackingError(
             f"the experiment {experiment!r} has no finished run with a best_{metric}; "
             "train one, or name a run with --run-id"
+        )
+    datasets = sorted({run.data.params.get("dataset", "unknown") for run in runs})
+    if len(datasets) > 1:
+        print(
+            f"note: the experiment {experiment!r} has runs on {', '.join(datasets)}, whose {metric} does not "
+            "compare; --run-id names one run, --experiment another experiment",
+            flush=True,
         )
     return _stored(runs[0])
 

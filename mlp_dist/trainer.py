@@ -107,7 +107,7 @@ class Trainer:
         if not math.isfinite(loss):
             raise TrainingError(
                 f"the loss of epoch {epoch + 1} is {loss} at learning rate {self.config.lr:g}; "
-                f"try a smaller --lr (the {epoch} epochs before it are in {self.output_dir})"
+                "try a smaller --lr" + (f" (epoch {epoch} is kept in {self.output_dir})" if epoch else "")
             )
         return {
             "epoch": epoch + 1,

@@ -49,7 +49,8 @@ class Mirror:
     """A web server on 127.0.0.1 that gives out `files`, and notes in `requests` what it was asked for.
 
     `manner`: "good"; "unsized" and "odd" (no Content-Length, and one that is no number); "half" (breaks off
-    half way); "stalled" (hangs half way); "silent" (takes the connection and never answers).
+    half way); "stalled" (hangs half way); "silent" (takes the connection and never answers); "dribbling"
+    (sends a byte now and then, and never an answer).
     """
 
     def __init__(self, files: dict[str, bytes], manner: str = "good") -> None:
@@ -63,6 +64,10 @@ class Mirror:
         self.requests.append(name)
         if self.manner == "silent":
             self.closing.wait()
+            return
+        if self.manner == "dribbling":
+            while not self.closing.wait(0.05):
+                request.wfile.write(b"H")
             return
         if name not in self.files:
             request.send_error(404)

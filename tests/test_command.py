@@ -79,6 +79,7 @@ def test_run_exits_as_the_command_returns(
         (DataError("no such file"), 1, "error: no such file\n"),
         (BundleError("damaged"), 1, "error: damaged\n"),
         (MlpDistError("anything"), 1, "error: anything\n"),
+        (OSError(28, "No space left on device"), 1, "error: [Errno 28] No space left on device\n"),
         (KeyboardInterrupt(), 130, "\ninterrupted\n"),
         (Interrupted(signal.SIGINT), 130, "\nstopped by SIGINT\n"),
         (Interrupted(signal.SIGTERM), 143, "\nstopped by SIGTERM\n"),

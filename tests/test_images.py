@@ -115,6 +115,17 @@ def test_normalize_leaves_its_input_alone_and_takes_no_images_at_all() -> None:
     assert normalize(pixels[:0], GRAY).shape == (0, 784)
 
 
+def test_normalize_serves_training_after_inference() -> None:
+    spec = ImageSpec(height=28, width=28, channels=1, mean=(0.123,), std=(0.456,))
+    pixels = torch.from_numpy(random_pixels(2, 1, 28, 28))
+    with torch.inference_mode():
+        expected = normalize(pixels, spec)
+    model = torch.nn.Linear(784, 2)
+    model(normalize(pixels, spec)).sum().backward()
+    assert model.weight.grad is not None
+    assert torch.equal(model.weight.grad[0], expected.sum(dim=0))
+
+
 @pytest.mark.parametrize(
     "pixels",
     [
@@ -261,6 +272,7 @@ def test_white_shines_as_far_as_it_is_opaque(alpha: int, shown: int, spec: Image
         ("P", 255, 255),
         ("P", 255, bytes(255) + b"\0"),
         ("RGB", (255, 255, 255), (255, 255, 255)),
+        ("I;16", 65535, 65535),
     ],
 )
 def test_a_colour_named_transparent_is_black(mode: str, white: Any, transparent: Any) -> None:

@@ -131,6 +131,18 @@ def test_the_best_run_is_chosen_by_validation_never_by_test(mlflow: Any) -> None
     assert tracking.best_run("x").run_id == same
 
 
+def test_runs_on_several_data_sets_are_noted(mlflow: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    for dataset in ("mnist", "mnist", "digits"):
+        with tracking.open_run("x", None):
+            mlflow.log_params({"dataset": dataset})
+            mlflow.log_metrics({"best_val_accuracy": 0.9})
+    tracking.best_run("x")
+    assert (
+        "note: the experiment 'x' has runs on digits, mnist, whose val_accuracy does not"
+        in capsys.readouterr().out
+    )
+
+
 def test_what_cannot_choose_or_be_chosen(mlflow: Any) -> None:
     with pytest.raises(
         UsageError, match=r"cannot be chosen by 'test_accuracy'; there are: val_accuracy, val_loss"

@@ -295,9 +295,40 @@ def test_a_killed_launcher_takes_its_training_with_it(tmp_path: Path) -> None:
         time.sleep(0.2)
 
 
+def test_trainings_may_start_together_on_a_new_store(tmp_path: Path) -> None:
+    words = [sys.executable, str(ROOT / "launch/train.py"), *DATASET, "--epochs", "1"]
+    together = [
+        subprocess.Popen(words, cwd=tmp_path, env=environment(), stdout=subprocess.PIPE, text=True)
+        for _ in range(3)
+    ]
+    results = [json.loads(each.communicate(timeout=240)[0].splitlines()[-1]) for each in together]
+    assert [each.returncode for each in together] == [0, 0, 0]
+    assert len({each["run_id"] for each in results}) == 3
+    assert len({each["output_dir"] for each in results}) == 3
+
+
+def test_two_trainings_in_one_directory_do_not_meet(tmp_path: Path) -> None:
+    flags = [*DATASET, "--output-dir", "output"]
+    words = [sys.executable, str(ROOT / "launch/train.py"), *flags, "--epochs", "4000"]
+    first = subprocess.Popen(words, cwd=tmp_path, env=environment(), stdout=subprocess.PIPE, text=True)
+    assert first.stdout is not None
+    try:
+        for line in first.stdout:
+            if line.startswith("epoch 1/"):
+                break
+        for second in (
+            train(*flags, cwd=tmp_path),
+            train("--resume", "--output-dir", "output", cwd=tmp_path),
+        ):
+            assert second.returncode == 2
+            assert "another training runs in output; choose another --output-dir" in second.stderr
+    finally:
+        first.terminate()
+        first.communicate(timeout=60)
+
+
 def test_launched_by_one_process_all_cores_work(tmp_path: Path) -> None:
-    changes = {name: "" for name in ()}
-    env = environment(**changes)
+    env = environment()
     env.pop("OMP_NUM_THREADS", None)
     words = ["accelerate", "launch", str(ROOT / "launch/train.py"), *DATASET, "--epochs", "1"]
     done = subprocess.run(words, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=240)

@@ -41,7 +41,7 @@ def replacing_directory(path: Path) -> Iterator[Path]:
             path.replace(aside)
         try:
             temporary.replace(path)
-        except OSError:
+        except BaseException:
             if aside.exists():
                 aside.replace(path)
             raise

@@ -6,6 +6,7 @@ every device.
 """
 
 import io
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -53,6 +54,7 @@ def _pixels(image: Image.Image, spec: ImageSpec) -> torch.Tensor:
     upright = ImageOps.exif_transpose(image)
     if upright.mode.startswith("I"):
         gray = np.asarray(upright, dtype=np.int64).clip(0, 65535)
+        gray[gray == upright.info.get("transparency", -1)] = 0
         upright = Image.fromarray(((gray + 128) // 257).astype(np.uint8))
     elif "transparency" in upright.info or upright.mode in ("LA", "La", "PA", "RGBA", "RGBa"):
         opaque = upright.convert("RGBA")
@@ -84,9 +86,18 @@ def normalize(pixels: torch.Tensor, spec: ImageSpec) -> torch.Tensor:
             f"normalize takes uint8 (B, {spec.channels}, {spec.height}, {spec.width}), "
             f"not {pixels.dtype} {tuple(pixels.shape)}"
         )
-    # Divisors are tensors on the device: by a plain number, CUDA would multiply with its reciprocal,
-    # which is off by one bit now and then.
-    scale = torch.full((1,), 255.0, device=pixels.device)
-    mean = torch.tensor(spec.mean, device=pixels.device).view(-1, 1, 1)
-    std = torch.tensor(spec.std, device=pixels.device).view(-1, 1, 1)
+    scale, mean, std = _constants(spec, pixels.device)
     return pixels.to(torch.float32).div_(scale).sub_(mean).div_(std).flatten(1)
+
+
+@lru_cache
+def _constants(spec: ImageSpec, device: torch.device) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """ToTensor's divisor, mean and std, on the device: a copy there for each batch would wait for it.
+
+    The divisors are tensors because by a plain number CUDA multiplies with its reciprocal, which is off by
+    one bit now and then.
+    """
+    scale = torch.full((1,), 255.0, device=device)
+    mean = torch.tensor(spec.mean, device=device).view(-1, 1, 1)
+    std = torch.tensor(spec.std, device=device).view(-1, 1, 1)
+    return scale, mean, std

@@ -117,7 +117,7 @@ class BundleSpec(_Json):
                 f"{self.model.layer_sizes[-1]} outputs, {len(self.classes)} classes and "
                 f"{len(self.golden_probabilities)} golden probabilities must be as many"
             )
-        if len(set(self.classes)) != len(self.classes):
+        if isinstance(self.classes, str) or len(set(self.classes)) != len(self.classes):
             raise BundleError(f"class names must differ: {self.classes}")
 
     @classmethod

@@ -33,10 +33,13 @@ def read_folder(directory: Path) -> Dataset:
         raise DataError(f"{directory} is not a directory; folder:DIR wants one folder a class in DIR")
     has_parts = (directory / "train").is_dir() and (directory / "test").is_dir()
     root = directory / "train" if has_parts else directory
-    classes = tuple(sorted(entry.name for entry in root.iterdir() if entry.is_dir()))
+    classes = tuple(_class_names(root))
     if len(classes) < 2:
         raise DataError(f"{root} holds {len(classes)} folders; it needs two or more, one a class")
     files = _labelled_files(root, classes)
+    empty = sorted(set(classes) - {classes[label] for _, label in files})
+    if empty:
+        raise DataError(f"{root} has no image to train on in the folders {', '.join(empty)}")
     channels = _num_channels([path for path, _ in files])
     spec = ImageSpec(SIZE, SIZE, channels, mean=(0.0,) * channels, std=(1.0,) * channels)
     train = _decode(files, spec)
@@ -53,8 +56,15 @@ def read_folder(directory: Path) -> Dataset:
     )
 
 
+def _class_names(root: Path) -> list[str]:
+    """The folders in `root` but those that tools leave, as .ipynb_checkpoints and __MACOSX."""
+    return sorted(
+        entry.name for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith((".", "__"))
+    )
+
+
 def _labelled_files(root: Path, classes: tuple[str, ...]) -> list[tuple[Path, int]]:
-    extra = sorted({entry.name for entry in root.iterdir() if entry.is_dir()} - set(classes))
+    extra = sorted(set(_class_names(root)) - set(classes))
     if extra:
         raise DataError(f"{root} has folders that the training part lacks: {', '.join(extra)}")
     files = [
@@ -63,10 +73,8 @@ def _labelled_files(root: Path, classes: tuple[str, ...]) -> list[tuple[Path, in
         for path in sorted((root / name).rglob("*"))
         if path.suffix.lower() in _SUFFIXES
     ]
-    if len(files) < 2:
-        raise DataError(
-            f"{root} holds {len(files)} images ({', '.join(FORMATS)} files); a training needs more"
-        )
+    if not files:
+        raise DataError(f"{root} holds no {', '.join(FORMATS)} files")
     return files
 
 
