@@ -43,6 +43,8 @@ _EPOCH_METRICS = (
 def _mlflow() -> ModuleType:
     # MLflow reports usage from its import on, unless this is set; a user's own choice stands.
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    # Its own default of 7 makes a server that is not there a wait of four minutes.
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")
     # A bar for a megabyte says nothing, and stays as a line of its own in logs.
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     import mlflow
@@ -123,7 +125,8 @@ def open_run(experiment: str, run_name: str | None, run_id: str | None = None) -
             if run_id is None:
                 mlflow.set_experiment(experiment)
             run = mlflow.start_run(run_id=run_id, run_name=None if run_id else run_name)
-    except mlflow.MlflowException as error:
+    # A damaged database is no MlflowException, but what the store's library makes of it.
+    except Exception as error:
         what = f"run {run_id}" if run_id else f"a run of the experiment {experiment!r}"
         raise TrackingError(f"MLflow at {mlflow.get_tracking_uri()} cannot open {what}: {error}") from error
     status = "FAILED"

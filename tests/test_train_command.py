@@ -195,6 +195,16 @@ def test_mnist_at_hand_is_used(variable: bool, mnist_dir: Path, tmp_path: Path) 
     assert values["test_accuracy"] > 0.94
 
 
+@pytest.mark.parametrize("uri", ["http://127.0.0.1:9", "sqlite:///damaged.db"])
+def test_a_store_that_cannot_be_opened_is_an_error(uri: str, tmp_path: Path) -> None:
+    (tmp_path / "damaged.db").write_text("not a database")
+    done = train(*DATASET, "--epochs", "1", cwd=tmp_path, MLFLOW_TRACKING_URI=uri)
+    assert done.returncode == 1
+    assert f"MLflow at {uri} cannot open a run of the experiment 'mlp_dist'" in done.stderr
+    assert not done.stderr.startswith("Traceback")
+    assert "\nTraceback" not in done.stderr
+
+
 def test_a_loss_that_is_not_finite_ends_the_run_failed(tmp_path: Path) -> None:
     done = train(*DATASET, "--epochs", "3", "--lr", "1e30", cwd=tmp_path)
     assert done.returncode == 1
