@@ -73,7 +73,7 @@ def configure(args: argparse.Namespace) -> tuple[TrainConfig, set[str]]:
     if given.get("dataset") == "auto":
         del given["dataset"]
     fields = set(given)
-    if given.get("dataset", "").startswith(FOLDER_PREFIX):
+    if given.get("dataset", "").startswith(FOLDER_PREFIX) and given["dataset"] != FOLDER_PREFIX:
         given["dataset"] = FOLDER_PREFIX + str(Path(given["dataset"].removeprefix(FOLDER_PREFIX)).absolute())
     if "dataset" in given:
         given["fallback_dataset"] = None

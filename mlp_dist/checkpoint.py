@@ -43,10 +43,13 @@ class Checkpoint:
 
 def save_checkpoint(checkpoint: Checkpoint, directory: Path) -> None:
     """Write DIR/last.pt, and the history as DIR/metrics.jsonl."""
+    state = {"format": _FORMAT, **vars(checkpoint), "config": json.dumps(checkpoint.config.to_json())}
     with replacing_file(directory / CHECKPOINT) as path:
-        torch.save(
-            {"format": _FORMAT, **vars(checkpoint), "config": json.dumps(checkpoint.config.to_json())}, path
-        )
+        try:
+            torch.save(state, path)
+        # What torch.save makes of a full disk.
+        except RuntimeError as error:
+            raise CheckpointError(f"{directory / CHECKPOINT} cannot be written: {error}") from error
     with replacing_file(directory / METRICS) as path:
         path.write_text("".join(json.dumps(record) + "\n" for record in checkpoint.history))
 

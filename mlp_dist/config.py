@@ -66,7 +66,7 @@ class TrainConfig:
         check_dataset_name(self.fallback_dataset or self.dataset)
         _check(all(size >= 1 for size in self.hidden_sizes), "hidden sizes", self.hidden_sizes, "1 or more")
         _check(self.optimizer in OPTIMIZERS, "optimizer", self.optimizer, f"one of {', '.join(OPTIMIZERS)}")
-        _check(0 < self.lr < float("inf"), "lr", self.lr, "a number above 0")
+        _check(0 < self.lr < 1e38, "lr", self.lr, "a number above 0 that float32 can hold")
         _check(self.batch_size >= 1, "batch-size", self.batch_size, "1 or more")
         _check(self.epochs >= 1, "epochs", self.epochs, "1 or more")
         _check(0 <= self.seed < 2**63, "seed", self.seed, "from 0 to 2^63 - 1")

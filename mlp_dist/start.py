@@ -202,7 +202,7 @@ def _continued(checkpoint: Checkpoint, config: TrainConfig, given: Set[str]) -> 
         differences = ", ".join(f"{name} {getattr(saved, name)}, not {other[name]}" for name in fixed)
         raise UsageError(
             f"the run was started with {differences}: leave that out to go on with it, "
-            "or --resume to start a new run"
+            "or leave --resume out to start a new run"
         )
     if other.get("epochs", saved.epochs) < checkpoint.num_epochs:
         raise UsageError(

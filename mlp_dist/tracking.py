@@ -74,8 +74,7 @@ class RunTracker:
         data = MetaDataset(  # type: ignore[abstract]
             source, name=dataset.name, digest=dataset.digest()[:32]
         )
-        for context in ("training", "validation", "testing"):
-            mlflow.log_input(data, context=context)
+        mlflow.log_input(data, context="training")
 
     def log_epochs(self, history: list[dict[str, Any]]) -> None:
         """Each record's figures at its epoch and time; a record that MLflow has already changes nothing."""
@@ -144,7 +143,7 @@ def open_run(experiment: str, run_name: str | None, run_id: str | None = None) -
 def _one_at_a_time(uri: str) -> Iterator[None]:
     """Two trainings that start together would both make a new database's tables, and one of them fail."""
     name = hashlib.sha256(uri.encode()).hexdigest()[:16]
-    with (Path(tempfile.gettempdir()) / f"mlp_dist-{name}.lock").open("w") as lock:
+    with (Path(tempfile.gettempdir()) / f"mlp_dist-{os.getuid()}-{name}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 

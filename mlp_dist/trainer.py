@@ -86,7 +86,12 @@ class Trainer:
         """
         with StopSignals() as signals, self._open_run() as run:
             for epoch in range(len(self.history), self.config.epochs):
-                record = self.train_epoch(epoch, signals) | self.validate()
+                try:
+                    record = self.train_epoch(epoch, signals) | self.validate()
+                except RuntimeError:
+                    # Another process that got the signal first has left this one in the middle of a sum.
+                    signals.check()
+                    raise
                 self._keep(record)
                 if run is not None:
                     self._save(run, record)

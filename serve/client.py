@@ -11,7 +11,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable
 from pathlib import Path
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
 
 from mlp_dist import command
 from mlp_dist.core.errors import ServerError, UsageError
@@ -21,6 +21,9 @@ URL = "http://127.0.0.1:8080"
 
 START_SECONDS = 60.0
 """How long a server that has written its keys may take to load its model."""
+
+KEY_SECONDS = 5.0
+"""How long a server that was just started may take to write its keys."""
 
 _LOADING = (404, 503)
 
@@ -37,6 +40,10 @@ class Client:
 
     def __init__(self, url: str = URL, model: str = "mlp", key_file: Path | None = None) -> None:
         self.url, self.model, self.key_file = url.rstrip("/"), model, key_file
+        # A proxy is for other machines: through one, this machine's own server is not to be found.
+        local = urlsplit(self.url).hostname in ("127.0.0.1", "localhost", "::1")
+        proxies = urllib.request.ProxyHandler({} if local else None)
+        self._opener = urllib.request.build_opener(proxies)
 
     def predict(self, image: bytes, *, timeout: float = 30.0) -> dict[str, float]:
         """Class name -> probability for the bytes of an image file.
@@ -48,7 +55,7 @@ class Client:
             f"{self.url}/predictions/{quote(self.model)}", data=image, headers=self._headers()
         )
         try:
-            with urllib.request.urlopen(request, timeout=timeout) as answer:
+            with self._opener.open(request, timeout=timeout) as answer:
                 probabilities: dict[str, float] = json.load(answer)
                 return probabilities
         except urllib.error.HTTPError as error:
@@ -126,12 +133,12 @@ def main() -> int:
         raise UsageError(f"no such file: {', '.join(missing)}")
 
     client = Client(args.url, args.model)
-    # Keys are written before the model is loaded: where they lie, the server is worth a wait.
-    ask = client.wait_and_predict if client.find_key_file() else client.predict
+    # Keys are written before the model is loaded: where they lie, the server is worth a longer wait.
+    seconds = START_SECONDS if client.find_key_file() else KEY_SECONDS
     failed = False
     for path in args.images:
         try:
-            probabilities = ask(path.read_bytes())
+            probabilities = client.wait_and_predict(path.read_bytes(), seconds=seconds)
         except NotReadyError:
             raise
         except ServerError as error:

@@ -43,12 +43,13 @@ class MLPHandler:
 
     def handle(self, data: list[dict[str, Any]], context: Any) -> list[dict[str, Any]]:
         """One answer a request: probabilities, or for a bad image an error, with its own status 400."""
-        if context.get_request_header(0, "describe") == "True":
-            return [self.describe()]
         answers: list[dict[str, Any]] = [{} for _ in data]
         images = {}
         for position, row in enumerate(data):
             context.set_response_content_type(position, "application/json")
+            if context.get_request_header(position, "describe") == "True":
+                answers[position] = self.describe()
+                continue
             if context.get_request_header(position, "explain") == "True":
                 answers[position] = _error(
                     "NotImplemented", "this model has no explanations; ask /predictions"

@@ -139,6 +139,14 @@ def test_describe(handler: MLPHandler, trained: Trained) -> None:
     assert description["metrics"]["test_accuracy"] == trained.result["test_accuracy"]
 
 
+def test_a_description_asked_for_in_a_batch_is_one_rows_answer(handler: MLPHandler, png: bytes) -> None:
+    made = context(Path(), 3)
+    made.request_processor[0] = RequestProcessor({"describe": "True"})
+    answers = handler.handle([{"body": bytearray(png)}] * 3, made)
+    assert [len(answer) for answer in answers[1:]] == [10, 10]
+    assert "run_id" in answers[0]
+
+
 def test_explanations_are_refused(handler: MLPHandler, png: bytes) -> None:
     [answer], [status] = ask(handler, {"body": bytearray(png)}, headers={"explain": "True"})
     assert status == 501

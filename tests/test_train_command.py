@@ -101,6 +101,8 @@ def test_the_default_directory_is_new_for_each_run(tmp_path: Path) -> None:
         ),
         (["--resume"], ["no run under", "--output-dir"]),
         (["--resume", "--output-dir", "nowhere"], ["nowhere holds no last.pt", "nothing to resume"]),
+        (["--dataset", "folder:"], ["unknown data set 'folder:'", "folder:DIR"]),
+        (["--lr", "1e100"], ["lr is 1e+100"]),
         (["--dataset", "folder:nowhere"], ["nowhere is not a directory"]),
     ],
 )

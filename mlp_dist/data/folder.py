@@ -31,7 +31,9 @@ def read_folder(directory: Path) -> Dataset:
     """
     if not directory.is_dir():
         raise DataError(f"{directory} is not a directory; folder:DIR wants one folder a class in DIR")
-    has_parts = (directory / "train").is_dir() and (directory / "test").is_dir()
+    has_parts = (directory / "train").is_dir()
+    if has_parts and not (directory / "test").is_dir():
+        raise DataError(f"{directory} has a folder train but none named test; it needs both, or neither")
     root = directory / "train" if has_parts else directory
     classes = tuple(_class_names(root))
     if len(classes) < 2:
