@@ -9,14 +9,6 @@ from mlp_dist.core.errors import DataError
 from mlp_dist.data.dataset import Dataset, ImageSet
 from mlp_dist.data.readers import read_dataset
 
-RANDOM = np.random.default_rng(0)
-ARRAYS = {
-    "train-images-idx3-ubyte": RANDOM.integers(0, 256, (30, 28, 28), dtype=np.uint8),
-    "train-labels-idx1-ubyte": RANDOM.integers(0, 10, 30, dtype=np.uint8),
-    "t10k-images-idx3-ubyte": RANDOM.integers(0, 256, (10, 28, 28), dtype=np.uint8),
-    "t10k-labels-idx1-ubyte": RANDOM.integers(0, 10, 10, dtype=np.uint8),
-}
-
 
 def measured(images: torch.Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
     values = images.double() / 255
