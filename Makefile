@@ -7,13 +7,14 @@ VENV := .venv
 ACTIVATE := . $(VENV)/bin/activate
 STAMP := $(VENV)/.installed
 
-.PHONY: help setup run test test-fast lint clean
+.PHONY: help setup run test test-fast recipes lint clean
 
 help:
 	@echo "make setup      make .venv and install the project; quick when nothing changed"
 	@echo "make run        train, package, serve, ask for one prediction, stop; ARGS=... goes to training"
 	@echo "make test       lint, types and all tests"
 	@echo "make test-fast  the tests that need no server and no second process"
+	@echo "make recipes    train every recipe on MNIST with five seeds, beside its published number"
 	@echo "make lint       ruff and mypy"
 	@echo "make clean      remove .venv and caches; runs, models and data stay"
 
@@ -35,6 +36,9 @@ test: lint
 
 test-fast: setup
 	@$(ACTIVATE) && pytest -m "not slow"
+
+recipes: setup
+	@$(ACTIVATE) && python -m benchmarks.recipes --seeds 5 $(ARGS)
 
 lint: setup
 	@$(ACTIVATE) && ruff check . && ruff format --check . && mypy

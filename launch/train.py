@@ -14,7 +14,15 @@ from dataclasses import replace
 from pathlib import Path
 
 from mlp_dist import command
-from mlp_dist.config import DEFAULT_EXPERIMENT, PRECISIONS, TrainConfig
+from mlp_dist.config import (
+    DEFAULT_EXPERIMENT,
+    INITIALIZATIONS,
+    OPTIMIZERS,
+    PRECISIONS,
+    TO_TENSOR,
+    TrainConfig,
+)
+from mlp_dist.core.spec import KINDS
 from mlp_dist.data.catalog import FOLDER_PREFIX
 from mlp_dist.recipes import get_recipe, recipe_table
 
@@ -22,6 +30,7 @@ from mlp_dist.recipes import get_recipe, recipe_table
 def parse() -> argparse.Namespace:
     parser = command.Parser(
         prog="launch/train.py",
+        usage="accelerate launch launch/train.py [FLAG ...]",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         argument_default=argparse.SUPPRESS,
@@ -29,13 +38,31 @@ def parse() -> argparse.Namespace:
     what = parser.add_argument_group("what to train (defaults: the recipe's)")
     what.add_argument("--recipe", default="mnist", metavar="NAME", help="a complete configuration (mnist)")
     what.add_argument("--list-recipes", action="store_true", default=False, help="show all recipes and exit")
-    what.add_argument("--epochs", type=int, metavar="N")
+    what.add_argument(
+        "--hidden-sizes", type=hidden_sizes, metavar="N,N", help="widths of the hidden layers, or none"
+    )
+    what.add_argument(
+        "--model",
+        choices=KINDS,
+        metavar="KIND",
+        help="module: of nn.Linear; tensor: raw; layers: written out",
+    )
+    what.add_argument(
+        "--initialization", choices=INITIALIZATIONS, metavar="NAME", help=", ".join(INITIALIZATIONS)
+    )
+    what.add_argument("--optimizer", choices=OPTIMIZERS, metavar="NAME", help=", ".join(OPTIMIZERS))
+    what.add_argument("--lr", type=float, metavar="X", help="learning rate")
     what.add_argument(
         "--batch-size", type=int, metavar="N", help="images a step, over all processes together"
     )
-    what.add_argument("--lr", type=float, metavar="X", help="learning rate")
+    what.add_argument("--epochs", type=int, metavar="N")
     what.add_argument("--seed", type=int, metavar="N", help="all randomness flows from it (0)")
-    what.add_argument("--mixed-precision", choices=PRECISIONS, help="(the launcher's, else no)")
+    what.add_argument(
+        "--mixed-precision",
+        choices=PRECISIONS,
+        metavar="P",
+        help="no, bf16 or fp16 (the launcher's, else no)",
+    )
     data = parser.add_argument_group("data")
     data.add_argument(
         "--dataset",
@@ -45,6 +72,16 @@ def parse() -> argparse.Namespace:
     )
     data.add_argument(
         "--data-dir", type=Path, metavar="DIR", help="torchvision's root ($MLP_DIST_DATA, else data)"
+    )
+    data.add_argument("--image-size", type=int, metavar="N", help="resize images to N x N pixels")
+    data.add_argument(
+        "--normalize",
+        type=normalization,
+        metavar="MEAN,STD",
+        help="none: as ToTensor gives them; data: by the training images' own",
+    )
+    data.add_argument(
+        "--skip-bad-images", action="store_true", help="leave files out of a folder that cannot be read"
     )
     data.add_argument(
         "--val-size",
@@ -56,6 +93,7 @@ def parse() -> argparse.Namespace:
     where.add_argument("--output-dir", type=Path, metavar="DIR", help="(a new one under outputs)")
     where.add_argument("--experiment", metavar="NAME", help=f"MLflow experiment ({DEFAULT_EXPERIMENT})")
     where.add_argument("--run-name", metavar="NAME", help="MLflow run (recipe and time)")
+    where.add_argument("--log-every", type=int, metavar="N", help="tell the loss every N steps")
     where.add_argument(
         "--resume",
         action="store_true",
@@ -63,6 +101,23 @@ def parse() -> argparse.Namespace:
         help="go on in --output-dir, else in the newest under outputs; more --epochs may be given",
     )
     return parser.parse_args()
+
+
+def hidden_sizes(text: str) -> tuple[int, ...]:
+    try:
+        return () if text == "none" else tuple(map(int, text.split(",")))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is not widths as 500 or 256,64, nor none") from error
+
+
+def normalization(text: str) -> tuple[float, float] | None:
+    if text in ("none", "data"):
+        return TO_TENSOR if text == "none" else None
+    try:
+        mean, std = map(float, text.split(","))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is not MEAN,STD as 0.5,0.5, nor none or data") from error
+    return mean, std
 
 
 def configure(args: argparse.Namespace) -> tuple[TrainConfig, set[str]]:

@@ -1,6 +1,46 @@
 """Train multi-layer perceptrons on images with Accelerate, track them in MLflow, serve them with TorchServe.
 
-This module stands in every model archive, so it imports nothing.
+    from mlp_dist import load_model
+    model = load_model("best")
+    model.predict_proba(["seven.png"])
+
+This module stands in every model archive and is imported by every command, so each name below is imported
+when it is first used.
 """
 
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mlp_dist.core.bundle import Bundle, count_parameters, load_state_dict, save_state_dict
+    from mlp_dist.notebook import load_model, save_model
+
 __version__ = "0.1.0"
+
+_HOMES = {
+    "Bundle": "mlp_dist.core.bundle",
+    "count_parameters": "mlp_dist.core.bundle",
+    "load_state_dict": "mlp_dist.core.bundle",
+    "save_state_dict": "mlp_dist.core.bundle",
+    "load_model": "mlp_dist.notebook",
+    "save_model": "mlp_dist.notebook",
+}
+
+__all__ = [
+    "Bundle",
+    "count_parameters",
+    "load_model",
+    "load_state_dict",
+    "save_model",
+    "save_state_dict",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(import_module(_HOMES[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r} (there are: {', '.join(_HOMES)})")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOMES])

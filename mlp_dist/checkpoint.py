@@ -24,8 +24,8 @@ class Checkpoint:
     """A training after `len(history)` epochs.
 
     `history` has one record an epoch: epoch (from 1), losses, accuracies, learning rate, samples_per_second,
-    train_seconds, and the time it ended in milliseconds since 1970. `kept` is the index in it of the epoch
-    whose weights are in `best`.
+    train_seconds, the time it ended in milliseconds since 1970, and the losses told of its `steps`. `kept` is
+    the index in it of the epoch whose weights are in `best`. `data_digest` is Dataset.digest().
     """
 
     config: TrainConfig
@@ -35,6 +35,7 @@ class Checkpoint:
     best: StateDict
     kept: int
     history: list[dict[str, Any]]
+    data_digest: str = ""
 
     @property
     def num_epochs(self) -> int:

@@ -1,20 +1,29 @@
 """TrainConfig: everything a training depends on, validated when made; each error says what to do."""
 
 import difflib
+import math
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Self
 
 from mlp_dist.core.errors import CheckpointError, UsageError
+from mlp_dist.core.spec import KINDS
 from mlp_dist.data.catalog import CATALOG, FOLDER_PREFIX
 
 DEFAULT_EXPERIMENT = "mlp_dist"
 
 PRECISIONS = ("no", "bf16", "fp16")
-OPTIMIZERS = ("sgd", "adam")
+OPTIMIZERS = ("sgd", "adam", "scratch-sgd")
+"""torch's plain SGD, torch's Adam, and optim.py's written-out SGD."""
 
-FREE_ON_RESUME = ("epochs", "data_dir", "output_dir")
+INITIALIZATIONS = ("linear", "normal_fan_in", "normal_0.01", "normal_0.1")
+"""How weights and biases are drawn: core/models.py tells it of each name."""
+
+TO_TENSOR = (0.0, 1.0)
+"""The `normalize` that leaves the images as ToTensor gives them."""
+
+FREE_ON_RESUME = ("epochs", "data_dir", "output_dir", "log_every")
 """The fields that `--resume` may change: all others would make it another training."""
 
 
@@ -33,6 +42,18 @@ class TrainConfig:
 
     hidden_sizes: tuple[int, ...]
     """Widths of the hidden layers; the data give the input's and the output's."""
+
+    model: str = "module"
+    """How the perceptron is built, one of KINDS."""
+
+    initialization: str = "linear"
+    """How its weights are drawn, one of INITIALIZATIONS."""
+
+    image_size: int = 28
+    """Height and width that images are resized to, in pixels."""
+
+    normalize: tuple[float, float] | None = None
+    """(mean, std) for all channels, as torchvision's Normalize; None: those of the training images."""
 
     optimizer: str = "sgd"
     lr: float
@@ -61,22 +82,29 @@ class TrainConfig:
     run_name: str | None = None
     """None: the recipe's name and the time."""
 
+    skip_bad_images: bool = False
+    """Leave images that cannot be read out of a folder, instead of stopping."""
+
+    log_every: int = 0
+    """Tell the mean loss of every so many steps; 0: of epochs only."""
+
     def __post_init__(self) -> None:
         check_dataset_name(self.dataset)
         check_dataset_name(self.fallback_dataset or self.dataset)
         _check(all(size >= 1 for size in self.hidden_sizes), "hidden sizes", self.hidden_sizes, "1 or more")
-        _check(self.optimizer in OPTIMIZERS, "optimizer", self.optimizer, f"one of {', '.join(OPTIMIZERS)}")
+        _check_among(KINDS, "model", self.model)
+        _check_among(INITIALIZATIONS, "initialization", self.initialization)
+        _check(self.image_size >= 1, "image-size", self.image_size, "1 or more pixels")
+        mean, std = self.normalize or TO_TENSOR
+        _check(math.isfinite(mean) and 0 < std < math.inf, "normalize", f"{mean:g},{std:g}", "a std above 0")
+        _check_among(OPTIMIZERS, "optimizer", self.optimizer)
         _check(0 < self.lr < 1e38, "lr", self.lr, "a number above 0 that float32 can hold")
         _check(self.batch_size >= 1, "batch-size", self.batch_size, "1 or more")
         _check(self.epochs >= 1, "epochs", self.epochs, "1 or more")
         _check(0 <= self.seed < 2**63, "seed", self.seed, "from 0 to 2^63 - 1")
         _check(self.val_size is None or self.val_size >= 0, "val-size", self.val_size, "0 or more")
-        _check(
-            self.mixed_precision in PRECISIONS,
-            "mixed-precision",
-            self.mixed_precision,
-            f"one of {', '.join(PRECISIONS)}",
-        )
+        _check_among(PRECISIONS, "mixed-precision", self.mixed_precision)
+        _check(self.log_every >= 0, "log-every", self.log_every, "0 or more")
         _check(bool(self.experiment.strip()), "experiment", repr(self.experiment), "a name")
 
     def to_json(self) -> dict[str, Any]:
@@ -86,19 +114,27 @@ class TrainConfig:
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> Self:
-        names = {field.name for field in fields(cls)}
-        if set(values) != names:
+        known = {field.name for field in fields(cls)}
+        needed = {field.name for field in fields(cls) if field.default is MISSING}
+        if not needed <= set(values) <= known:
             raise CheckpointError(
-                f"a configuration needs the fields {sorted(names)}, found {sorted(values)}: "
+                f"a configuration needs the fields {sorted(needed)}, found {sorted(values)}: "
                 "it was written by another version"
             )
-        paths = {name: Path(values[name]) for name in ("data_dir", "output_dir") if values[name] is not None}
-        return cls(**{**values, **paths, "hidden_sizes": tuple(values["hidden_sizes"])})
+        read: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value for name, value in values.items()
+        }
+        paths = {name: Path(values[name]) for name in ("data_dir", "output_dir") if values.get(name)}
+        return cls(**{**read, **paths})
 
 
 def _check(holds: bool, name: str, value: object, wanted: str) -> None:
     if not holds:
         raise UsageError(f"{name} is {value}; it must be {wanted}")
+
+
+def _check_among(known: Iterable[str], name: str, value: str) -> None:
+    _check(value in known, name, value, f"one of {', '.join(known)}")
 
 
 def check_dataset_name(name: str) -> None:

@@ -52,4 +52,6 @@ def run_dataset(run: StoredRun, data_dir: Path | None = None) -> Dataset:
         trained_from = config.data_dir
         data_dir = trained_from if trained_from and trained_from.is_dir() else default_data_dir()
     prepare_dataset(config.dataset, data_dir)
-    return read_dataset(config.dataset, data_dir)
+    return read_dataset(
+        config.dataset, data_dir, image_size=config.image_size, skip_bad_images=config.skip_bad_images
+    )

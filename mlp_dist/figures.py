@@ -1,22 +1,38 @@
-"""Pictures of a training. The one file that imports matplotlib, without pyplot and its global state."""
+"""Pictures of data and of trainings. The one file that imports matplotlib: pyplot only to open a window."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from mlp_dist.core.errors import UsageError
+from mlp_dist.core.files import replacing_file
+from mlp_dist.core.spec import ImageSpec
+
+FORMATS = ("jpeg", "jpg", "pdf", "png", "svg", "webp")
+"""The suffixes of the files that `save` writes."""
+
+_LONGEST_NAME = 18
+_WINDOWLESS = ("agg", "cairo", "pdf", "pgf", "ps", "svg", "template")
+_PARTS = (("train", "tab:blue"), ("val", "tab:orange"), ("test", "tab:green"))
+
 
 def learning_curves(history: list[dict[str, Any]], kept_epoch: int) -> Figure:
-    """Loss and accuracy by epoch, training and validation, with the kept epoch marked."""
+    """Loss and accuracy by epoch, with the kept epoch marked.
+
+    Training, validation and test each have a curve where the records hold their values.
+    """
     figure = Figure(figsize=(10, 4), layout="constrained")
-    epochs = [record["epoch"] for record in history]
     for axes, name in zip(figure.subplots(1, 2), ("loss", "accuracy"), strict=True):
-        for part, colour in (("train", "tab:blue"), ("val", "tab:orange")):
-            values = [record[f"{part}_{name}"] for record in history]
-            if None not in values:
-                axes.plot(epochs, values, marker="o", markersize=3, color=colour, label=part)
+        for part, colour in _PARTS:
+            key = f"{part}_{name}"
+            points = [(record["epoch"], record[key]) for record in history if record.get(key) is not None]
+            if points:
+                axes.plot(*zip(*points, strict=True), marker="o", markersize=3, color=colour, label=part)
         axes.axvline(kept_epoch, color="gray", linestyle=":", label=f"kept: epoch {kept_epoch}")
         axes.set(xlabel="epoch", ylabel=name)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
@@ -27,7 +43,8 @@ def learning_curves(history: list[dict[str, Any]], kept_epoch: int) -> Figure:
 
 def confusion_matrix(confusion: torch.Tensor, classes: Sequence[str]) -> Figure:
     """Counts of (true class, predicted class); colour is the share of the true class."""
-    size = max(5.0, 0.6 * len(classes))
+    names = [_short(name) for name in classes]
+    size = max(5.0, 0.6 * len(names))
     figure = Figure(figsize=(size + 1, size), layout="constrained")
     axes = figure.subplots()
     shares = confusion / confusion.sum(dim=1, keepdim=True).clamp(min=1)
@@ -40,11 +57,19 @@ def confusion_matrix(confusion: torch.Tensor, classes: Sequence[str]) -> Figure:
     accuracy = confusion.trace().item() / confusion.sum().item()
     axes.set(xlabel="predicted", ylabel="true", title=f"test accuracy {accuracy:.2%}")
     axes.set_xticks(
-        range(len(classes)), classes, rotation=45 if max(map(len, classes)) > 2 else 0, parse_math=False
+        range(len(names)), names, rotation=45 if max(map(len, names)) > 2 else 0, parse_math=False
     )
-    axes.set_yticks(range(len(classes)), classes, parse_math=False)
+    axes.set_yticks(range(len(names)), names, parse_math=False)
     figure.colorbar(image, ax=axes, label="share of the true class")
     return figure
+
+
+def samples_grid(
+    images: torch.Tensor, labels: torch.Tensor, classes: Sequence[str], *, rows: int = 4, columns: int = 5
+) -> Figure:
+    """The first of the uint8 images (N, C, H, W) with the class names of their int64 labels (N,)."""
+    titles = [(_short(classes[label]), "black") for label in labels[: rows * columns].tolist()]
+    return _image_grid(images, titles, rows, columns)
 
 
 def predictions_grid(
@@ -57,18 +82,131 @@ def predictions_grid(
     columns: int = 5,
 ) -> Figure:
     """The first of the uint8 images (N, C, H, W) with prediction, probability and label; wrong ones red."""
+    titles = []
+    for label, row in zip(labels[: rows * columns].tolist(), probabilities.cpu(), strict=False):
+        predicted = int(row.argmax())
+        text = f"{_short(classes[predicted])} ({row[predicted]:.0%})\ntrue: {_short(classes[label])}"
+        titles.append((text, "black" if predicted == label else "tab:red"))
+    return _image_grid(images, titles, rows, columns)
+
+
+def mistakes_grid(
+    images: torch.Tensor,
+    labels: torch.Tensor,
+    probabilities: torch.Tensor,
+    classes: Sequence[str],
+    *,
+    rows: int = 4,
+    columns: int = 5,
+) -> Figure:
+    """The wrongly answered of the uint8 images (N, C, H, W), the most confident answer first.
+
+    `labels` are int64 (N,), `probabilities` float (N, classes). Equally confident ones keep their order.
+    """
+    images, labels, probabilities = images.cpu(), labels.cpu(), probabilities.cpu()
+    wrong = (probabilities.argmax(dim=1) != labels).nonzero().flatten()
+    if len(wrong) == 0:
+        figure = Figure(figsize=(5, 2), layout="constrained")
+        figure.text(0.5, 0.5, "no mistakes", ha="center", va="center", fontsize=16, color="gray")
+        return figure
+    confidence = probabilities[wrong].amax(dim=1)
+    worst = wrong[confidence.argsort(descending=True, stable=True)[: rows * columns]]
+    return predictions_grid(
+        images[worst], labels[worst], probabilities[worst], classes, rows=rows, columns=columns
+    )
+
+
+def first_layer(weights: torch.Tensor, image: ImageSpec, *, rows: int = 4, columns: int = 5) -> Figure:
+    """The units with the largest weights (by their norm), as images with one common scale.
+
+    `weights` are float (units, channels * height * width), in the order of a flattened image. Gray: blue is
+    below 0, white is 0, red is above. RGB: a channel's 0.5 is the weight 0.
+    """
+    weights = weights.detach().float().cpu()
+    order = weights.norm(dim=1).argsort(descending=True, stable=True)[: rows * columns]
+    shown = weights[order].reshape(-1, image.channels, image.height, image.width)
+    scale = shown.abs().max().item() or 1.0
+    figure, all_axes = _cells(rows, columns)
+    for axes, unit, pixels in zip(all_axes, order.tolist(), shown, strict=False):
+        if image.channels == 1:
+            gray = axes.imshow(pixels[0].numpy(), cmap="RdBu_r", vmin=-scale, vmax=scale)
+        else:
+            axes.imshow((0.5 + pixels / (2 * scale)).permute(1, 2, 0).numpy())
+        axes.set_title(f"unit {unit}", fontsize=9)
+    if image.channels == 1:
+        # The images would shrink to make room.
+        figure.set_figwidth(figure.get_figwidth() + 1.2)
+        figure.colorbar(gray, ax=all_axes, label="weight", shrink=0.6)
+    return figure
+
+
+def picture_format(path: Path) -> str:
+    """What `save` writes to `path`: its suffix, or png where it has none.
+
+    Raises UsageError where that is none of FORMATS, or `path` is a directory.
+    """
+    if path.is_dir():
+        raise UsageError(f"{path} is a directory; name the picture's file, as {path / 'picture.png'}")
+    suffix = path.suffix.removeprefix(".").lower() or "png"
+    if suffix not in FORMATS:
+        raise UsageError(
+            f"a picture cannot be written to {path}: its suffix must be one of .{', .'.join(FORMATS)}"
+        )
+    return suffix
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Write `figure` to `path`, whole or not at all. Raises UsageError as `picture_format` does."""
+    picture = picture_format(path)
+    with replacing_file(path) as temporary:
+        figure.savefig(temporary, format=picture)
+
+
+def check_window() -> None:
+    """Raise UsageError where matplotlib cannot open a window."""
+    from matplotlib import pyplot
+
+    advice = "write the picture to a file: --output FILE"
+    backend = pyplot.get_backend()
+    try:
+        pyplot.switch_backend(backend)
+    except ImportError as error:
+        raise UsageError(f"matplotlib cannot open a window: {error}; {advice}") from error
+    if backend.lower() in _WINDOWLESS:
+        raise UsageError(
+            f"matplotlib cannot open a window: its backend is {backend}, which it takes where there is no "
+            f"display or no toolkit such as tkinter; {advice}"
+        )
+
+
+def show(figure: Figure) -> None:
+    """Open a window and wait until it is closed. Raises UsageError as `check_window` does."""
+    check_window()
+    from matplotlib import pyplot
+
+    # A Figure made without pyplot has no window; pyplot makes one for what FigureClass returns.
+    pyplot.figure(FigureClass=lambda **_: figure)  # type: ignore[arg-type]
+    pyplot.show(block=True)
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= _LONGEST_NAME else f"{name[: _LONGEST_NAME - 1]}…"
+
+
+def _cells(rows: int, columns: int) -> tuple[Figure, list[Axes]]:
+    """A figure of empty cells, of which the first ones get an image each."""
     figure = Figure(figsize=(1.9 * columns, 2.2 * rows), layout="constrained")
-    all_axes = list(figure.subplots(rows, columns).flat)
+    all_axes = list(figure.subplots(rows, columns, squeeze=False).flat)
     for axes in all_axes:
         axes.axis("off")
-    for axes, pixels, label, row in zip(all_axes, images, labels.tolist(), probabilities, strict=False):
+    return figure, all_axes
+
+
+def _image_grid(images: torch.Tensor, titles: list[tuple[str, str]], rows: int, columns: int) -> Figure:
+    """The first of the uint8 images (N, C, H, W) under (title, colour), as many as there are of both."""
+    figure, all_axes = _cells(rows, columns)
+    for axes, pixels, (title, colour) in zip(all_axes, images[: rows * columns].cpu(), titles, strict=False):
         shown = pixels[0] if len(pixels) == 1 else pixels.permute(1, 2, 0)
         axes.imshow(shown.numpy(), cmap="gray", vmin=0, vmax=255)
-        predicted = int(row.argmax())
-        axes.set_title(
-            f"{classes[predicted]} ({row[predicted]:.0%})\ntrue: {classes[label]}",
-            fontsize=9,
-            color="black" if predicted == label else "tab:red",
-            parse_math=False,
-        )
+        axes.set_title(title, fontsize=9, color=colour, parse_math=False)
     return figure

@@ -21,8 +21,7 @@ from accelerate.utils import broadcast_object_list, gather_object
 from mlp_dist import processes
 from mlp_dist.checkpoint import CHECKPOINT, Checkpoint, load_checkpoint
 from mlp_dist.config import FREE_ON_RESUME, TrainConfig
-from mlp_dist.core.errors import CheckpointError, DownloadError, MlpDistError, UsageError
-from mlp_dist.core.spec import ModelSpec
+from mlp_dist.core.errors import CheckpointError, DataError, DownloadError, MlpDistError, UsageError
 from mlp_dist.data.catalog import CATALOG
 from mlp_dist.data.dataset import Dataset
 from mlp_dist.data.readers import default_data_dir, prepare_dataset, read_dataset
@@ -63,6 +62,8 @@ def start_training(config: TrainConfig, *, resume: bool = False, given: Set[str]
     config, data = _load_data(state, config)
     if checkpoint is None:
         output_dir = _on_main(state, lambda: _new_output_dir(config))
+    else:
+        _check_same_data(checkpoint, data)
     config = replace(config, output_dir=output_dir, run_name=config.run_name or output_dir.name)
     accelerator = Accelerator(cpu=use_cpu, mixed_precision=config.mixed_precision)
     trainer = Trainer(config, data, accelerator, output_dir, checkpoint)
@@ -91,36 +92,75 @@ def _on_main(state: PartialState, work: Callable[[], T]) -> T:
 
 
 def _load_data(state: PartialState, config: TrainConfig) -> tuple[TrainConfig, Dataset]:
-    data_dir = (config.data_dir or default_data_dir()).absolute()
-    problem = _prepare(state, config.dataset, data_dir)
-    if problem is not None:
-        if config.fallback_dataset is None:
-            raise problem
+    config = replace(config, data_dir=(config.data_dir or default_data_dir()).absolute())
+    data = _read_in_turn(state, config)
+    if isinstance(data, DownloadError) and config.fallback_dataset is not None:
         config = replace(config, dataset=config.fallback_dataset)
         if state.is_main_process:
-            reason = str(problem).splitlines()[0]
+            reason = str(data).splitlines()[0]
             print(f"{reason}; training on {CATALOG[config.dataset].title} instead", flush=True)
-    data = read_dataset(config.dataset, data_dir)
+        data = _read_in_turn(state, config)
+    if isinstance(data, DataError):
+        raise data
+    return settle(config, data)
+
+
+def settle(config: TrainConfig, data: Dataset) -> tuple[TrainConfig, Dataset]:
+    """What was left to the data is settled by them: the normalization, the number of validation images.
+
+    Raises UsageError where nothing would be left to train on.
+    """
+    if config.normalize is not None:
+        mean, std = config.normalize
+        channels = data.image.channels
+        data = replace(data, image=replace(data.image, mean=(mean,) * channels, std=(std,) * channels))
     num_images = len(data.train)
     val_size = round(num_images / VALIDATION_SHARE) if config.val_size is None else config.val_size
     if val_size >= num_images:
         raise UsageError(
             f"val-size {val_size} leaves nothing to train on: {data.title} has {num_images} training images"
         )
-    config = replace(config, dataset=data.name, fallback_dataset=None, data_dir=data_dir, val_size=val_size)
-    return config, data
+    return replace(config, dataset=data.name, fallback_dataset=None, val_size=val_size), data
 
 
-def _prepare(state: PartialState, dataset: str, data_dir: Path) -> DownloadError | None:
-    """One process a machine downloads what is missing; where one fails, all know."""
-    problem = None
-    if state.is_local_main_process:
-        try:
-            prepare_dataset(dataset, data_dir)
-        except DownloadError as error:
-            problem = error
-    problems = gather_object([problem]) if state.num_processes > 1 else [problem]
-    return next((each for each in problems if each is not None), None)
+def _read_in_turn(state: PartialState, config: TrainConfig) -> Dataset | DataError:
+    """The data set, or the error that a process met: on all processes alike.
+
+    First one process a machine, which may have to download it or to decode a folder; then the others, who
+    find that done.
+    """
+    outcome: Dataset | DataError | None = None
+    for first in (True, False):
+        if state.is_local_main_process == first:
+            outcome = _read(config)
+        problem = outcome if isinstance(outcome, DataError) else None
+        problems = gather_object([problem]) if state.num_processes > 1 else [problem]
+        found = next((each for each in problems if each is not None), None)
+        if found is not None:
+            return cast(DataError, found)
+    return cast(Dataset, outcome)
+
+
+def _read(config: TrainConfig) -> Dataset | DataError:
+    data_dir = config.data_dir or default_data_dir()
+    try:
+        prepare_dataset(config.dataset, data_dir)
+        return read_dataset(
+            config.dataset,
+            data_dir,
+            image_size=config.image_size,
+            skip_bad_images=config.skip_bad_images,
+        )
+    except DataError as error:
+        return error
+
+
+def _check_same_data(checkpoint: Checkpoint, data: Dataset) -> None:
+    if checkpoint.data_digest not in ("", data.digest()):
+        raise CheckpointError(
+            f"{data.title} has changed since the run was started: going on would mix two data sets; "
+            "leave --resume out to start a new run"
+        )
 
 
 # The output directory
@@ -224,7 +264,7 @@ def _announce(trainer: Trainer, *, resumed: bool) -> None:
     print(
         f"{data.title}: {len(trainer.train_set):,} training, {len(trainer.val_set):,} validation and "
         f"{len(data.test):,} test images\n"
-        f"{config.recipe}: {ModelSpec(spec.layer_sizes)}, {spec.num_parameters:,} parameters, "
+        f"{config.recipe}: {spec}, {spec.num_parameters:,} parameters, "
         f"{config.optimizer} at {config.lr:g}, global batch {config.batch_size}, seed {config.seed}\n"
         f"training on {workers} in {trainer.output_dir}",
         flush=True,

@@ -5,9 +5,10 @@ Only the main process comes here. mlflow is imported when the first run is, sinc
 
 import fcntl
 import hashlib
+import math
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,23 +22,25 @@ from mlp_dist.core.errors import TrackingError, UsageError
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from mlp_dist.data.dataset import Dataset
-
 BUNDLE = "bundle"
 CONFIG = "config.json"
 
-VALIDATION_METRICS = {"val_accuracy": "DESC", "val_loss": "ASC"}
-"""What a best run can be chosen by, and which way is better. Test figures are not among them: a model
+VALIDATION_METRICS: dict[str, Callable[..., "StoredRun"]] = {"val_accuracy": max, "val_loss": min}
+"""What a best run can be chosen by, and which is better. Test figures are not among them: a model
 chosen by its test accuracy has none left to report."""
 
-_EPOCH_METRICS = (
-    "train_loss",
-    "train_accuracy",
-    "val_loss",
-    "val_accuracy",
-    "learning_rate",
-    "samples_per_second",
-)
+_EPOCH_METRICS = {
+    "train_loss": "train/loss",
+    "train_accuracy": "train/accuracy",
+    "val_loss": "val/loss",
+    "val_accuracy": "val/accuracy",
+    "test_loss": "test/loss",
+    "test_accuracy": "test/accuracy",
+    "learning_rate": "learning_rate",
+    "samples_per_second": "samples_per_second",
+}
+"""What MLflow calls an epoch's figures: it draws those with one prefix together, and `test_accuracy` stays
+free for the kept weights'."""
 
 
 def _mlflow() -> ModuleType:
@@ -64,16 +67,14 @@ class RunTracker:
         mlflow.log_dict(config, CONFIG)
         mlflow.log_params({**config, **facts})
 
-    def log_dataset(self, dataset: "Dataset") -> None:
+    def log_dataset(self, name: str, digest: str) -> None:
         mlflow = _mlflow()
         from mlflow.data.code_dataset_source import CodeDatasetSource
         from mlflow.data.meta_dataset import MetaDataset
 
-        source = CodeDatasetSource(tags={"dataset": dataset.name})
+        source = CodeDatasetSource(tags={"dataset": name})
         # MLflow takes at most 36 characters of a digest.
-        data = MetaDataset(  # type: ignore[abstract]
-            source, name=dataset.name, digest=dataset.digest()[:32]
-        )
+        data = MetaDataset(source, name=name, digest=digest[:32])  # type: ignore[abstract]
         mlflow.log_input(data, context="training")
 
     def log_epochs(self, history: list[dict[str, Any]]) -> None:
@@ -83,32 +84,37 @@ class RunTracker:
         from mlflow.tracking import MlflowClient
 
         metrics = [
-            Metric(name, record[name], record["timestamp_ms"], record["epoch"])
+            Metric(shown, record[name], record["timestamp_ms"], record["epoch"])
             for record in history
-            for name in _EPOCH_METRICS
-            if record[name] is not None
+            for name, shown in _EPOCH_METRICS.items()
+            if record.get(name) is not None
+        ] + [
+            Metric("train/step_loss", step["loss"], step["timestamp_ms"], step["step"])
+            for record in history
+            for step in record.get("steps", [])
         ]
         client = MlflowClient()
         for start in range(0, len(metrics), 1000):
             client.log_batch(self.run_id, metrics=metrics[start : start + 1000])
 
-    def log_result(
-        self,
-        summary: dict[str, float | None],
-        state_dicts: dict[str, StateDict],
-        bundle: Path,
-        figures: dict[str, "Figure"],
-    ) -> None:
-        """What stands at the end: summary figures, the state_dicts by name, the bundle, the pictures."""
-        mlflow = _mlflow()
+    def log_figures(self, figures: dict[str, "Figure"]) -> None:
+        for name, figure in figures.items():
+            _mlflow().log_figure(figure, f"figures/{name}.png")
+
+    def log_state_dicts(self, state_dicts: dict[str, StateDict]) -> None:
+        _mlflow()
         from mlflow.pytorch import log_state_dict
 
         for name, state_dict in state_dicts.items():
-            log_state_dict(state_dict, f"checkpoint/{name}")  # type: ignore[no-untyped-call]
-        mlflow.log_artifacts(str(bundle), BUNDLE)
-        for name, figure in figures.items():
-            mlflow.log_figure(figure, f"figures/{name}.png")
-        mlflow.log_metrics({name: value for name, value in summary.items() if value is not None})
+            cpu = {key: tensor.detach().cpu() for key, tensor in state_dict.items()}
+            log_state_dict(cpu, f"checkpoint/{name}")  # type: ignore[no-untyped-call]
+
+    def log_bundle(self, bundle: Path) -> None:
+        _mlflow().log_artifacts(str(bundle), BUNDLE)
+
+    def log_summary(self, summary: dict[str, float | None]) -> None:
+        """The figures that runs are compared by."""
+        _mlflow().log_metrics({name: value for name, value in summary.items() if value is not None})
 
 
 @contextmanager
@@ -150,20 +156,21 @@ def _one_at_a_time(uri: str) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class StoredRun:
-    """A finished run as MLflow has it. `summary` are its metrics' last values."""
+    """A finished run as MLflow has it. `metrics` are the last values."""
 
     run_id: str
     name: str
     dataset: str
-    summary: dict[str, float]
+    metrics: dict[str, float]
 
 
 def best_run(experiment: str, metric: str = "val_accuracy") -> StoredRun:
     """The finished run of `experiment` that is best by a validation metric; of equals the latest.
 
-    Prints a note where the experiment's runs are of several data sets, whose figures do not compare.
+    Compared are the runs on the data set of the latest one. Where none of those held out validation images,
+    the latest is taken: figures on the test images never choose. Both is told.
     Raises UsageError for a metric that does not choose, or an experiment that is not there; TrackingError
-    where it has no finished run with that metric.
+    where it has no finished run.
     """
     if metric not in VALIDATION_METRICS:
         raise UsageError(
@@ -178,25 +185,41 @@ def best_run(experiment: str, metric: str = "val_accuracy") -> StoredRun:
             f"MLflow at {mlflow.get_tracking_uri()} has no experiment {experiment!r} "
             f"(there are: {', '.join(names)}); train first: accelerate launch launch/train.py"
         )
-    runs = mlflow.search_runs(
-        [found.experiment_id],
-        filter_string=f"attributes.status = 'FINISHED' and metrics.best_{metric} >= 0",
-        order_by=[f"metrics.best_{metric} {VALIDATION_METRICS[metric]}", "attributes.start_time DESC"],
-        output_format="list",
-    )
+
+    runs = [
+        _stored(run)
+        for run in mlflow.search_runs(
+            [found.experiment_id],
+            filter_string="attributes.status = 'FINISHED' and metrics.best_epoch >= 1",
+            order_by=["attributes.start_time DESC"],
+            output_format="list",
+        )
+    ]
     if not runs:
         raise TrackingError(
-            f"the experiment {experiment!r} has no finished run with a best_{metric}; "
-            "train one, or name a run with --run-id"
+            f"the experiment {experiment!r} has no finished run; train one: accelerate launch launch/train.py"
         )
-    datasets = sorted({run.data.params.get("dataset", "unknown") for run in runs})
-    if len(datasets) > 1:
+    dataset = runs[0].dataset
+    others = sorted({run.dataset for run in runs} - {dataset})
+    if others:
         print(
-            f"note: the experiment {experiment!r} has runs on {', '.join(datasets)}, whose {metric} does not "
-            "compare; --run-id names one run, --experiment another experiment",
+            f"note: of the runs in the experiment {experiment!r}, those on {dataset}, the data set of the "
+            f"latest, are compared, and not those on {', '.join(others)}; --run-id names any run",
             flush=True,
         )
-    return _stored(runs[0])
+    rated = [
+        run
+        for run in runs
+        if run.dataset == dataset and math.isfinite(run.metrics.get(f"best_{metric}", math.nan))
+    ]
+    if not rated:
+        print(
+            f"note: no run on {dataset} held out validation images to choose by: this is the latest; "
+            "--run-id names any run",
+            flush=True,
+        )
+        return runs[0]
+    return VALIDATION_METRICS[metric](rated, key=lambda run: run.metrics[f"best_{metric}"])
 
 
 def get_run(run_id: str) -> StoredRun:
@@ -216,7 +239,7 @@ def _stored(run: Any) -> StoredRun:
         run_id=run.info.run_id,
         name=run.info.run_name,
         dataset=run.data.params.get("dataset", "unknown"),
-        summary=run.data.metrics,
+        metrics=run.data.metrics,
     )
 
 

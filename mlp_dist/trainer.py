@@ -1,7 +1,6 @@
 """The training loop, the same for one process or many."""
 
 import math
-import platform
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,15 +12,13 @@ from accelerate import Accelerator
 from torch.nn import functional
 from tqdm import tqdm
 
-import mlp_dist
 from mlp_dist import tracking
 from mlp_dist.checkpoint import Checkpoint, StateDict, save_checkpoint
 from mlp_dist.config import TrainConfig
-from mlp_dist.core.bundle import load_bundle, save_bundle, to_probabilities
 from mlp_dist.core.errors import TrainingError
 from mlp_dist.core.images import normalize
 from mlp_dist.core.models import build_model
-from mlp_dist.core.spec import BundleSpec, ModelSpec
+from mlp_dist.core.spec import ModelSpec
 from mlp_dist.data.batches import (
     INITIALIZATION,
     epoch_order,
@@ -30,7 +27,8 @@ from mlp_dist.data.batches import (
     split_validation,
 )
 from mlp_dist.data.dataset import Dataset, ImageSet
-from mlp_dist.evaluation import Evaluation, evaluate, predict
+from mlp_dist.evaluation import predict
+from mlp_dist.finish import finish
 from mlp_dist.optim import build_optimizer
 from mlp_dist.processes import StopSignals
 
@@ -54,13 +52,18 @@ class Trainer:
         self.config, self.data, self.accelerator, self.output_dir = config, data, accelerator, output_dir
         self.rank, self.world_size = accelerator.process_index, accelerator.num_processes
         train, val = split_validation(data.train, config.val_size or 0)
-        self.train_set, self.val_set = train.to(accelerator.device), val.to(accelerator.device)
-
-        self.spec = ModelSpec((data.image.num_features, *config.hidden_sizes, len(data.classes)))
-        weights = generator(config.seed, INITIALIZATION)
-        self.module = build_model(self.spec, generator=weights).to(accelerator.device)
+        self.train_set, self.val_set, self.test_set = (
+            part.to(accelerator.device) for part in (train, val, data.test)
+        )
+        sizes = (data.image.num_features, *config.hidden_sizes, len(data.classes))
+        self.spec = ModelSpec(sizes, config.model)
+        self.module = build_model(
+            self.spec,
+            generator=generator(config.seed, INITIALIZATION),
+            initialization=config.initialization,
+        ).to(accelerator.device)
         self.torch_optimizer = build_optimizer(config, self.module.parameters())
-        self.run_id = ""
+        self.run_id, self.data_digest = "", data.digest()
         self.history: list[Record] = []
         self.kept = 0
         self.best: StateDict = {}
@@ -78,7 +81,7 @@ class Trainer:
             self.model, self.optimizer = accelerator.prepare(self.module, self.torch_optimizer)
 
     def fit(self) -> Record:
-        """Train the epochs that are left, then test the kept weights once.
+        """Train the epochs that are left, then test the kept weights and write the bundle.
 
         Returns what the command's last line shows; on other processes than the main one {}.
         Raises Interrupted on SIGINT or SIGTERM, and TrainingError when the loss is not finite: the epochs
@@ -87,7 +90,7 @@ class Trainer:
         with StopSignals() as signals, self._open_run() as run:
             for epoch in range(len(self.history), self.config.epochs):
                 try:
-                    record = self.train_epoch(epoch, signals) | self.validate()
+                    record = self.train_epoch(epoch, signals) | self.evaluate()
                 except RuntimeError:
                     # Another process that got the signal first has left this one in the middle of a sum.
                     signals.check()
@@ -95,25 +98,25 @@ class Trainer:
                 self._keep(record)
                 if run is not None:
                     self._save(run, record)
-            return self._finish(run) if run is not None else {}
+            return finish(self, run) if run is not None else {}
 
     def train_epoch(self, epoch: int, signals: StopSignals) -> Record:
         """One pass over the training images; loss and accuracy are means over it, as the weights went."""
         order = epoch_order(len(self.train_set), seed=self.config.seed, epoch=epoch)
         totals = torch.zeros(2, dtype=torch.float64, device=self.accelerator.device)
+        first_step = epoch * math.ceil(len(order) / self.config.batch_size)
+        steps = StepLosses(self.accelerator, self.config.log_every, first_step=first_step)
         started = time.perf_counter()
         with self._progress(f"epoch {epoch + 1}/{self.config.epochs}", len(order)) as bar:
             for batch, batch_size in self._batches(order):
-                totals += self.train_step(batch, batch_size)
+                step = self.train_step(batch, batch_size)
+                totals += step
+                steps.add(step[0], batch_size)
                 bar.update(batch_size)
                 signals.check()
         loss, correct = self.accelerator.reduce(totals).tolist()
         seconds = time.perf_counter() - started
-        if not math.isfinite(loss):
-            raise TrainingError(
-                f"the loss of epoch {epoch + 1} is {loss} at learning rate {self.config.lr:g}; "
-                "try a smaller --lr" + (f" (epoch {epoch} is kept in {self.output_dir})" if epoch else "")
-            )
+        self._check_finite(loss, "training", epoch)
         return {
             "epoch": epoch + 1,
             "train_loss": loss / len(order),
@@ -121,6 +124,7 @@ class Trainer:
             "learning_rate": self.torch_optimizer.param_groups[0]["lr"],
             "samples_per_second": len(order) / seconds,
             "train_seconds": seconds,
+            "steps": steps.records,
         }
 
     def train_step(self, batch: ImageSet, batch_size: int) -> torch.Tensor:
@@ -134,18 +138,31 @@ class Trainer:
         self.optimizer.zero_grad()
         return _loss_and_correct(loss, logits, batch.labels)
 
-    def validate(self) -> Record:
-        """Loss and accuracy on the validation images, each counted once; None where none were held out."""
-        if not len(self.val_set):
-            return {"val_loss": None, "val_accuracy": None}
-        share = self.val_set[torch.arange(self.rank, len(self.val_set), self.world_size)]
+    def evaluate(self) -> Record:
+        """Loss and accuracy on validation and test images, each counted once; None where there are none."""
+        record: Record = {}
+        for name, part in (("val", self.val_set), ("test", self.test_set)):
+            loss, accuracy = self._loss_and_accuracy(part) if len(part) else (None, None)
+            self._check_finite(loss or 0.0, name, len(self.history))
+            record |= {f"{name}_loss": loss, f"{name}_accuracy": accuracy}
+        return record
+
+    def _loss_and_accuracy(self, part: ImageSet) -> tuple[float, float]:
+        share = part[torch.arange(self.rank, len(part), self.world_size)]
         totals = torch.zeros(2, dtype=torch.float64, device=self.accelerator.device)
         if len(share):
             logits = predict(self.module, share.images, self.data.image)
             loss = functional.cross_entropy(logits, share.labels, reduction="sum")
             totals += _loss_and_correct(loss, logits, share.labels)
-        loss_mean, accuracy = (self.accelerator.reduce(totals) / len(self.val_set)).tolist()
-        return {"val_loss": loss_mean, "val_accuracy": accuracy}
+        loss_mean, accuracy = (self.accelerator.reduce(totals) / len(part)).tolist()
+        return loss_mean, accuracy
+
+    def _check_finite(self, loss: float, part: str, epoch: int) -> None:
+        if not math.isfinite(loss):
+            raise TrainingError(
+                f"the {part} loss of epoch {epoch + 1} is {loss} at learning rate {self.config.lr:g}; "
+                "try a smaller --lr" + (f" (epoch {epoch} is kept in {self.output_dir})" if epoch else "")
+            )
 
     def _batches(self, order: torch.Tensor) -> Iterator[tuple[ImageSet, int]]:
         return global_batches(
@@ -179,8 +196,10 @@ class Trainer:
                     num_parameters=self.spec.num_parameters,
                     num_processes=self.world_size,
                     device=self.accelerator.device.type,
+                    kept="best validation accuracy" if len(self.val_set) else "last epoch, none was chosen",
                 )
-                run.log_dataset(self.data)
+                run.log_dataset(self.data.name, self.data_digest)
+                self._log_samples(run)
             # A kill may have come between checkpoint and MLflow: the last epoch may lack there.
             run.log_epochs(self.history)
             yield run
@@ -198,15 +217,19 @@ class Trainer:
         """The checkpoint first, then what can be told again from it."""
         save_checkpoint(self._checkpoint(), self.output_dir)
         run.log_epochs([record])
-        validation = "val -"
-        if record["val_accuracy"] is not None:
-            validation = f"val loss {record['val_loss']:.4f} accuracy {record['val_accuracy']:.2%}"
-        print(
-            f"epoch {record['epoch']}/{self.config.epochs}  "
-            f"train loss {record['train_loss']:.4f} accuracy {record['train_accuracy']:.2%}  {validation}  "
-            f"lr {record['learning_rate']:g}  {record['samples_per_second']:,.0f} images/s",
-            flush=True,
-        )
+        told = [f"epoch {record['epoch']}/{self.config.epochs}"]
+        for part in ("train", "val", "test"):
+            loss, accuracy = record[f"{part}_loss"], record[f"{part}_accuracy"]
+            told.append(f"{part} -" if loss is None else f"{part} loss {loss:.4f} accuracy {accuracy:.2%}")
+        told.append(f"lr {record['learning_rate']:g}  {record['samples_per_second']:,.0f} images/s")
+        print("  ".join(told), flush=True)
+
+    def _log_samples(self, run: tracking.RunTracker) -> None:
+        from mlp_dist import figures
+
+        first = self.data.train[:20]
+        grid = figures.samples_grid(first.images, first.labels, self.data.classes)
+        run.log_figures({"samples": grid})
 
     def _checkpoint(self) -> Checkpoint:
         return Checkpoint(
@@ -217,87 +240,35 @@ class Trainer:
             best=self.best,
             kept=self.kept,
             history=self.history,
+            data_digest=self.data_digest,
         )
 
-    def _finish(self, run: tracking.RunTracker) -> Record:
-        """Test the kept weights, write the bundle, log what people compare; returns the result."""
-        from mlp_dist import figures
 
-        kept = self.history[self.kept]
-        model = build_model(self.spec).to(self.accelerator.device)
-        model.load_state_dict(self.best)
-        test_set = self.data.test.to(self.accelerator.device)
-        logits = predict(model, test_set.images, self.data.image)
-        test = evaluate(logits, test_set.labels)
-        bundle = self._write_bundle(model.cpu(), test)
-        run.log_result(
-            {
-                "best_epoch": kept["epoch"],
-                "best_val_accuracy": kept["val_accuracy"],
-                "best_val_loss": kept["val_loss"],
-                "test_accuracy": test.accuracy,
-                "test_loss": test.loss,
-            },
-            {"best": self.best, "last": _cpu_copy(self.module)},
-            bundle,
-            {
-                "learning_curves": figures.learning_curves(self.history, kept["epoch"]),
-                "confusion_matrix": figures.confusion_matrix(test.confusion, self.data.classes),
-                "predictions": figures.predictions_grid(
-                    self.data.test.images,
-                    self.data.test.labels,
-                    to_probabilities(logits).cpu(),
-                    self.data.classes,
-                ),
-            },
-        )
-        train_seconds = sum(record["train_seconds"] for record in self.history)
-        return {
-            "run_id": self.run_id,
-            "recipe": self.config.recipe,
-            "dataset": self.data.name,
-            "num_parameters": self.spec.num_parameters,
-            "num_processes": self.world_size,
-            "epochs": len(self.history),
-            "best_epoch": kept["epoch"],
-            "train_loss": kept["train_loss"],
-            "train_accuracy": kept["train_accuracy"],
-            "val_accuracy": kept["val_accuracy"],
-            "test_accuracy": test.accuracy,
-            "train_seconds": round(train_seconds, 3),
-            "samples_per_second": round(len(self.train_set) * len(self.history) / train_seconds, 1),
-            "output_dir": str(self.output_dir),
-        }
+class StepLosses:
+    """Every `every` steps of an epoch the mean loss since the last time: told, and kept in `records`."""
 
-    def _write_bundle(self, model: torch.nn.Module, test: Evaluation) -> Path:
-        """Write the bundle and read it back: what it answers must be what the trained model answers."""
-        directory = self.output_dir / tracking.BUNDLE
-        golden = self.data.test.images[0]
-        spec = BundleSpec(
-            model=self.spec,
-            image=self.data.image,
-            classes=self.data.classes,
-            dataset=self.data.name,
-            recipe=self.config.recipe,
-            run_id=self.run_id,
-            metrics={
-                "val_accuracy": self.history[self.kept]["val_accuracy"],
-                "test_accuracy": test.accuracy,
-                "test_loss": test.loss,
-            },
-            golden_probabilities=tuple(
-                to_probabilities(predict(model, golden[None], self.data.image))[0].tolist()
-            ),
-            weights_sha256="",
-            versions={
-                "mlp_dist": mlp_dist.__version__,
-                "python": platform.python_version(),
-                "torch": str(torch.__version__),
-            },
-        )
-        save_bundle(directory, spec, model.state_dict(), golden)
-        load_bundle(directory).check_golden()
-        return directory
+    def __init__(self, accelerator: Accelerator, every: int, *, first_step: int) -> None:
+        self.accelerator, self.every, self.first_step = accelerator, every, first_step
+        self.records: list[Record] = []
+        self._num_steps, self._num_images = 0, 0
+        self._loss = torch.zeros((), dtype=torch.float64, device=accelerator.device)
+
+    def add(self, loss: torch.Tensor, batch_size: int) -> None:
+        """`loss` is this process's part of the batch's summed loss."""
+        if not self.every:
+            return
+        self._num_steps += 1
+        self._num_images += batch_size
+        self._loss += loss
+        if self._num_steps % self.every:
+            return
+        mean = self.accelerator.reduce(self._loss.clone()).item() / self._num_images
+        step = self.first_step + self._num_steps
+        self.records.append({"step": step, "loss": mean, "timestamp_ms": int(time.time() * 1000)})
+        if self.accelerator.is_main_process:
+            tqdm.write(f"  step {step}  loss {mean:.4f}")
+        self._loss.zero_()
+        self._num_images = 0
 
 
 def _loss_and_correct(loss: torch.Tensor, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:

@@ -8,8 +8,12 @@ Everything installed beside torch, torchvision and torchserve cannot be imported
 import json
 import re
 import sys
+from collections.abc import Sequence
+from importlib.machinery import BuiltinImporter, FrozenImporter, ModuleSpec, PathFinder
 from importlib.metadata import PackageNotFoundError, packages_distributions, requires
 from pathlib import Path
+from types import ModuleType
+from typing import ClassVar
 
 ROOTS = ("torch", "torchvision", "torchserve", "pyyaml")
 """What serves an archive, with all that these need; ts imports yaml without declaring it."""
@@ -35,24 +39,31 @@ def _closure(roots: tuple[str, ...]) -> set[str]:
     return found
 
 
-class Blocker:
-    """A finder that refuses every installed package outside the closure of ROOTS."""
+class ServedFinder(PathFinder):
+    """Finds as Python does, but nothing installed outside the closure of ROOTS: as if it were not there."""
 
-    def __init__(self) -> None:
-        allowed = _closure(ROOTS)
-        self.blocked = {
-            module
-            for module, distributions in packages_distributions().items()
-            if not allowed & {_normalized(name) for name in distributions}
-        } - {"mlp_dist"}
+    hidden: ClassVar[set[str]] = set()
 
-    def find_spec(self, name: str, path: object = None, target: object = None) -> None:
-        if name.partition(".")[0] in self.blocked:
-            raise ModuleNotFoundError(f"{name} is not there where the archive is served", name=name)
+    @classmethod
+    def find_spec(
+        cls, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        return None if fullname.partition(".")[0] in cls.hidden else super().find_spec(fullname, path, target)
+
+
+def _hide_what_does_not_serve() -> None:
+    allowed = _closure(ROOTS)
+    ServedFinder.hidden = {
+        module
+        for module, distributions in packages_distributions().items()
+        if not allowed & {_normalized(name) for name in distributions}
+    } - {"mlp_dist"}
+    # Those of editable installations go too: they find what stands in no directory of sys.path.
+    sys.meta_path[:] = [BuiltinImporter, FrozenImporter, ServedFinder]
 
 
 def main(directory: Path) -> None:
-    sys.meta_path.insert(0, Blocker())
+    _hide_what_does_not_serve()
     sys.path.insert(0, str(directory))
     from ts.context import RequestProcessor
     from ts.model_loader import TsModelLoader

@@ -29,6 +29,14 @@ def _find_mnist() -> Path | None:
     return directory if (directory / "MNIST/raw/t10k-images-idx3-ubyte.gz").exists() else None
 
 
+@pytest.fixture(scope="session", autouse=True)
+def cache_of_its_own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Decoded folders are not kept where the user's are."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 @pytest.fixture(scope="session")
 def mnist_dir() -> Path:
     """A data directory with the real MNIST files in it; nothing may be written there."""

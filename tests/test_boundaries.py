@@ -8,14 +8,14 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-PACKAGES = ("mlp_dist", "serve", "launch")
+PACKAGES = ("mlp_dist", "serve", "launch", "benchmarks")
 
 LAYERS = (
     {"core"},
     {"data", "optim", "config", "recipes", "evaluation", "processes", "checkpoint", "command"},
-    {"trainer", "tracking", "figures", "export", "start"},
+    {"trainer", "tracking", "figures", "export", "start", "finish", "notebook"},
 )
-"""The parts of mlp_dist from the lowest up; launch and serve stand above them all."""
+"""The parts of mlp_dist from the lowest up; launch, serve and benchmarks stand above them all."""
 
 
 def module_name(path: Path) -> str:
@@ -100,15 +100,16 @@ def test_core_imports_itself_torch_numpy_and_pillow(name: str) -> None:
     assert {imported for imported in IMPORTS[name] if top(imported) in PACKAGES} <= set(CORE)
 
 
-def test_mlp_dist_imports_neither_serve_nor_launch() -> None:
-    assert {name for name in users("serve") | users("launch") if name.startswith("mlp_dist")} == set()
+def test_mlp_dist_imports_nothing_above_it() -> None:
+    above = users("serve") | users("launch") | users("benchmarks")
+    assert {name for name in above if name.startswith("mlp_dist")} == set()
 
 
 @pytest.mark.parametrize(
     ("package", "names"),
     [
         ("mlflow", {"mlp_dist.tracking"}),
-        ("accelerate", {"mlp_dist.trainer", "mlp_dist.start"}),
+        ("accelerate", {"mlp_dist.trainer", "mlp_dist.start", "benchmarks.recipes"}),
         ("matplotlib", {"mlp_dist.figures"}),
         ("sklearn", {"mlp_dist.data.readers"}),
         ("torchvision", {"mlp_dist.data.readers"}),
@@ -127,7 +128,8 @@ def test_handler_imports_core_and_torch() -> None:
 
 
 def test_mlp_dist_itself_imports_nothing() -> None:
-    assert IMPORTS["mlp_dist"] == set()
+    assert foreign("mlp_dist") == set()
+    assert {name for name in IMPORTS["mlp_dist"] if top(name) in PACKAGES} == set()
     loaded = "before = set(sys.modules); import mlp_dist; print(json.dumps([*set(sys.modules) - before]))"
     names = json.loads(python(f"import json, sys; {loaded}"))
     assert {name for name in names if top(name) not in sys.stdlib_module_names} == {"mlp_dist"}

@@ -66,7 +66,9 @@ def checkpoint() -> Checkpoint:
     model, optimizer = trained()
     best = {name: tensor / 2 for name, tensor in model.state_dict().items()}
     history = [record(1), record(2)]
-    return Checkpoint(CONFIG, "run-id", model.state_dict(), optimizer.state_dict(), best, 1, history)
+    return Checkpoint(
+        CONFIG, "run-id", model.state_dict(), optimizer.state_dict(), best, 1, history, "digest"
+    )
 
 
 @pytest.fixture

@@ -9,13 +9,16 @@ import pytest
 from mlp_dist.config import (
     DEFAULT_EXPERIMENT,
     FREE_ON_RESUME,
+    INITIALIZATIONS,
     OPTIMIZERS,
     PRECISIONS,
+    TO_TENSOR,
     TrainConfig,
     check_dataset_name,
     unknown,
 )
 from mlp_dist.core.errors import CheckpointError, UsageError
+from mlp_dist.core.spec import KINDS
 from mlp_dist.data.catalog import CATALOG
 
 CONFIG = TrainConfig(recipe="small", dataset="digits", hidden_sizes=(32, 16), lr=0.1, batch_size=8, epochs=2)
@@ -30,6 +33,12 @@ FULL = replace(
     output_dir=Path("outputs/run"),
     experiment="an experiment",
     run_name="a run",
+    model="layers",
+    initialization="normal_0.1",
+    image_size=32,
+    normalize=(0.5, 0.25),
+    skip_bad_images=True,
+    log_every=100,
 )
 
 
@@ -51,6 +60,14 @@ def test_defaults() -> None:
         ({"dataset": "mnits"}, "unknown data set 'mnits'; did you mean mnist?"),
         ({"hidden_sizes": (500, 0)}, "hidden sizes is (500, 0); it must be 1 or more"),
         ({"optimizer": "lion"}, "optimizer is lion; it must be one of sgd, adam"),
+        ({"model": "cnn"}, "model is cnn; it must be one of module, tensor, layers"),
+        ({"initialization": "zeros"}, "initialization is zeros; it must be one of linear, normal_fan_in, "),
+        ({"image_size": 0}, "image-size is 0; it must be 1 or more pixels"),
+        ({"normalize": (0.5, 0.0)}, "normalize is 0.5,0; it must be a std above 0"),
+        ({"normalize": (0.5, -1.0)}, "normalize is 0.5,-1; it must be a std above 0"),
+        ({"normalize": (float("nan"), 1.0)}, "normalize is nan,1; it must be"),
+        ({"normalize": (0.0, float("inf"))}, "normalize is 0,inf; it must be"),
+        ({"log_every": -1}, "log-every is -1; it must be 0 or more"),
         ({"lr": 0.0}, "lr is 0.0; it must be a number above 0"),
         ({"lr": -0.1}, "lr is -0.1; it must be a number above 0"),
         ({"lr": float("nan")}, "lr is nan; it must be a number above 0"),
@@ -79,6 +96,10 @@ def test_values_that_cannot_be(change: dict[str, Any], message: str) -> None:
         *({"dataset": name} for name in (*CATALOG, "folder:.", "folder:/a b/c")),
         *({"optimizer": name} for name in OPTIMIZERS),
         *({"mixed_precision": name} for name in PRECISIONS),
+        *({"model": name} for name in KINDS),
+        *({"initialization": name} for name in INITIALIZATIONS),
+        {"normalize": TO_TENSOR},
+        {"normalize": (-1.0, 1e-3)},
         {"hidden_sizes": ()},
         {"hidden_sizes": (1,)},
         {"lr": 1e-12},
@@ -105,9 +126,15 @@ def test_json_round_trip(config: TrainConfig) -> None:
     assert isinstance(read.hidden_sizes, tuple)
 
 
+def test_json_of_a_version_with_fewer_fields_gets_their_defaults() -> None:
+    needed = ("recipe", "dataset", "hidden_sizes", "lr", "batch_size", "epochs")
+    values = CONFIG.to_json()
+    assert TrainConfig.from_json({name: values[name] for name in needed}) == CONFIG
+
+
 def test_json_with_other_fields_is_refused() -> None:
     values = CONFIG.to_json()
-    for name in values:
+    for name in ("recipe", "dataset", "hidden_sizes", "lr", "batch_size", "epochs"):
         lacking = {other: value for other, value in values.items() if other != name}
         with pytest.raises(
             CheckpointError, match=rf"needs the fields .*'{name}'.* written by another version"
@@ -136,8 +163,8 @@ def test_unknown_data_set_lists_all(name: str) -> None:
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("adm", "unknown optimizer 'adm'; did you mean adam? (there are: sgd, adam)"),
-        ("xyz", "unknown optimizer 'xyz' (there are: sgd, adam)"),
+        ("adm", "unknown optimizer 'adm'; did you mean adam? (there are: sgd, adam, scratch-sgd)"),
+        ("xyz", "unknown optimizer 'xyz' (there are: sgd, adam, scratch-sgd)"),
     ],
 )
 def test_unknown_names_the_nearest(name: str, message: str) -> None:

@@ -1,14 +1,31 @@
 import io
+import json
+import os
+import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from launching import ROOT, run
+from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from PIL import Image
 
-from mlp_dist.figures import confusion_matrix, learning_curves, predictions_grid
+from mlp_dist.core.errors import UsageError
+from mlp_dist.core.spec import ImageSpec
+from mlp_dist.figures import (
+    FORMATS,
+    confusion_matrix,
+    first_layer,
+    learning_curves,
+    mistakes_grid,
+    predictions_grid,
+    samples_grid,
+    save,
+)
 
 
 def drawn(figure: Figure) -> np.ndarray:
@@ -120,3 +137,300 @@ def test_class_names_are_shown_as_they_are(name: str) -> None:
     images, labels = torch.zeros(2, 1, 4, 4, dtype=torch.uint8), torch.tensor([0, 1])
     assert drawn(confusion_matrix(torch.tensor([[3, 1], [0, 4]]), classes)).std() > 0
     assert drawn(predictions_grid(images, labels, torch.eye(2), classes)).std() > 0
+
+
+def test_curves_show_the_test_set_beside_the_others() -> None:
+    history = [
+        {**record, "test_loss": 2 / record["epoch"], "test_accuracy": 0.5 + record["epoch"] / 10}
+        for record in records(3)
+    ]
+    for axes, name in zip(learning_curves(history, kept_epoch=2).axes, ("loss", "accuracy"), strict=True):
+        assert legend(axes) == ["train", "val", "test", "kept: epoch 2"]
+        lines = axes.get_lines()
+        assert list(lines[2].get_xdata()) == [1, 2, 3]
+        assert list(lines[2].get_ydata()) == [record[f"test_{name}"] for record in history]
+        assert len({to_rgb(line.get_color()) for line in lines}) == 4
+
+
+def test_curves_begin_where_the_values_do() -> None:
+    history = [{**record, "test_loss": None, "test_accuracy": None} for record in records(2)]
+    assert [legend(axes) for axes in learning_curves(history, 1).axes] == [
+        ["train", "val", "kept: epoch 1"]
+    ] * 2
+    history += [{**records(3)[2], "test_loss": 0.25, "test_accuracy": 0.75}]
+    for axes, value in zip(learning_curves(history, 1).axes, (0.25, 0.75), strict=True):
+        train, _, test, _ = axes.get_lines()
+        assert list(train.get_xdata()) == [1, 2, 3]
+        assert (list(test.get_xdata()), list(test.get_ydata())) == ([3], [value])
+
+
+def random_images(number: int, channels: int = 1) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(0)
+    return torch.randint(0, 256, (number, channels, 6, 6), dtype=torch.uint8, generator=generator)
+
+
+def titles(figure: Figure) -> list[str]:
+    return [axes.get_title() for axes in figure.axes]
+
+
+def shown(axes: Axes) -> np.ndarray:
+    (image,) = axes.get_images()
+    return np.asarray(image.get_array())
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_samples_have_their_class_names(channels: int) -> None:
+    images = random_images(7, channels)
+    figure = samples_grid(images, torch.tensor([2, 0, 1, 1, 0, 2, 2]), ("cat", "$cow$", "dog"))
+    names = ["dog", "cat", "$cow$", "$cow$", "cat", "dog", "dog"]
+    assert titles(figure) == names + [""] * 13
+    for axes, pixels in zip(figure.axes, images, strict=False):
+        assert np.array_equal(shown(axes), pixels.permute(1, 2, 0).squeeze(2).numpy())
+        assert axes.get_images()[0].get_clim() == (0, 255)
+    assert not any(axes.get_images() for axes in figure.axes[7:])
+    assert drawn(figure).std() > 0
+
+
+def test_samples_fill_the_grid_asked_for() -> None:
+    figure = samples_grid(random_images(9), torch.zeros(9, dtype=torch.int64), "ab", rows=1, columns=1)
+    assert titles(figure) == ["a"]
+
+
+def test_long_names_are_shortened() -> None:
+    long, longest = "eighteen letters..", "Staffordshire bull terrier"
+    labels = torch.tensor([0, 1])
+    figure = samples_grid(random_images(2), labels, (long, longest), rows=1, columns=2)
+    assert titles(figure) == [long, "Staffordshire bul…"]
+    figure = predictions_grid(random_images(1), labels, torch.eye(2), (longest, long), rows=1, columns=1)
+    assert titles(figure) == ["Staffordshire bul… (100%)\ntrue: Staffordshire bul…"]
+
+
+CONFIDENCE = [0.75, 0.5, 1.0, 0.75, 0.625, 1.0]
+"""What answer 1 gets for each of six images, exactly: two ties, and one where both answers are equal."""
+
+
+def doubted() -> torch.Tensor:
+    return torch.tensor([[1 - value, value] for value in CONFIDENCE], dtype=torch.float64)
+
+
+def test_the_most_confident_mistakes_come_first() -> None:
+    images, labels = random_images(6), torch.tensor([0, 1, 0, 0, 0, 1])
+    figure = mistakes_grid(images, labels, doubted(), ("cat", "dog"))
+    assert titles(figure)[:6] == [
+        "dog (100%)\ntrue: cat",
+        "dog (75%)\ntrue: cat",
+        "dog (75%)\ntrue: cat",
+        "dog (62%)\ntrue: cat",
+        "cat (50%)\ntrue: dog",
+        "",
+    ]
+    for axes, index in zip(figure.axes, (2, 0, 3, 4, 1), strict=False):
+        assert np.array_equal(shown(axes), images[index, 0].numpy())
+    assert len(figure.axes) == 20
+    assert drawn(figure).std() > 0
+
+
+def test_the_grid_holds_only_the_first_mistakes() -> None:
+    labels = torch.zeros(6, dtype=torch.int64)
+    figure = mistakes_grid(random_images(6), labels, doubted(), "ab", rows=1, columns=3)
+    assert titles(figure) == ["b (100%)\ntrue: a", "b (100%)\ntrue: a", "b (75%)\ntrue: a"]
+
+
+def test_no_mistakes_are_said_to_be_none() -> None:
+    figure = mistakes_grid(random_images(2), torch.tensor([0, 1]), torch.eye(2), ("cat", "dog"))
+    assert (figure.axes, [text.get_text() for text in figure.texts]) == ([], ["no mistakes"])
+    assert drawn(figure).std() > 0
+
+
+def image_spec(channels: int) -> ImageSpec:
+    return ImageSpec(height=2, width=3, channels=channels, mean=(0.0,) * channels, std=(1.0,) * channels)
+
+
+def layer(units: int, channels: int) -> torch.Tensor:
+    """Weights (units, channels * 2 * 3) whose norm grows with the unit's number."""
+    generator = torch.Generator().manual_seed(0)
+    signs = torch.randint(0, 2, (units, channels * 6), generator=generator) * 2.0 - 1
+    return signs * torch.arange(1.0, units + 1).unsqueeze(1)
+
+
+def test_gray_units_share_one_scale_around_zero() -> None:
+    weights = layer(24, 1).requires_grad_()
+    figure = first_layer(weights, image_spec(1))
+    *cells, bar = figure.axes
+    assert [axes.get_title() for axes in cells] == [f"unit {23 - position}" for position in range(20)]
+    for position, axes in enumerate(cells):
+        assert np.array_equal(shown(axes), weights[23 - position].detach().reshape(2, 3).numpy())
+        assert axes.get_images()[0].get_clim() == (-24, 24)
+    assert bar.get_ylabel() == "weight"
+    negative, zero, positive = (cells[0].get_images()[0].to_rgba(value)[:3] for value in (-24, 0, 24))
+    assert negative[2] > negative[0]
+    assert positive[0] > positive[2]
+    assert min(zero) > 0.9
+    assert drawn(figure).std() > 0
+
+
+def test_rgb_units_are_gray_where_the_weight_is_zero() -> None:
+    weights = layer(3, 3)
+    weights[0] = 0
+    figure = first_layer(weights, image_spec(3))
+    assert titles(figure) == ["unit 2", "unit 1", "unit 0"] + [""] * 17
+    for axes, unit in zip(figure.axes, (2, 1, 0), strict=False):
+        expected = 0.5 + weights[unit].reshape(3, 2, 3).permute(1, 2, 0) / 6
+        assert np.array_equal(shown(axes), expected.numpy())
+    assert (shown(figure.axes[0]).min(), shown(figure.axes[0]).max()) == (0, 1)
+    assert (shown(figure.axes[2]) == 0.5).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_weights_of_zero_and_of_any_dtype_are_drawn(channels: int, dtype: torch.dtype) -> None:
+    assert drawn(first_layer(torch.zeros(10, channels * 6, dtype=dtype), image_spec(channels))).std() > 0
+
+
+@pytest.mark.gpu
+def test_tensors_on_a_gpu_are_drawn() -> None:
+    images, labels = random_images(6).cuda(), torch.tensor([0, 1, 0, 0, 0, 1]).cuda()
+    answers = doubted().cuda()
+    for figure in (
+        samples_grid(images, labels, "ab"),
+        predictions_grid(images, labels, answers, "ab"),
+        mistakes_grid(images, labels, answers, "ab"),
+        first_layer(layer(3, 1).cuda(), image_spec(1)),
+    ):
+        assert drawn(figure).std() > 0
+
+
+@pytest.mark.parametrize(
+    ("name", "head"),
+    [
+        ("new/grid.png", b"\x89PNG"),
+        ("grid", b"\x89PNG"),
+        ("grid.PNG", b"\x89PNG"),
+        ("grid.jpg", b"\xff\xd8"),
+        ("grid.pdf", b"%PDF"),
+        ("grid.svg", b"<?xml"),
+        ("grid.webp", b"RIFF"),
+    ],
+)
+def test_a_figure_is_saved_as_its_suffix_says(tmp_path: Path, name: str, head: bytes) -> None:
+    path = tmp_path / name
+    save(samples_grid(random_images(2), torch.tensor([0, 1]), "ab", rows=1, columns=2), path)
+    assert path.read_bytes().startswith(head)
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_every_format_named_can_be_written(tmp_path: Path) -> None:
+    figure = samples_grid(random_images(1), torch.tensor([0]), "a", rows=1, columns=1)
+    for suffix in FORMATS:
+        save(figure, tmp_path / f"grid.{suffix}")
+    assert len(list(tmp_path.iterdir())) == len(FORMATS)
+
+
+def test_a_suffix_of_no_format_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError) as raised:
+        save(Figure(), tmp_path / "new" / "grid.doc")
+    assert str(raised.value) == (
+        f"a picture cannot be written to {tmp_path}/new/grid.doc: "
+        "its suffix must be one of .jpeg, .jpg, .pdf, .png, .svg, .webp"
+    )
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_directory_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError) as raised:
+        save(Figure(), tmp_path)
+    assert (
+        str(raised.value) == f"{tmp_path} is a directory; name the picture's file, as {tmp_path}/picture.png"
+    )
+
+
+def test_a_failed_drawing_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "grid.png"
+    path.write_bytes(b"old")
+
+    def fail(self: Figure, file: Path, **options: Any) -> None:
+        file.write_bytes(b"half")
+        raise OSError("the disk is full")
+
+    monkeypatch.setattr(Figure, "savefig", fail)
+    with pytest.raises(OSError, match="full"):
+        save(Figure(), path)
+    assert [(file, file.read_bytes()) for file in tmp_path.iterdir()] == [(path, b"old")]
+
+
+WINDOW = """
+import json
+from pathlib import Path
+
+from matplotlib import pyplot
+from matplotlib.backend_bases import FigureManagerBase
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+
+class Manager(FigureManagerBase):
+    @classmethod
+    def pyplot_show(cls, *, block=None):
+        (number,) = pyplot.get_fignums()
+        figure = pyplot.figure(number)
+        figure.canvas.draw()
+        titles = [axes.get_title() for axes in figure.axes]
+        Path("shown.json").write_text(json.dumps({"titles": titles, "block": block}))
+
+
+class FigureCanvas(FigureCanvasAgg):
+    manager_class = Manager
+"""
+"""A window for matplotlib that writes down what it was to show."""
+
+SHOW = """
+import torch
+from mlp_dist.core.errors import UsageError
+from mlp_dist.figures import samples_grid, show
+
+try:
+    show(samples_grid(torch.zeros(20, 1, 4, 4, dtype=torch.uint8), torch.arange(20) % 2, ("cat", "dog")))
+except UsageError as error:
+    raise SystemExit(f"UsageError: {error}")
+"""
+
+
+def without_display(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("DISPLAY", "WAYLAND_DISPLAY", "MPLBACKEND"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.mark.slow
+def test_a_window_gets_the_figure_and_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    without_display(monkeypatch)
+    (tmp_path / "window.py").write_text(WINDOW)
+    paths = f"{tmp_path}{os.pathsep}{ROOT}"
+    words = [sys.executable, "-W", "error", "-c", SHOW]
+    done = run(words, tmp_path, MPLBACKEND="module://window", PYTHONPATH=paths)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert json.loads((tmp_path / "shown.json").read_text()) == {"titles": ["cat", "dog"] * 10, "block": True}
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="a display is always there")
+@pytest.mark.parametrize("backend", ["", "agg", "TkAgg"])
+def test_no_display_is_told_with_what_to_do(
+    backend: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    without_display(monkeypatch)
+    done = run([sys.executable, "-c", SHOW], tmp_path, MPLBACKEND=backend, PYTHONPATH=str(ROOT))
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == (
+        "UsageError: matplotlib cannot open a window: its backend is agg, which it takes where there is no "
+        "display or no toolkit such as tkinter; write the picture to a file: --output FILE\n"
+    )
+
+
+@pytest.mark.slow
+def test_a_backend_that_cannot_be_loaded_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    without_display(monkeypatch)
+    done = run([sys.executable, "-c", SHOW], tmp_path, MPLBACKEND="module://nowhere", PYTHONPATH=str(ROOT))
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == (
+        "UsageError: matplotlib cannot open a window: No module named 'nowhere'; "
+        "write the picture to a file: --output FILE\n"
+    )

@@ -1,4 +1,6 @@
+import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -6,8 +8,18 @@ import torch
 from PIL import Image
 
 from mlp_dist.core.errors import DataError
+from mlp_dist.core.images import decode_image
+from mlp_dist.core.spec import ImageSpec
+from mlp_dist.data import folder
 from mlp_dist.data.dataset import Dataset, ImageSet
 from mlp_dist.data.readers import read_dataset
+
+
+@pytest.fixture(autouse=True)
+def cache_home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    home = tmp_path_factory.mktemp("cache")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(home))
+    return home
 
 
 def measured(images: torch.Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -26,8 +38,10 @@ def write_folder(root: Path, classes: dict[str, int], *, number: int = 8, mode: 
     return root
 
 
-def read_folder(directory: Path) -> Dataset:
-    return read_dataset(f"folder:{directory}", Path("unused"))
+def read_folder(directory: Path, *, image_size: int = 28, skip_bad_images: bool = False) -> Dataset:
+    return read_dataset(
+        f"folder:{directory}", Path("unused"), image_size=image_size, skip_bad_images=skip_bad_images
+    )
 
 
 def values_of(part: ImageSet, label: int) -> list[int]:
@@ -101,20 +115,110 @@ def test_the_current_directory_has_a_title(tmp_path: Path, monkeypatch: pytest.M
     assert (data.name, data.title) == (f"folder:{tmp_path / 'pets'}", "pets")
 
 
-def test_every_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
-    write_folder(tmp_path, CLASSES)
-    (tmp_path / "mid" / "bad.png").write_bytes(b"")
-    (tmp_path / "dark" / "text.jpg").write_text("hello")
-    cut = tmp_path / "dark" / "0.png"
+def write_bad(root: Path) -> None:
+    (root / "mid" / "bad.png").write_bytes(b"")
+    (root / "dark" / "text.jpg").write_text("hello")
+    cut = root / "dark" / "0.png"
     cut.write_bytes(cut.read_bytes()[:60])
-    with pytest.raises(DataError, match="3 of 26 images cannot be read; remove them:") as raised:
+
+
+def test_every_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    write_bad(write_folder(tmp_path, CLASSES))
+    messages = []
+    for _ in range(2):
+        with pytest.raises(DataError) as raised:
+            read_folder(tmp_path)
+        messages.append(str(raised.value))
+    assert messages[0] == messages[1]
+    head, *lines = messages[0].splitlines()
+    assert head == "3 of 26 images cannot be read; remove them, or leave them out with --skip-bad-images:"
+    assert [line.split(": the ")[0].split(": 5 bytes are not ")[0] for line in lines] == [
+        f"  {tmp_path}/dark/0.png",
+        f"  {tmp_path}/dark/text.jpg",
+        f"  {tmp_path}/mid/bad.png",
+    ]
+    assert lines[2].startswith(f"  {tmp_path}/mid/bad.png: the image is empty")
+
+
+def test_those_of_both_parts_are_named_together(tmp_path: Path) -> None:
+    for part in ("train", "test"):
+        write_bad(write_folder(tmp_path / part, CLASSES, number=2))
+    with pytest.raises(DataError, match=r"^6 of 16 images cannot be read; remove them, ") as raised:
         read_folder(tmp_path)
-    for line in (
-        f"{tmp_path}/mid/bad.png: the image is empty",
-        f"{tmp_path}/dark/text.jpg: 5 bytes are",
-        f"{cut}: the",
+    assert len(str(raised.value).splitlines()) == 7
+
+
+def test_bad_images_are_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_bad(write_folder(tmp_path, CLASSES))
+    digests = set()
+    for _ in range(2):
+        data = read_folder(tmp_path, skip_bad_images=True)
+        digests.add(data.digest())
+        assert len(data.train) + len(data.test) == 23
+        assert torch.bincount(torch.cat([data.train.labels, data.test.labels])).tolist() == [7, 8, 8]
+        captured = capsys.readouterr()
+        assert captured.out == ""
+        head, *lines = captured.err.splitlines()
+        assert head == "3 of 26 images cannot be read and are left out:"
+        assert [line.split(":")[0] for line in lines] == [
+            f"  {tmp_path}/{name}" for name in ("dark/0.png", "dark/text.jpg", "mid/bad.png")
+        ]
+    assert len(digests) == 1
+    for path in (tmp_path / "mid/bad.png", tmp_path / "dark/text.jpg", tmp_path / "dark/0.png"):
+        path.unlink()
+    assert read_folder(tmp_path, skip_bad_images=True).digest() in digests
+    assert capsys.readouterr().err == ""
+
+
+def test_a_class_or_a_part_left_without_an_image_is_an_error(tmp_path: Path) -> None:
+    write_folder(tmp_path / "all", CLASSES, number=1)
+    (tmp_path / "all" / "light" / "0.png").write_bytes(b"x")
+    with pytest.raises(
+        DataError, match=f"{tmp_path}/all has no image to train on in the folders light; each"
     ):
-        assert f"\n  {line}" in str(raised.value)
+        read_folder(tmp_path / "all", skip_bad_images=True)
+    write_folder(tmp_path / "parts" / "train", CLASSES)
+    write_folder(tmp_path / "parts" / "test", {"mid": 1}, number=1)
+    (tmp_path / "parts/test/mid/0.png").write_bytes(b"x")
+    with pytest.raises(DataError, match=f"{tmp_path}/parts/test has no image that can be read"):
+        read_folder(tmp_path / "parts", skip_bad_images=True)
+
+
+def test_a_file_that_is_removed_between_listing_and_reading_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_folder(tmp_path, CLASSES)
+
+    def decode_after_removal(*arguments: Any) -> object:
+        (tmp_path / "mid" / "3.png").unlink(missing_ok=True)
+        return decode(*arguments)
+
+    decode = folder._decode
+    monkeypatch.setattr(folder, "_decode", decode_after_removal)
+    with pytest.raises(DataError, match=f"\n  {tmp_path}/mid/3.png: No such file or directory$"):
+        read_folder(tmp_path)
+    data = read_folder(tmp_path)
+    assert len(data.train) + len(data.test) == 23
+
+
+def test_a_link_to_nothing_is_named(tmp_path: Path) -> None:
+    write_folder(tmp_path, CLASSES)
+    (tmp_path / "mid" / "link.png").symlink_to(tmp_path / "nowhere.png")
+    with pytest.raises(
+        DataError, match=f"^1 of 25 .*\n  {tmp_path}/mid/link.png: No such file or directory$"
+    ):
+        read_folder(tmp_path)
+
+
+def test_a_folder_that_cannot_be_listed_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_folder(tmp_path, CLASSES)
+
+    def scandir(path: Path) -> None:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(folder.os, "scandir", scandir)
+    with pytest.raises(DataError, match=f"^cannot read {tmp_path}/dark: Permission denied$"):
+        folder.read_folder(tmp_path)
 
 
 def test_folders_that_cannot_be_used(tmp_path: Path) -> None:
@@ -145,8 +249,146 @@ def test_a_class_of_the_test_part_alone_is_an_error(tmp_path: Path) -> None:
         read_folder(tmp_path)
 
 
-def test_folders_that_tools_leave_are_no_classes(tmp_path: Path) -> None:
+def test_what_tools_leave_is_neither_class_nor_image(tmp_path: Path) -> None:
     write_folder(tmp_path, CLASSES)
     for name in (".ipynb_checkpoints", "__MACOSX"):
         (tmp_path / name).mkdir()
-    assert read_folder(tmp_path).classes == tuple(CLASSES)
+        (tmp_path / "mid" / name).mkdir()
+        (tmp_path / "mid" / name / "0.png").write_bytes(b"no image")
+    (tmp_path / "mid" / "._0.png").write_bytes(b"no image")
+    (tmp_path / "mid" / "folder.png").mkdir()
+    os.mkfifo(tmp_path / "mid" / "pipe.png")
+    data = read_folder(tmp_path)
+    assert (data.classes, len(data.train) + len(data.test)) == (tuple(CLASSES), 24)
+
+
+def test_class_folders_may_be_links(tmp_path: Path) -> None:
+    write_folder(tmp_path / "elsewhere", CLASSES)
+    (tmp_path / "linked").mkdir()
+    for name in CLASSES:
+        (tmp_path / "linked" / name).symlink_to(tmp_path / "elsewhere" / name)
+    # One that leads back is not followed for ever.
+    (tmp_path / "elsewhere" / "mid" / "back").symlink_to(tmp_path / "elsewhere")
+    linked, own = read_folder(tmp_path / "linked"), read_folder(tmp_path / "elsewhere")
+    assert linked.digest() == own.digest()
+    assert len(linked.train) + len(linked.test) == 24
+
+
+# Sizes and colours
+
+
+def test_colour_images_of_another_size(tmp_path: Path) -> None:
+    for name, colour in (("blue", (0, 0, 255)), ("red", (255, 0, 51))):
+        (tmp_path / name).mkdir()
+        for index in range(7):
+            Image.new("RGB", (32, 32), colour).save(tmp_path / name / f"{index}.png")
+    data = read_folder(tmp_path, image_size=32)
+    assert data.train.images.shape == (12, 3, 32, 32)
+    assert (data.image.height, data.image.width, data.image.channels) == (32, 32, 3)
+    assert data.image.mean == (0.5, 0.0, 0.6)
+    assert data.train.images[-1].float().mean((1, 2)).tolist() == [255, 0, 51]
+
+
+@pytest.mark.parametrize("image_size", [16, 28, 40])
+def test_sizes_and_formats_are_mixed(tmp_path: Path, image_size: int) -> None:
+    paths = []
+    for name in "ab":
+        (tmp_path / name).mkdir()
+        for index, suffix in enumerate(("png", "jpg", "JPEG", "gif", "bmp", "webp", "tif", "TIFF")):
+            pixels = np.random.default_rng(index).integers(0, 256, (20 + 9 * index, 50, 3), dtype=np.uint8)
+            paths.append(tmp_path / name / f"{index}.{suffix}")
+            Image.fromarray(pixels).save(paths[-1])
+    data = read_folder(tmp_path, image_size=image_size)
+    spec = ImageSpec(image_size, image_size, 3, (0.0,) * 3, (1.0,) * 3)
+    expected = {decode_image(path.read_bytes(), spec).numpy().tobytes() for path in paths}
+    both = torch.cat([data.train.images, data.test.images])
+    assert {image.numpy().tobytes() for image in both} == expected
+    assert len(both) == 16
+
+
+def test_gray_files_of_a_colour_folder_are_what_serving_makes_of_them(tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    gray = Image.fromarray(random.integers(0, 256, (40, 33), dtype=np.uint8))
+    half_clear = Image.merge("LA", (gray, gray.rotate(180)))
+    wide = Image.fromarray(random.integers(0, 65536, (40, 33), dtype=np.uint16))
+    floats = Image.fromarray(random.uniform(-9, 300, (40, 33)).astype(np.float32))
+    (tmp_path / "a").mkdir()
+    files = {"l.png": gray, "la.png": half_clear, "one.png": gray.convert("1"), "p.gif": gray.convert("P")}
+    for name, image in {**files, "i16.png": wide, "f.tiff": floats}.items():
+        image.save(tmp_path / "a" / name)
+    gray.save(tmp_path / "a" / "transparent.png", transparency=7)
+    (tmp_path / "b").mkdir()
+    Image.new("RGB", (9, 9), (1, 2, 3)).save(tmp_path / "b" / "0.png")
+    data = read_folder(tmp_path, image_size=24)
+    spec = ImageSpec(24, 24, 3, (0.0,) * 3, (1.0,) * 3)
+    expected = {decode_image(path.read_bytes(), spec).numpy().tobytes() for path in tmp_path.glob("a/*")}
+    both = torch.cat([data.train.images, data.test.images]), torch.cat([data.train.labels, data.test.labels])
+    assert {image.numpy().tobytes() for image in both[0][both[1] == 0]} == expected
+    # The GIF has the pixels of the first PNG.
+    assert len(expected) == 6
+
+
+@pytest.mark.parametrize("threads", [1, 2, 5])
+def test_the_number_of_threads_changes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, threads: int
+) -> None:
+    write_folder(tmp_path, CLASSES, number=50)
+    monkeypatch.setattr(folder, "_num_threads", lambda files: threads)
+    data = read_folder(tmp_path)
+    assert [values_of(data.train, label) for label in range(3)] == [
+        [value] * 43 for value in CLASSES.values()
+    ]
+
+
+def test_large_files_are_decoded_on_all_cores_and_small_ones_on_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(folder.os, "sched_getaffinity", lambda process: set(range(12)))
+
+    def files(size: int) -> list[folder.ImageFile]:
+        status = os.stat_result((0, 0, 0, 0, 0, 0, size, 0, 0, 0))
+        return [folder.ImageFile("a", 0, status), folder.ImageFile("b", 0, status)]
+
+    assert [folder._num_threads(files(size)) for size in (0, 500, 10_000, 10**6)] == [1, 1, 5, 12]
+    assert folder._num_threads([]) == 1
+
+
+# The split
+
+
+def test_one_image_in_seven_of_each_class_is_held_out(tmp_path: Path) -> None:
+    numbers = {"a": 1, "b": 2, "c": 4, "d": 7, "e": 20, "f": 28}
+    for value, (name, number) in enumerate(numbers.items()):
+        write_folder(tmp_path, {name: 40 * value}, number=number)
+    data = read_folder(tmp_path)
+    held_out = torch.bincount(data.test.labels, minlength=6).tolist()
+    assert held_out == [0, 0, 1, 1, 3, 4]
+    assert torch.bincount(data.train.labels, minlength=6).tolist() == [1, 2, 3, 6, 17, 24]
+    assert read_folder(tmp_path).digest() == data.digest()
+    for label in range(6):
+        values = values_of(data.train, label) + values_of(data.test, label)
+        assert values == [min(40 * label, 250)] * len(values)
+    # Those of the other classes stay the same whatever is added to one.
+    Image.new("L", (28, 28), 200).save(tmp_path / "f" / "new.png")
+    again = read_folder(tmp_path)
+    assert torch.equal(again.test.images[:5], data.test.images[:5])
+
+
+def test_at_least_one_image_is_held_out_of_the_largest_class(tmp_path: Path) -> None:
+    write_folder(tmp_path, {"a": 20}, number=1)
+    write_folder(tmp_path, {"b": 90}, number=3)
+    write_folder(tmp_path, {"c": 180}, number=2)
+    data = read_folder(tmp_path)
+    assert (data.train.labels.tolist(), data.test.labels.tolist()) == ([0, 1, 1, 2, 2], [1])
+
+
+def test_one_image_a_class_cannot_be_split(tmp_path: Path) -> None:
+    write_folder(tmp_path, CLASSES, number=1)
+    with pytest.raises(
+        DataError, match=f"^{tmp_path} holds fewer than two images in every class, .*; add images"
+    ):
+        read_folder(tmp_path)
+
+
+def test_a_training_part_alone_is_an_error(tmp_path: Path) -> None:
+    write_folder(tmp_path / "train", CLASSES)
+    with pytest.raises(DataError, match=f"{tmp_path} has a folder train but none named test; it needs both"):
+        read_folder(tmp_path)

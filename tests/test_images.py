@@ -126,10 +126,21 @@ def test_normalize_serves_training_after_inference() -> None:
     assert torch.equal(model.weight.grad[0], expected.sum(dim=0))
 
 
+@pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS)
+def test_normalize_takes_what_to_tensor_gives(spec: ImageSpec) -> None:
+    draw = torch.Generator().manual_seed(3)
+    size = (50, spec.channels, spec.height, spec.width)
+    pixels = torch.randint(0, 256, size, generator=draw).to(torch.uint8)
+    scaled = pixels.to(torch.float32).div(255)
+    before = scaled.clone()
+    assert torch.equal(normalize(scaled, spec), normalize(pixels, spec))
+    assert torch.equal(scaled, before)
+
+
 @pytest.mark.parametrize(
     "pixels",
     [
-        torch.zeros(2, 1, 28, 28),
+        torch.zeros(2, 1, 28, 28, dtype=torch.float64),
         torch.zeros(1, 28, 28, dtype=torch.uint8),
         torch.zeros(2, 3, 28, 28, dtype=torch.uint8),
         torch.zeros(2, 1, 28, 27, dtype=torch.uint8),
@@ -138,7 +149,8 @@ def test_normalize_serves_training_after_inference() -> None:
     ids=lambda pixels: f"{pixels.dtype}-{tuple(pixels.shape)}",
 )
 def test_normalize_names_what_it_takes_and_what_it_got(pixels: torch.Tensor) -> None:
-    message = rf"takes uint8 \(B, 1, 28, 28\), not {pixels.dtype} \({', '.join(map(str, pixels.shape))}\)"
+    shape = ", ".join(map(str, pixels.shape))
+    message = rf"takes uint8 or float32 \(B, 1, 28, 28\), not {pixels.dtype} \({shape}\)"
     with pytest.raises(ImageError, match=message):
         normalize(pixels, GRAY)
 

@@ -5,8 +5,10 @@ import pytest
 import torch
 from torch import nn
 
-from mlp_dist.core.models import build_model
-from mlp_dist.core.spec import ModelSpec
+from mlp_dist.config import INITIALIZATIONS
+from mlp_dist.core import layers, models
+from mlp_dist.core.models import TensorMLP, build_model, first_layer
+from mlp_dist.core.spec import KINDS, ModelSpec
 
 SIZES = [(4, 3), (784, 500, 10), (20, 16, 8, 4, 2), (1, 1)]
 
@@ -48,9 +50,10 @@ def test_weights_are_a_function_of_the_generator() -> None:
     assert not any(torch.equal(first[name], other[name]) for name in first)
 
 
-def test_building_leaves_the_global_generator_alone() -> None:
+@pytest.mark.parametrize("kind", KINDS)
+def test_building_leaves_the_global_generator_alone(kind: str) -> None:
     before = torch.get_rng_state()
-    build_model(ModelSpec((20, 16, 4)), generator=seeded(0))
+    build_model(ModelSpec((20, 16, 4), kind), generator=seeded(0))
     assert torch.equal(torch.get_rng_state(), before)
 
 
@@ -75,10 +78,71 @@ def test_weights_fill_the_range_that_the_fan_in_allows(kind: str) -> None:
     assert values.std() == pytest.approx(bound / math.sqrt(3), rel=0.03)
 
 
-def test_without_a_generator_a_state_dict_fills_it() -> None:
-    spec = ModelSpec((20, 16, 4))
+@pytest.mark.parametrize("kind", KINDS)
+def test_without_a_generator_a_state_dict_fills_it(kind: str) -> None:
+    spec = ModelSpec((20, 16, 4), kind)
     trained = build_model(spec, generator=seeded(7))
     model = build_model(spec)
     model.load_state_dict(trained.state_dict(), strict=True)
     inputs = torch.randn(5, 20, generator=seeded(8))
     assert torch.equal(model(inputs), trained(inputs))
+
+
+# Kinds and initializations
+
+
+def test_raw_tensors_have_the_names_and_shapes_of_the_formula() -> None:
+    model = build_model(ModelSpec((784, 500, 10), "tensor"), generator=seeded(0))
+    assert isinstance(model, TensorMLP)
+    shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    assert shapes == {"W_1": (784, 500), "b_1": (500,), "W_2": (500, 10), "b_2": (10,)}
+
+
+def test_written_out_layers_are_ours() -> None:
+    model = build_model(ModelSpec((784, 256, 64, 10), "layers"), generator=seeded(0))
+    assert [type(layer) for layer in model.children()] == [
+        layers.Flatten,
+        *(layers.Linear, layers.ReLU, layers.Linear, layers.ReLU, layers.Linear),
+    ]
+
+
+@pytest.mark.parametrize("sizes", SIZES, ids=str)
+@pytest.mark.parametrize("kind", KINDS)
+def test_all_kinds_of_one_seed_are_one_function(kind: str, sizes: tuple[int, ...]) -> None:
+    inputs = torch.randn(7, sizes[0], generator=seeded(2))
+    plain = build_model(ModelSpec(sizes), generator=seeded(1))
+    other = build_model(ModelSpec(sizes, kind))
+    weights = list(plain.parameters())
+    with torch.no_grad():
+        for parameter, weight in zip(other.parameters(), weights, strict=True):
+            parameter.copy_(weight.T if kind == "tensor" and weight.dim() == 2 else weight)
+    torch.testing.assert_close(other(inputs), plain(inputs), rtol=0, atol=1e-6)
+    assert torch.equal(first_layer(other, ModelSpec(sizes, kind)), weights[0])
+    assert sum(weight.numel() for weight in other.parameters()) == ModelSpec(sizes, kind).num_parameters
+
+
+def test_the_configuration_names_every_initialization() -> None:
+    assert tuple(models.INITIALIZATIONS) == INITIALIZATIONS
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    ("initialization", "weight_std", "bias_std"),
+    [("normal_fan_in", 0.05, 0), ("normal_0.01", 0.01, 0), ("normal_0.1", 0.1, 0.1), ("linear", None, None)],
+)
+def test_initializations(
+    kind: str, initialization: str, weight_std: float | None, bias_std: float | None
+) -> None:
+    fan_in, fan_out = 400, 3000
+    model = build_model(
+        ModelSpec((fan_in, fan_out), kind), generator=seeded(1), initialization=initialization
+    )
+    weight, bias = (parameter.detach() for parameter in model.parameters())
+    if weight_std is None or bias_std is None:
+        assert 0.99 < weight.abs().max() * math.sqrt(fan_in) <= 1
+        assert 0.99 < bias.abs().max() * math.sqrt(fan_in) <= 1
+        return
+    assert weight.std().item() == pytest.approx(weight_std, rel=0.02)
+    assert weight.mean().abs().item() < weight_std / 100
+    assert weight.abs().max() > 4 * weight_std
+    assert bias.std().item() == pytest.approx(bias_std, rel=0.05)

@@ -3,6 +3,7 @@ import hashlib
 import socket
 import struct
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ import torch
 from torchvision import datasets
 
 from mlp_dist.core.errors import DataError, DownloadError
+from mlp_dist.core.images import decode_image, encode_png
 from mlp_dist.data.catalog import CATALOG
 from mlp_dist.data.readers import default_data_dir, prepare_dataset, read_dataset
 
@@ -208,6 +210,24 @@ def test_the_catalog_s_mean_and_std_are_the_training_images(
     assert set(data.train.labels.tolist()) == set(data.test.labels.tolist()) == set(range(10))
 
 
+@pytest.mark.parametrize("size", [8, 27, 32, 64])
+def test_another_image_size_gives_what_a_file_of_the_own_size_gives_in_serving(size: int) -> None:
+    own, other = read_dataset("digits", Path("unused")), read_dataset("digits", Path(), image_size=size)
+    assert other.image == replace(own.image, height=size, width=size)
+    for part, resized in ((own.train, other.train), (own.test, other.test)):
+        assert resized.images.shape == (len(part), 1, size, size)
+        assert (resized.images.dtype, resized.labels.dtype) == (torch.uint8, torch.int64)
+        assert torch.equal(resized.labels, part.labels)
+        for index in range(0, len(part), 40):
+            file = encode_png(part.images[index])
+            assert torch.equal(resized.images[index], decode_image(file, other.image))
+
+
+def test_the_own_image_size_changes_nothing(unpacked: Path) -> None:
+    assert read_dataset("mnist", unpacked, image_size=28).digest() == read_dataset("mnist", unpacked).digest()
+    assert read_dataset("mnist", unpacked, image_size=14).train.images.shape == (30, 1, 14, 14)
+
+
 def test_digest_tells_every_pixel_and_label(unpacked: Path) -> None:
     data = read_dataset("mnist", unpacked)
     digests = {data.digest()}
@@ -262,11 +282,12 @@ def test_without_a_network_the_message_says_what_to_do(
     with socket.create_server(("127.0.0.1", 0)) as server:
         url = f"http://127.0.0.1:{server.getsockname()[1]}/"
     monkeypatch.setattr(datasets.MNIST, "mirrors", [url])
+    monkeypatch.setattr("mlp_dist.data.download.PAUSES", (0.01,) * 4)
     with pytest.raises(DownloadError) as raised:
         prepare_dataset("mnist", tmp_path)
     first, second = str(raised.value).splitlines()
     assert first.startswith("MNIST could not be had: cannot download train-images-idx3-ubyte.gz (")
-    assert "refused" in first
+    assert first.endswith("refused), tried 5 times")
     for part in (
         *(f"{name}.gz" for name in ARRAYS),
         str(tmp_path / "MNIST/raw"),

@@ -2,8 +2,44 @@ import pytest
 
 from mlp_dist.config import TrainConfig
 from mlp_dist.core.errors import UsageError
+from mlp_dist.core.spec import ModelSpec
 from mlp_dist.data.catalog import CATALOG
-from mlp_dist.recipes import RECIPES, get_recipe, recipe_table
+from mlp_dist.recipes import PUBLISHED, RECIPES, get_recipe, recipe_table
+
+TO_TENSOR, HALF = (0.0, 1.0), (0.5, 0.5)
+
+TUTORIALS = {
+    "mnist-logistic": ((), "module", "linear", TO_TENSOR, "sgd", 0.1, 100, 4, 7_850, None),
+    "mnist-tensor": ((500,), "tensor", "normal_fan_in", TO_TENSOR, "sgd", 0.1, 100, 1, 397_510, 0.9272),
+    "mnist-500": ((500,), "module", "linear", TO_TENSOR, "sgd", 0.1, 100, 1, 397_510, 0.9224),
+    "mnist-500-4epochs": ((500,), "module", "linear", TO_TENSOR, "sgd", 0.1, 100, 4, 397_510, 0.9568),
+    "mnist-500-slow": ((500,), "module", "linear", TO_TENSOR, "sgd", 0.01, 100, 4, 397_510, 0.9016),
+    "mnist-500-normalized": ((500,), "module", "linear", HALF, "sgd", 0.01, 64, 5, 397_510, None),
+    "mnist-tensor-normalized": ((500,), "tensor", "normal_0.01", HALF, "sgd", 0.01, 64, 5, 397_510, None),
+    "mnist-100-adam": ((100,), "module", "linear", None, "adam", 0.01, 64, 5, 79_510, None),
+    "mnist-scratch-256-64": (
+        *((256, 64), "layers", "normal_0.1", TO_TENSOR),
+        *("scratch-sgd", 0.01, 64, 15, 218_058, 0.9562),
+    ),
+    "mnist-128-64-adam": ((128, 64), "module", "linear", HALF, "adam", 0.001, 64, 20, 109_386, 0.9733),
+}
+"""Hidden sizes, kind, initialization, normalization, optimizer, lr, batch, epochs, parameters, published."""
+
+
+@pytest.mark.parametrize("name", TUTORIALS)
+def test_tutorials_are_built_and_trained_as_their_authors_did(name: str) -> None:
+    config = get_recipe(name)
+    model = ModelSpec((784, *config.hidden_sizes, 10), config.model)
+    assert (
+        *(config.hidden_sizes, config.model, config.initialization, config.normalize, config.optimizer),
+        *(config.lr, config.batch_size, config.epochs, model.num_parameters, PUBLISHED.get(name)),
+    ) == TUTORIALS[name]
+    assert (config.dataset, config.val_size, config.image_size, config.seed) == ("mnist", 0, 28, 0)
+
+
+def test_there_is_nothing_else() -> None:
+    assert set(RECIPES) == {"mnist", *TUTORIALS}
+    assert set(PUBLISHED) <= set(TUTORIALS)
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -40,3 +76,7 @@ def test_table_has_a_line_a_recipe() -> None:
     mnist = lines[list(RECIPES).index("mnist")]
     for part in ("784-500-10", "397,510", "sgd 0.1", "batch 100", "5 epochs", "0.1307", "0.3081"):
         assert part in mnist
+    scratch = lines[list(RECIPES).index("mnist-scratch-256-64")]
+    for part in ("784-256-64-10", "core/layers.py", "218,058", "scratch-sgd 0.01", "15 epochs", "0.9562"):
+        assert part in scratch
+    assert lines[list(RECIPES).index("mnist-logistic")].split()[-1] == "-"

@@ -34,9 +34,10 @@ def stored(trained: Trained, mlflow: Any) -> Any:
     return mlflow.MlflowClient()
 
 
-def finished(mlflow: Any, experiment: str, **metrics: float) -> str:
+def finished(mlflow: Any, experiment: str, dataset: str = "mnist", **metrics: float) -> str:
     with tracking.open_run(experiment, None) as run:
-        mlflow.log_metrics(metrics)
+        mlflow.log_params({"dataset": dataset})
+        mlflow.log_metrics({"best_epoch": 1, **metrics})
     return run.run_id
 
 
@@ -44,7 +45,7 @@ def failed(mlflow: Any, experiment: str, **metrics: float) -> str:
     run_id = ""
     with contextlib.suppress(RuntimeError), tracking.open_run(experiment, None) as run:
         run_id = run.run_id
-        mlflow.log_metrics(metrics)
+        mlflow.log_metrics({"best_epoch": 1, **metrics})
         raise RuntimeError
     return run_id
 
@@ -58,9 +59,15 @@ def test_a_training_is_in_mlflow_whole(trained: Trained, stored: Any) -> None:
     assert run.data.params["seed"] == "0"
     assert run.data.metrics["best_val_accuracy"] == trained.result["val_accuracy"]
     assert run.data.metrics["test_accuracy"] == trained.result["test_accuracy"]
-    for name in ("train_loss", "train_accuracy", "val_loss", "val_accuracy", "learning_rate"):
-        steps = [point.step for point in stored.get_metric_history(run.info.run_id, name)]
-        assert steps == list(range(1, trained.result["epochs"] + 1))
+    assert run.data.params["kept"] == "best validation accuracy"
+    records = [
+        json.loads(line)
+        for line in (Path(trained.result["output_dir"]) / "metrics.jsonl").read_text().splitlines()
+    ]
+    for name in ("train_loss", "train_accuracy", "val_loss", "val_accuracy", "test_loss", "test_accuracy"):
+        points = stored.get_metric_history(run.info.run_id, name.replace("_", "/"))
+        assert [point.step for point in points] == list(range(1, trained.result["epochs"] + 1))
+        assert [point.value for point in points] == [record[name] for record in records]
     [dataset] = {(each.dataset.name, each.dataset.digest) for each in run.inputs.dataset_inputs}
     assert dataset[0] == trained.result["dataset"]
     assert len(dataset[1]) == 32
@@ -76,7 +83,13 @@ def test_its_artifacts(trained: Trained, stored: Any, tmp_path: Path) -> None:
     assert names >= {
         *("config.json", "bundle/weights.pt", "bundle/bundle.json", "bundle/golden.png"),
         *("checkpoint/best", "checkpoint/last"),
-        *(f"figures/{name}.png" for name in ("learning_curves", "confusion_matrix", "predictions")),
+        *(
+            f"figures/{name}.png"
+            for name in (
+                *("samples", "learning_curves", "confusion_matrix"),
+                *("predictions", "mistakes", "first_layer"),
+            )
+        ),
     }
     config = json.loads(Path(stored.download_artifacts(run_id, "config.json", tmp_path)).read_text())
     assert (config["recipe"], config["batch_size"], config["val_size"]) == ("mnist", 100, config["val_size"])
@@ -108,14 +121,17 @@ def test_epochs_told_twice_stand_once(mlflow: Any) -> None:
     record = {
         **dict.fromkeys(("train_loss", "train_accuracy", "learning_rate", "samples_per_second"), 0.5),
         **{"val_loss": None, "val_accuracy": None, "epoch": 1, "timestamp_ms": 1000},
+        "steps": [{"step": 100, "loss": 0.75, "timestamp_ms": 900}],
     }
     with tracking.open_run("x", None) as run:
         run.log_epochs([record])
-        run.log_epochs([record, {**record, "epoch": 2, "timestamp_ms": 2000}])
+        run.log_epochs([record, {**record, "epoch": 2, "timestamp_ms": 2000, "steps": []}])
     client = mlflow.MlflowClient()
-    points = client.get_metric_history(run.run_id, "train_loss")
+    points = client.get_metric_history(run.run_id, "train/loss")
     assert [(point.step, point.timestamp) for point in points] == [(1, 1000), (2, 2000)]
-    assert client.get_metric_history(run.run_id, "val_loss") == []
+    assert client.get_metric_history(run.run_id, "val/loss") == []
+    points = client.get_metric_history(run.run_id, "train/step_loss")
+    assert [(point.step, point.value, point.timestamp) for point in points] == [(100, 0.75, 900)]
 
 
 def test_the_best_run_is_chosen_by_validation_never_by_test(mlflow: Any) -> None:
@@ -126,21 +142,34 @@ def test_the_best_run_is_chosen_by_validation_never_by_test(mlflow: Any) -> None
     finished(mlflow, "other", best_val_accuracy=1.0)
     failed(mlflow, "x", best_val_accuracy=0.99)
     assert tracking.best_run("x").run_id == best
-    assert tracking.best_run("x", "val_loss").summary["best_val_loss"] == 0.1
+    assert tracking.best_run("x", "val_loss").metrics["best_val_loss"] == 0.1
     same = finished(mlflow, "x", best_val_accuracy=0.95)
     assert tracking.best_run("x").run_id == same
 
 
-def test_runs_on_several_data_sets_are_noted(mlflow: Any, capsys: pytest.CaptureFixture[str]) -> None:
-    for dataset in ("mnist", "mnist", "digits"):
-        with tracking.open_run("x", None):
-            mlflow.log_params({"dataset": dataset})
-            mlflow.log_metrics({"best_val_accuracy": 0.9})
-    tracking.best_run("x")
-    assert (
-        "note: the experiment 'x' has runs on digits, mnist, whose val_accuracy does not"
-        in capsys.readouterr().out
-    )
+def test_only_runs_on_the_latest_s_data_set_compare(mlflow: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    first = finished(mlflow, "x", "mnist", best_val_accuracy=0.98)
+    finished(mlflow, "x", "mnist", best_val_accuracy=0.97)
+    assert tracking.best_run("x").run_id == first
+    assert capsys.readouterr().out == ""
+    best = finished(mlflow, "x", "folder:/pets", best_val_accuracy=0.6)
+    finished(mlflow, "x", "folder:/pets", best_val_accuracy=0.5)
+    assert tracking.best_run("x").run_id == best
+    out = capsys.readouterr().out
+    assert "those on folder:/pets, the data set of the latest, are compared, and not those on mnist" in out
+    assert "--run-id" in out
+
+
+def test_without_validation_the_latest_run_is_taken_and_said(
+    mlflow: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    finished(mlflow, "x", test_accuracy=0.9)
+    latest = finished(mlflow, "x", test_accuracy=0.8)
+    assert tracking.best_run("x").run_id == latest
+    assert "note: no run on mnist held out validation images to choose by" in capsys.readouterr().out
+    rated = finished(mlflow, "x", best_val_accuracy=0.1)
+    finished(mlflow, "x", test_accuracy=0.99)
+    assert tracking.best_run("x").run_id == rated
 
 
 def test_what_cannot_choose_or_be_chosen(mlflow: Any) -> None:
@@ -153,7 +182,7 @@ def test_what_cannot_choose_or_be_chosen(mlflow: Any) -> None:
     with pytest.raises(UsageError, match="has no run 'nope'"):
         tracking.get_run("nope")
     mlflow.set_experiment("x")
-    with pytest.raises(TrackingError, match=r"no finished run with a best_val_accuracy"):
+    with pytest.raises(TrackingError, match=r"the experiment 'x' has no finished run; train one"):
         tracking.best_run("x")
     run_id = failed(mlflow, "x")
     with pytest.raises(TrackingError, match=f"run {run_id} is FAILED, not FINISHED"):

@@ -103,6 +103,14 @@ def test_the_default_directory_is_new_for_each_run(tmp_path: Path) -> None:
         (["--resume", "--output-dir", "nowhere"], ["nowhere holds no last.pt", "nothing to resume"]),
         (["--dataset", "folder:"], ["unknown data set 'folder:'", "folder:DIR"]),
         (["--lr", "1e100"], ["lr is 1e+100"]),
+        (["--hidden-sizes", "big"], ["--hidden-sizes: 'big' is not widths as 500 or 256,64"]),
+        (["--hidden-sizes", "0"], ["hidden sizes is (0,)", "1 or more"]),
+        (["--normalize", "0.5"], ["--normalize: '0.5' is not MEAN,STD as 0.5,0.5, nor none or data"]),
+        (["--normalize", "0.5,0"], ["normalize is 0.5,0; it must be a std above 0"]),
+        (["--model", "cnn"], ["--model: invalid choice: 'cnn'", "module", "tensor", "layers"]),
+        (["--optimizer", "lion"], ["--optimizer: invalid choice: 'lion'", "scratch-sgd"]),
+        (["--image-size", "0"], ["image-size is 0; it must be 1 or more pixels"]),
+        (["--log-every", "-1"], ["log-every is -1; it must be 0 or more"]),
         (["--dataset", "folder:nowhere"], ["nowhere is not a directory"]),
     ],
 )
@@ -175,7 +183,7 @@ def test_a_network_that_never_answers_is_given_up_soon(tmp_path: Path) -> None:
     assert result(done)["dataset"] == "digits"
     started = time.monotonic()
     train(*DATASET, "--epochs", "1", cwd=tmp_path)
-    assert with_network - (time.monotonic() - started) < 20
+    assert with_network - (time.monotonic() - started) < 45
 
 
 def test_a_named_data_set_that_cannot_be_had_is_an_error(tmp_path: Path) -> None:
@@ -222,7 +230,7 @@ def test_a_crash_ends_the_run_failed(tmp_path: Path) -> None:
     script = (
         "import sys, mlp_dist.trainer as t\n"
         "def broken(*a, **k): raise RuntimeError('the disk is gone')\n"
-        "t.save_bundle = broken\n"
+        "t.finish = broken\n"
         f"sys.path.insert(0, {str(ROOT / 'launch')!r})\n"
         "import train; train.main()\n"
     )
@@ -346,21 +354,3 @@ def test_launched_by_one_process_all_cores_work(tmp_path: Path) -> None:
     done = subprocess.run(words, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=240)
     threads = len(os.sched_getaffinity(0))
     assert f"1 CPU process of {threads} thread" in done.stdout
-
-
-def test_a_folder_of_images_trains(tmp_path: Path) -> None:
-    from PIL import Image
-
-    draw = torch.Generator().manual_seed(0)
-    for name, colour in (("red", (220, 40, 30)), ("green", (30, 200, 60)), ("blue", (20, 60, 230))):
-        (tmp_path / "pictures" / name).mkdir(parents=True)
-        for number in range(30):
-            noise = torch.randint(-20, 20, (3,), generator=draw).tolist()
-            rgb = tuple(max(0, value + change) for value, change in zip(colour, noise, strict=True))
-            Image.new("RGB", (40 + number, 30), rgb).save(tmp_path / "pictures" / name / f"{number}.jpg")
-    values = result(
-        train("--dataset", "folder:pictures", "--epochs", "3", "--batch-size", "10", cwd=tmp_path)
-    )
-    assert values["dataset"] == f"folder:{tmp_path / 'pictures'}"
-    assert values["num_parameters"] == (3 * 784 + 1) * 500 + 501 * 3
-    assert values["test_accuracy"] == 1.0

@@ -14,6 +14,8 @@ from mlp_dist.data.dataset import Dataset
 from mlp_dist.data.readers import read_dataset
 from mlp_dist.evaluation import evaluate, predict
 from mlp_dist.processes import Interrupted, StopSignals
+from mlp_dist.recipes import RECIPES, get_recipe
+from mlp_dist.start import settle
 from mlp_dist.trainer import Trainer
 
 CONFIG = TrainConfig(
@@ -81,15 +83,75 @@ def test_the_seed_decides_everything(digits: Dataset, accelerator: Accelerator, 
     assert not torch.equal(weights[0], weights[2])
 
 
-def test_validation_counts_every_image_once(
-    digits: Dataset, accelerator: Accelerator, tmp_path: Path
+@pytest.mark.parametrize("val_size", [120, 0])
+def test_evaluation_counts_every_image_once(
+    val_size: int, digits: Dataset, accelerator: Accelerator, tmp_path: Path
 ) -> None:
-    trainer = make(CONFIG, digits, accelerator, tmp_path)
-    _, val = split_validation(digits.train, 120)
-    expected = evaluate(predict(trainer.module, val.images, digits.image), val.labels)
-    found = trainer.validate()
-    assert found["val_accuracy"] == pytest.approx(expected.accuracy, abs=1e-12)
-    assert found["val_loss"] == pytest.approx(expected.loss, abs=1e-6)
+    trainer = make(replace(CONFIG, val_size=val_size), digits, accelerator, tmp_path)
+    found = trainer.evaluate()
+    _, val = split_validation(digits.train, val_size)
+    for name, part in (("val", val), ("test", digits.test)):
+        if not len(part):
+            assert found[f"{name}_accuracy"] is found[f"{name}_loss"] is None
+            continue
+        expected = evaluate(predict(trainer.module, part.images, digits.image), part.labels)
+        assert found[f"{name}_accuracy"] == pytest.approx(expected.accuracy, abs=1e-12)
+        assert found[f"{name}_loss"] == pytest.approx(expected.loss, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("model", "optimizer"), [("tensor", "sgd"), ("layers", "scratch-sgd"), ("layers", "adam")]
+)
+def test_every_kind_trains_as_modules_do(
+    model: str, optimizer: str, digits: Dataset, accelerator: Accelerator, tmp_path: Path
+) -> None:
+    config = replace(CONFIG, optimizer=optimizer, lr=0.01)
+    plain = make(replace(config, optimizer=optimizer.removeprefix("scratch-")), digits, accelerator, tmp_path)
+    other = make(replace(config, model=model), digits, accelerator, tmp_path)
+    with torch.no_grad():
+        for parameter, source in zip(other.module.parameters(), plain.module.parameters(), strict=True):
+            parameter.copy_(source.T if parameter.shape != source.shape else source)
+    signals = StopSignals()
+    expected, found = plain.train_epoch(0, signals), other.train_epoch(0, signals)
+    assert found["train_loss"] == pytest.approx(expected["train_loss"], abs=1e-6)
+    for parameter, source in zip(other.module.parameters(), plain.module.parameters(), strict=True):
+        wanted = source.T if parameter.shape != source.shape else source
+        torch.testing.assert_close(parameter, wanted, rtol=0, atol=2e-6)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_recipe_learns(name: str, digits: Dataset, accelerator: Accelerator, tmp_path: Path) -> None:
+    config, data = settle(replace(get_recipe(name), dataset="digits", batch_size=20), digits)
+    trainer = make(config, data, accelerator, tmp_path)
+    before = trainer.evaluate()
+    trainer.train_epoch(0, StopSignals())
+    after = trainer.evaluate()
+    assert after["test_loss"] < before["test_loss"]
+    assert after["test_accuracy"] > before["test_accuracy"]
+    assert (after["val_loss"] is None) == (name != "mnist")
+
+
+def test_the_loss_of_every_so_many_steps(
+    digits: Dataset, accelerator: Accelerator, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = replace(CONFIG, log_every=3)
+    trainer = make(config, digits, accelerator, tmp_path)
+    again = make(config, digits, accelerator, tmp_path)
+    losses = []
+    for epoch in range(2):
+        order = epoch_order(len(again.train_set), seed=0, epoch=epoch)
+        for indices in order.split(100):
+            batch = again.train_set[indices]
+            losses.append(again.train_step(batch, len(batch))[0].item() / len(batch))
+    records = [each for epoch in range(2) for each in trainer.train_epoch(epoch, StopSignals())["steps"]]
+    # 1317 images are 13 full batches and one of 17; the last two of an epoch are too few to be told.
+    assert [each["step"] for each in records] == [3, 6, 9, 12, 17, 20, 23, 26]
+    for each in records:
+        told = losses[each["step"] - 3 : each["step"]]
+        assert each["loss"] == pytest.approx(sum(told) / 3, abs=1e-9)
+    out = capsys.readouterr().out
+    assert [line.split()[1] for line in out.splitlines()] == [str(each["step"]) for each in records]
+    assert f"step 3  loss {records[0]['loss']:.4f}" in out
 
 
 @pytest.mark.parametrize(
@@ -112,9 +174,16 @@ def test_a_loss_that_is_not_finite_stops_the_training(
 ) -> None:
     trainer = make(replace(CONFIG, lr=1e30), digits, accelerator, tmp_path)
     with pytest.raises(
-        TrainingError, match=r"loss of epoch 1 is nan at learning rate 1e\+30; try a smaller --lr"
+        TrainingError, match=r"training loss of epoch 1 is nan at learning rate 1e\+30; try a smaller --lr"
     ):
         trainer.train_epoch(0, StopSignals())
+
+
+def test_a_last_step_too_far_is_noticed(digits: Dataset, accelerator: Accelerator, tmp_path: Path) -> None:
+    trainer = make(CONFIG, digits, accelerator, tmp_path)
+    nn.init.constant_(trainer.module[0].weight, float("inf"))  # type: ignore[index]
+    with pytest.raises(TrainingError, match=r"the val loss of epoch 1 is nan at learning rate 0\.1; try"):
+        trainer.evaluate()
 
 
 def test_a_signal_stops_the_epoch(digits: Dataset, accelerator: Accelerator, tmp_path: Path) -> None:

@@ -1,8 +1,10 @@
-"""A trained model as a directory of weights.pt, bundle.json and golden.png: its only reader and writer."""
+"""A trained model on disk, as a directory of weights.pt, bundle.json and golden.png, or as one file.
+
+The only reader and writer of both. Weights are tensors and nothing else: no pickle is ever run.
+"""
 
 import hashlib
 import json
-import pickle
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -11,8 +13,9 @@ import torch
 from torch import nn
 
 from mlp_dist.core.errors import BundleError, ImageError
-from mlp_dist.core.files import replacing_directory
+from mlp_dist.core.files import replacing_directory, replacing_file
 from mlp_dist.core.images import decode_image, encode_png, normalize
+from mlp_dist.core.inputs import Images, model_input
 from mlp_dist.core.models import build_model
 from mlp_dist.core.spec import BundleSpec
 
@@ -24,13 +27,35 @@ PROBABILITY_TOLERANCE = 1e-6
 """Two computations of one probability agree to this: same weights, another machine or batch size."""
 
 
+_FILE_FORMAT = "mlp_dist model 1"
+_BATCH = 2000
+
+
 @dataclass(frozen=True)
 class Bundle:
-    """A model in evaluation mode with all that is needed to ask it."""
+    """A trained model in evaluation mode with all that is needed to ask it."""
 
     spec: BundleSpec
     model: nn.Module
     golden_image: bytes
+
+    def predict(self, images: Images) -> list[str]:
+        """The most probable class's name for each image. Takes what `predict_proba` takes."""
+        return [max(answer, key=answer.__getitem__) for answer in self.predict_proba(images)]
+
+    @torch.inference_mode()
+    def predict_proba(self, images: Images) -> list[dict[str, float]]:
+        """Class name -> probability for each image, in order; one image gives a list of one.
+
+        `images`: a path, a PIL image, a numpy array or a tensor, or a list of these. Arrays and tensors
+        hold one image or a batch: (H, W), (N, H, W), with channels first or last, or flattened (N, C*H*W);
+        uint8 from 0 to 255 or float from 0 to 1, not normalized: that is done here. Images of another size
+        or colour are converted as the server does. Raises ImageError for what is none of these.
+        """
+        device = next(self.model.parameters()).device
+        batches = torch.split(model_input(images, self.spec.image), _BATCH)
+        rows = torch.cat([to_probabilities(self.model(batch.to(device))) for batch in batches])
+        return [dict(zip(self.spec.classes, row, strict=True)) for row in rows.tolist()]
 
     @torch.inference_mode()
     def probabilities(self, pixels: torch.Tensor) -> torch.Tensor:
@@ -78,8 +103,7 @@ def save_bundle(
     `golden_pixels` is a uint8 image (C, H, W); the spec's `weights_sha256` is filled in here.
     """
     with replacing_directory(directory) as new:
-        cpu = {name: tensor.detach().cpu().contiguous() for name, tensor in state_dict.items()}
-        torch.save(cpu, new / WEIGHTS)
+        _save(_on_cpu(state_dict), new / WEIGHTS)
         spec = replace(spec, weights_sha256=_sha256(new / WEIGHTS))
         (new / SPEC).write_text(json.dumps(spec.to_json(), indent=2, allow_nan=False) + "\n")
         (new / GOLDEN).write_bytes(encode_png(golden_pixels))
@@ -109,13 +133,93 @@ def load_bundle(directory: Path, *, device: torch.device | str = "cpu") -> Bundl
             f"{directory / WEIGHTS} has sha256 {sha256}, but {SPEC} names {spec.weights_sha256}: "
             "the weights were changed or damaged; export the run again"
         )
-    model = build_model(spec.model).to(device)
+    return Bundle(
+        spec, _load_model(spec, _load(directory / WEIGHTS), directory / WEIGHTS, device), golden_image
+    )
+
+
+def save_file(bundle: Bundle, path: Path) -> None:
+    """Write the whole model to one file, replacing an older one only when all of it is on disk."""
+    content = {
+        "format": _FILE_FORMAT,
+        "spec": json.dumps(bundle.spec.to_json(), allow_nan=False),
+        "golden_image": torch.frombuffer(bytearray(bundle.golden_image), dtype=torch.uint8),
+        "state_dict": _on_cpu(bundle.model.state_dict()),
+    }
+    with replacing_file(path) as temporary:
+        _save(content, temporary)
+
+
+def load_file(path: Path, *, device: torch.device | str = "cpu") -> Bundle:
+    """Read what `save_file` wrote, and see that it answers its golden image as the trained model did.
+
+    Raises BundleError for a file that is missing, damaged or another's.
+    """
+    content = _load(path)
+    if not isinstance(content, dict) or content.get("format") != _FILE_FORMAT:
+        raise BundleError(f"{path} is not a model that this package saved whole")
     try:
-        state_dict = torch.load(directory / WEIGHTS, map_location=device, weights_only=True)
+        spec = BundleSpec.from_json(json.loads(content["spec"]))
+        golden_image = bytes(content["golden_image"].tolist())
+        state_dict = content["state_dict"]
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise BundleError(f"{path} is not a model that this package saved whole: {error}") from error
+    bundle = Bundle(spec, _load_model(spec, state_dict, path, device), golden_image)
+    bundle.check_golden()
+    return bundle
+
+
+def save_state_dict(model: nn.Module, path: Path | str) -> None:
+    """Write the model's state_dict, replacing an older file only when all of it is on disk."""
+    with replacing_file(Path(path)) as temporary:
+        _save(_on_cpu(model.state_dict()), temporary)
+
+
+def load_state_dict(path: Path | str) -> dict[str, torch.Tensor]:
+    """The state_dict in a file, on the CPU. Raises BundleError where there is none, or more than tensors."""
+    state_dict = _load(Path(path))
+    if not isinstance(state_dict, dict) or not all(map(torch.is_tensor, state_dict.values())):
+        raise BundleError(f"{path} holds no state_dict, a mapping of names to tensors")
+    return state_dict
+
+
+def count_parameters(model: nn.Module | Bundle) -> int:
+    """The number of parameters that training changes."""
+    module = model.model if isinstance(model, Bundle) else model
+    return sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad)
+
+
+def _load_model(spec: BundleSpec, state_dict: Any, source: Path, device: torch.device | str) -> nn.Module:
+    model = build_model(spec.model)
+    try:
         model.load_state_dict(state_dict, strict=True)
-    except (RuntimeError, TypeError, EOFError, pickle.UnpicklingError) as error:
-        raise BundleError(f"{directory / WEIGHTS} does not fit the model {spec.model}: {error}") from error
-    return Bundle(spec, model.eval(), golden_image)
+    except (RuntimeError, TypeError, AttributeError) as error:
+        raise BundleError(f"{source} does not fit the model {spec.model}: {error}") from error
+    return model.to(device).eval()
+
+
+def _load(path: Path) -> Any:
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise BundleError(f"{path} cannot be read: {error.strerror or error}") from error
+    # torch.load raises what it happens to meet in a file that is cut off or foreign.
+    except Exception as error:
+        raise BundleError(
+            f"{path} cannot be read: it is damaged, not written by torch.save, or holds more than tensors"
+        ) from error
+
+
+def _save(content: dict[str, Any], path: Path) -> None:
+    try:
+        torch.save(content, path)
+    # What torch.save makes of a full disk.
+    except RuntimeError as error:
+        raise BundleError(f"{path.parent} cannot be written to: {error}") from error
+
+
+def _on_cpu(state_dict: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in state_dict.items()}
 
 
 def _sha256(path: Path) -> str:

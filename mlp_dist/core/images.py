@@ -36,7 +36,7 @@ def decode_image(data: bytes, spec: ImageSpec) -> torch.Tensor:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             if image.width * image.height > MAX_PIXELS:
                 raise Image.DecompressionBombError
-            return _pixels(image, spec)
+            return to_pixels(image, spec)
     # Pillow has limits of its own, of which the lower one is a warning.
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise ImageError(f"the image has more than {MAX_PIXELS} pixels; send a smaller one") from error
@@ -50,7 +50,8 @@ def decode_image(data: bytes, spec: ImageSpec) -> torch.Tensor:
         raise ImageError(f"the image is damaged: {error}") from error
 
 
-def _pixels(image: Image.Image, spec: ImageSpec) -> torch.Tensor:
+def to_pixels(image: Image.Image, spec: ImageSpec) -> torch.Tensor:
+    """An opened image's pixels, as `decode_image` gives them."""
     upright = ImageOps.exif_transpose(image)
     if upright.mode.startswith("I"):
         gray = np.asarray(upright, dtype=np.int64).clip(0, 65535)
@@ -80,14 +81,19 @@ def encode_png(pixels: torch.Tensor) -> bytes:
 
 
 def normalize(pixels: torch.Tensor, spec: ImageSpec) -> torch.Tensor:
-    """uint8 (B, C, H, W) -> the model's input, float32 (B, C*H*W), on the device of `pixels`."""
-    if pixels.dtype != torch.uint8 or pixels.shape[1:] != (spec.channels, spec.height, spec.width):
+    """Images (B, C, H, W) -> the model's input, float32 (B, C*H*W), on the device of `pixels`.
+
+    uint8 from 0 to 255, or as ToTensor gives them: float32 from 0 to 1.
+    """
+    known = pixels.dtype in (torch.uint8, torch.float32)
+    if not known or pixels.shape[1:] != (spec.channels, spec.height, spec.width):
         raise ImageError(
-            f"normalize takes uint8 (B, {spec.channels}, {spec.height}, {spec.width}), "
+            f"normalize takes uint8 or float32 (B, {spec.channels}, {spec.height}, {spec.width}), "
             f"not {pixels.dtype} {tuple(pixels.shape)}"
         )
     scale, mean, std = _constants(spec, pixels.device)
-    return pixels.to(torch.float32).div_(scale).sub_(mean).div_(std).flatten(1)
+    scaled = pixels.to(torch.float32).div_(scale) if pixels.dtype == torch.uint8 else pixels.clone()
+    return scaled.sub_(mean).div_(std).flatten(1)
 
 
 @lru_cache

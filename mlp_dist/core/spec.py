@@ -3,15 +3,20 @@
 import math
 from dataclasses import asdict, dataclass, fields
 from itertools import pairwise
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 from mlp_dist.core.errors import BundleError
 
 FORMAT_VERSION = 1
 
+KINDS = ("module", "tensor", "layers")
+"""How a perceptron is built: of nn.Linear, in raw tensor operations, or of core/layers.py's layers."""
+
 
 class _Json:
-    """`to_json` and a `from_json` that refuses missing and unknown keys."""
+    """`to_json` and a `from_json` that refuses unknown keys, and missing ones but the `optional`."""
+
+    optional: ClassVar[frozenset[str]] = frozenset()
 
     def to_json(self) -> dict[str, Any]:
         values: dict[str, Any] = asdict(self)  # type: ignore[call-overload]
@@ -19,10 +24,11 @@ class _Json:
 
     @classmethod
     def from_json(cls, values: Any) -> Self:
-        names = {field.name for field in fields(cls)}  # type: ignore[arg-type]
-        if not isinstance(values, dict) or set(values) != names:
+        known = {field.name for field in fields(cls)}  # type: ignore[arg-type]
+        needed = known - cls.optional
+        if not isinstance(values, dict) or not needed <= set(values) <= known:
             found = sorted(values) if isinstance(values, dict) else type(values).__name__
-            raise BundleError(f"{cls.__name__} needs the keys {sorted(names)}, found {found}")
+            raise BundleError(f"{cls.__name__} needs the keys {sorted(needed)}, found {found}")
         return cls(**{name: _tuples(value) for name, value in values.items()})
 
 
@@ -64,11 +70,19 @@ class ImageSpec(_Json):
 
 @dataclass(frozen=True)
 class ModelSpec(_Json):
-    """A multi-layer perceptron: `layer_sizes` from the input to the classes, ReLU between the layers."""
+    """A multi-layer perceptron: `layer_sizes` from the input to the classes, ReLU between the layers.
+
+    `kind` is one of KINDS.
+    """
 
     layer_sizes: tuple[int, ...]
+    kind: str = "module"
+
+    optional = frozenset({"kind"})
 
     def __post_init__(self) -> None:
+        if self.kind not in KINDS:
+            raise BundleError(f"model kind {self.kind!r} is not known (there are: {', '.join(KINDS)})")
         if len(self.layer_sizes) < 2 or min(self.layer_sizes) < 1:
             raise BundleError(
                 f"layer_sizes {self.layer_sizes} need at least an input and an output, each 1 or more"

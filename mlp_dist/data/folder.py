@@ -1,114 +1,198 @@
 """A folder of images of one's own -> Dataset: one folder a class, or DIR/train and DIR/test."""
 
-from dataclasses import replace
+import io
+import os
+import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image
+from tqdm import tqdm
 
 from mlp_dist.core.errors import DataError, ImageError
 from mlp_dist.core.images import FORMATS, decode_image
 from mlp_dist.core.spec import ImageSpec
 from mlp_dist.data.batches import generator
+from mlp_dist.data.cache import DecodedFolder, cached, folder_fingerprint
 from mlp_dist.data.catalog import FOLDER_PREFIX
 from mlp_dist.data.dataset import Dataset, ImageSet
+from mlp_dist.data.listing import ImageFile, Listing, check_classes, list_folder
+from mlp_dist.processes import is_main
 
 TEST_SHARE = 7
 """One image in seven is held out where there is no test part, as 10,000 of MNIST's 70,000 are."""
 
-SIZE = 28
-"""Height and width that images are resized to, in pixels."""
+_SPLIT = 2
+"""The stream of random numbers that draws them; batches.py has those of a training."""
 
-_SUFFIXES = (".png", ".jpg", ".jpeg", ".gif", ".bmp", ".webp", ".tif", ".tiff")
 _GRAY_MODES = ("1", "L", "LA", "I", "F")
 
+_BYTES_A_THREAD = 2500
+"""The bytes that are decoded in the time for which Python holds its lock for each file."""
 
-def read_folder(directory: Path) -> Dataset:
-    """Read `directory`: classes are its folders' names, in order.
+_CHUNK = 64
+
+
+def read_folder(directory: Path, *, image_size: int = 28, skip_bad_images: bool = False) -> Dataset:
+    """Read `directory`: classes are its folders' names, in order; images become image_size x image_size.
 
     Mean and standard deviation are measured on the training part. Gray where every training file is, else
-    RGB. Raises DataError, naming every file that cannot be read.
+    RGB. The decoded images are cached until a file changes.
+
+    Raises DataError, naming every file that cannot be read; with `skip_bad_images` these are left out, and
+    named on stderr.
     """
-    if not directory.is_dir():
-        raise DataError(f"{directory} is not a directory; folder:DIR wants one folder a class in DIR")
-    has_parts = (directory / "train").is_dir()
-    if has_parts and not (directory / "test").is_dir():
-        raise DataError(f"{directory} has a folder train but none named test; it needs both, or neither")
-    root = directory / "train" if has_parts else directory
-    classes = tuple(_class_names(root))
-    if len(classes) < 2:
-        raise DataError(f"{root} holds {len(classes)} folders; it needs two or more, one a class")
-    files = _labelled_files(root, classes)
-    empty = sorted(set(classes) - {classes[label] for _, label in files})
-    if empty:
-        raise DataError(f"{root} has no image to train on in the folders {', '.join(empty)}")
-    channels = _num_channels([path for path, _ in files])
-    spec = ImageSpec(SIZE, SIZE, channels, mean=(0.0,) * channels, std=(1.0,) * channels)
-    train = _decode(files, spec)
-    if has_parts:
-        test = _decode(_labelled_files(directory / "test", classes), spec)
-    else:
-        order = torch.randperm(len(train), generator=generator(0))
-        num_test = max(1, len(train) // TEST_SHARE)
-        train, test = train[order[num_test:]], train[order[:num_test]]
+    try:
+        listing = list_folder(directory)
+    except OSError as error:
+        raise DataError(f"cannot read {error.filename}: {error.strerror or error}") from error
+    files = [*listing.train, *(listing.test or [])]
+    decoded = cached(
+        directory.absolute(),
+        image_size,
+        folder_fingerprint(listing.classes, ((file.path, file.status) for file in files)),
+        lambda: _decode(directory, listing, image_size),
+    )
+    _report_bad(directory, decoded.bad, len(files), skip_bad_images)
+    train, test = decoded.train, decoded.test
+    check_classes(directory, listing.classes, set(train.labels.tolist()))
+    if test is None:
+        train, test = _split(directory, train)
+    if len(test) == 0:
+        raise DataError(f"{directory / 'test'} has no image that can be read; it needs one or more")
     mean, std = _measure(train.images)
-    spec = replace(spec, mean=mean, std=std)
-    return Dataset(
-        f"{FOLDER_PREFIX}{directory.absolute()}", directory.absolute().name, spec, classes, train, test
-    )
+    spec = ImageSpec(image_size, image_size, len(mean), mean, std)
+    title = directory.absolute().name
+    return Dataset(f"{FOLDER_PREFIX}{directory.absolute()}", title, spec, listing.classes, train, test)
 
 
-def _class_names(root: Path) -> list[str]:
-    """The folders in `root` but those that tools leave, as .ipynb_checkpoints and __MACOSX."""
-    return sorted(
-        entry.name for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith((".", "__"))
-    )
+def _report_bad(directory: Path, bad: dict[str, str], num_files: int, skip: bool) -> None:
+    if not bad:
+        return
+    lines = [f"  {directory / path}: {reason}" for path, reason in bad.items()]
+    head = f"{len(bad)} of {num_files} images cannot be read"
+    if not skip:
+        raise DataError(
+            "\n".join([f"{head}; remove them, or leave them out with --skip-bad-images:", *lines])
+        )
+    if is_main():
+        print("\n".join([f"{head} and are left out:", *lines]), file=sys.stderr)
 
 
-def _labelled_files(root: Path, classes: tuple[str, ...]) -> list[tuple[Path, int]]:
-    extra = sorted(set(_class_names(root)) - set(classes))
-    if extra:
-        raise DataError(f"{root} has folders that the training part lacks: {', '.join(extra)}")
-    files = [
-        (path, label)
-        for label, name in enumerate(classes)
-        for path in sorted((root / name).rglob("*"))
-        if path.suffix.lower() in _SUFFIXES
+# Decoding
+
+
+_Decoded = list[torch.Tensor | Exception]
+"""Of each file its pixels, uint8 (C, H, W), or why it has none."""
+
+
+def _decode(directory: Path, listing: Listing, image_size: int) -> DecodedFolder:
+    test_files = listing.test or []
+    files = [*listing.train, *test_files]
+    with tqdm(
+        total=len(files), desc=directory.absolute().name, unit="image", disable=None, leave=False
+    ) as bar:
+        train = _decode_files(directory, listing.train, image_size, None, bar)
+        channels = max((len(image) for image in train if isinstance(image, torch.Tensor)), default=1)
+        test = _decode_files(directory, test_files, image_size, channels, bar)
+    errors = [
+        (file.path, result)
+        for file, result in zip(files, train + test, strict=True)
+        if isinstance(result, Exception)
     ]
-    if not files:
-        raise DataError(f"{root} holds no {', '.join(FORMATS)} files")
-    return files
+    shape = (channels, image_size, image_size)
+    return DecodedFolder(
+        _image_set(listing.train, train, shape),
+        None if listing.test is None else _image_set(test_files, test, shape),
+        {path: getattr(error, "strerror", None) or str(error) for path, error in errors},
+        lasting=all(isinstance(error, ImageError | FileNotFoundError) for _, error in errors),
+    )
 
 
-def _num_channels(paths: list[Path]) -> int:
-    """1 where every file is gray, else 3. A file that cannot be opened is left to `_decode`."""
-    for path in paths:
+def _image_set(files: list[ImageFile], decoded: _Decoded, shape: tuple[int, int, int]) -> ImageSet:
+    """Those that have pixels; gray ones beside RGB ones get three equal channels."""
+    images, labels = [torch.empty((0, *shape), dtype=torch.uint8)], []
+    for file, image in zip(files, decoded, strict=True):
+        if isinstance(image, torch.Tensor):
+            images.append(image.expand(1, *shape))
+            labels.append(file.label)
+    return ImageSet(torch.cat(images), torch.tensor(labels, dtype=torch.int64))
+
+
+def _decode_files(
+    directory: Path, files: list[ImageFile], image_size: int, channels: int | None, bar: "tqdm[Any]"
+) -> _Decoded:
+    """In threads. With `channels` None gray files get 1 channel, others 3."""
+    gray, rgb = (ImageSpec(image_size, image_size, n, mean=(0.0,) * n, std=(1.0,) * n) for n in (1, 3))
+
+    def decode(file: ImageFile) -> torch.Tensor | Exception:
         try:
-            with Image.open(path, formats=FORMATS) as image:
-                if not _is_gray(image):
-                    return 3
-        except (OSError, SyntaxError, ValueError):
-            continue
-    return 1
-
-
-def _is_gray(image: Image.Image) -> bool:
-    if image.mode == "P":
-        palette = image.getpalette("RGB") or []
-        return palette[0::3] == palette[1::3] == palette[2::3]
-    return image.mode in _GRAY_MODES or image.mode.startswith("I;")
-
-
-def _decode(files: list[tuple[Path, int]], spec: ImageSpec) -> ImageSet:
-    images, bad = [], []
-    for path, _ in files:
-        try:
-            images.append(decode_image(path.read_bytes(), spec))
+            data = (directory / file.path).read_bytes()
+            is_gray = _is_gray(data) if channels is None else channels == 1
+            return decode_image(data, gray if is_gray else rgb)
         except (ImageError, OSError) as error:
-            bad.append(f"  {path}: {error}")
-    if bad:
-        raise DataError("\n".join([f"{len(bad)} of {len(files)} images cannot be read; remove them:", *bad]))
-    return ImageSet(torch.stack(images), torch.tensor([label for _, label in files]))
+            return error
+
+    def decode_chunk(start: int) -> _Decoded:
+        return [decode(file) for file in files[start : start + _CHUNK]]
+
+    # Two threads that find the plugins of Pillow not all loaded may each miss some.
+    Image.init()
+    results: _Decoded = []
+    with ThreadPoolExecutor(_num_threads(files)) as pool:
+        try:
+            for chunk in pool.map(decode_chunk, range(0, len(files), _CHUNK)):
+                results += chunk
+                bar.update(len(chunk))
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+    return results
+
+
+def _num_threads(files: list[ImageFile]) -> int:
+    """As many as the cores, but for small files fewer: there threads wait for Python's lock.
+
+    Processes are no better for these: each would first import torch.
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    num_bytes = sum(file.status.st_size for file in files if file.status is not None)
+    return min(cores, 1 + num_bytes // (_BYTES_A_THREAD * max(1, len(files))))
+
+
+def _is_gray(data: bytes) -> bool:
+    try:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            if image.mode == "P":
+                palette = image.getpalette("RGB") or []
+                return palette[0::3] == palette[1::3] == palette[2::3]
+            return image.mode in _GRAY_MODES or image.mode.startswith("I;")
+    # What is wrong with it `decode_image` tells.
+    except Exception:
+        return True
+
+
+# Splitting and measuring
+
+
+def _split(directory: Path, images: ImageSet) -> tuple[ImageSet, ImageSet]:
+    """(the rest, one in TEST_SHARE of each class): always the same ones, and never a class's only image."""
+    counts = torch.bincount(images.labels)
+    if counts.max() < 2:
+        raise DataError(
+            f"{directory} holds fewer than two images in every class, so none can be held out as a test; "
+            "add images, or give DIR/train and DIR/test"
+        )
+    num_test = [round(count / TEST_SHARE) for count in counts.tolist()]
+    if not any(num_test):
+        num_test[int(counts.argmax())] = 1
+    held_out = torch.zeros(len(images), dtype=torch.bool)
+    for label, number in enumerate(num_test):
+        members = (images.labels == label).nonzero().flatten()
+        order = torch.randperm(len(members), generator=generator(0, _SPLIT, label))
+        held_out[members[order[:number]]] = True
+    return images[~held_out], images[held_out]
 
 
 def _measure(images: torch.Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:

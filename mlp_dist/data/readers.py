@@ -4,6 +4,7 @@ import gzip
 import hashlib
 import os
 import struct
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 from PIL import Image
 
 from mlp_dist.core.errors import DataError, DownloadError
+from mlp_dist.core.spec import ImageSpec
 from mlp_dist.data.batches import generator
 from mlp_dist.data.catalog import CATALOG, FOLDER_PREFIX, DatasetFacts
 from mlp_dist.data.dataset import Dataset, ImageSet
@@ -48,19 +50,37 @@ def prepare_dataset(name: str, data_dir: Path) -> None:
         ) from error
 
 
-def read_dataset(name: str, data_dir: Path) -> Dataset:
-    """Read a data set of data/catalog.py, or `folder:DIR`.
+def read_dataset(
+    name: str, data_dir: Path, *, image_size: int = 28, skip_bad_images: bool = False
+) -> Dataset:
+    """Read a data set of data/catalog.py, or `folder:DIR`, with images of image_size x image_size pixels.
+
+    `skip_bad_images` is for folders: files that cannot be read are left out.
 
     Raises DataError where files are missing or damaged; nothing in `data_dir` is changed.
     """
     if name.startswith(FOLDER_PREFIX):
-        return read_folder(Path(name.removeprefix(FOLDER_PREFIX)))
+        directory = Path(name.removeprefix(FOLDER_PREFIX))
+        return read_folder(directory, image_size=image_size, skip_bad_images=skip_bad_images)
     facts = CATALOG[name]
     if facts.torchvision_class is None:
         train, test = _read_digits()
     else:
         train, test = _read_idx(facts, facts.torchvision_class, data_dir)
-    return Dataset(name, facts.title, facts.image, facts.classes, train, test)
+    spec = replace(facts.image, height=image_size, width=image_size)
+    train, test = _resized(train, spec), _resized(test, spec)
+    return Dataset(name, facts.title, spec, facts.classes, train, test)
+
+
+def _resized(data: ImageSet, spec: ImageSpec) -> ImageSet:
+    """The gray images (N, 1, H, W) as `decode_image` gives them with `spec` from files of their own size."""
+    size = (spec.width, spec.height)
+    if data.images.shape[2:] == (spec.height, spec.width):
+        return data
+    images = np.empty((len(data), 1, spec.height, spec.width), dtype=np.uint8)
+    for index, image in enumerate(data.images[:, 0].numpy()):
+        images[index, 0] = np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BILINEAR))
+    return ImageSet(torch.from_numpy(images), data.labels)
 
 
 # MNIST and its relatives

@@ -1,0 +1,143 @@
+"""Train every recipe on MNIST, and compare its test accuracy with the one that its author published.
+
+  python -m benchmarks.recipes --seeds 5
+  python -m benchmarks.recipes --seeds 2 --recipes mnist-500 mnist-tensor
+
+A published number holds where it lies within three standard deviations of the mean over the seeds, or below
+the mean. The last line on stdout is one JSON object.
+"""
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import tempfile
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+
+from mlp_dist import command, processes
+from mlp_dist.core.errors import UsageError
+from mlp_dist.data.dataset import Dataset
+from mlp_dist.data.readers import default_data_dir, prepare_dataset, read_dataset
+from mlp_dist.recipes import PUBLISHED, RECIPES, get_recipe
+from mlp_dist.start import settle
+from mlp_dist.trainer import Trainer
+
+COLUMNS = "{:<24} {:>6}  {:>9}  {:>17}  {:>10}  {:<5}  {:>10}"
+
+
+@dataclass(frozen=True)
+class Row:
+    """`accuracies` has one test accuracy a seed, after the last epoch."""
+
+    recipe: str
+    epochs: int
+    accuracies: list[float]
+    seconds_per_epoch: float
+
+    @property
+    def published(self) -> float | None:
+        return PUBLISHED.get(self.recipe)
+
+    @property
+    def mean(self) -> float:
+        return statistics.mean(self.accuracies)
+
+    @property
+    def std(self) -> float:
+        return statistics.stdev(self.accuracies) if len(self.accuracies) > 1 else 0.0
+
+    @property
+    def holds(self) -> bool | None:
+        return None if self.published is None else self.published <= self.mean + 3 * self.std
+
+    def __str__(self) -> str:
+        published, difference = "-", "-"
+        if self.published is not None:
+            published, difference = f"{self.published:.4f}", f"{self.mean - self.published:+.4f}"
+        return COLUMNS.format(
+            self.recipe,
+            self.epochs,
+            published,
+            f"{self.mean:.4f} ± {self.std:.4f}",
+            difference,
+            {True: "yes", False: "no", None: "-"}[self.holds],
+            f"{self.seconds_per_epoch:.2f}",
+        )
+
+    def to_json(self) -> dict[str, object]:
+        return {
+            **vars(self),
+            "published": self.published,
+            "mean": self.mean,
+            "std": self.std,
+            "holds": self.holds,
+        }
+
+
+def measure(recipe: str, data: Dataset, accelerator: Accelerator, num_seeds: int) -> Row:
+    """Train the recipe once a seed, as the command does but for MLflow."""
+    accuracies, seconds = [], []
+    with tempfile.TemporaryDirectory() as directory, processes.StopSignals() as signals:
+        for seed in range(num_seeds):
+            config, normalized = settle(replace(get_recipe(recipe), seed=seed), data)
+            trainer = Trainer(config, normalized, accelerator, Path(directory))
+            for epoch in range(config.epochs):
+                seconds.append(trainer.train_epoch(epoch, signals)["train_seconds"])
+            accuracies.append(trainer.evaluate()["test_accuracy"])
+    return Row(recipe, config.epochs, accuracies, statistics.median(seconds))
+
+
+def parse() -> argparse.Namespace:
+    parser = command.Parser(
+        prog="python -m benchmarks.recipes",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--seeds", type=int, default=5, metavar="N", help="the seeds 0 to N-1 (5)")
+    parser.add_argument("--recipes", nargs="+", metavar="NAME", default=list(RECIPES), help="(all)")
+    parser.add_argument(
+        "--data-dir", type=Path, metavar="DIR", help="torchvision's root ($MLP_DIST_DATA, else data)"
+    )
+    args = parser.parse_args()
+    if args.seeds < 1:
+        raise UsageError(f"seeds is {args.seeds}; it must be 1 or more")
+    for name in args.recipes:
+        get_recipe(name)
+    return args
+
+
+def main() -> None:
+    args = parse()
+    processes.set_threads()
+    data_dir = args.data_dir or default_data_dir()
+    prepare_dataset("mnist", data_dir)
+    data = read_dataset("mnist", data_dir)
+    accelerator = Accelerator(cpu=processes.use_cpu())
+    device = accelerator.device
+    kind = platform.machine() if device.type == "cpu" else torch.cuda.get_device_name(device)
+    print(f"{args.seeds} seeds, {kind}, {os.cpu_count()} cores, torch {torch.__version__}")
+    print(
+        COLUMNS.format("recipe", "epochs", "published", "test accuracy", "difference", "holds", "s an epoch"),
+        flush=True,
+    )
+    rows = []
+    for name in args.recipes:
+        rows.append(measure(name, data, accelerator, args.seeds))
+        print(rows[-1], flush=True)
+    result = {
+        "benchmark": "recipes",
+        "seeds": args.seeds,
+        "device": kind,
+        "torch": str(torch.__version__),
+        "recipes": [row.to_json() for row in rows],
+    }
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    command.run(main)

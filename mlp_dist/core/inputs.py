@@ -1,0 +1,111 @@
+"""What people have of images -> a model's input: paths, PIL images, numpy arrays, tensors, lists of these."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from mlp_dist.core.errors import ImageError
+from mlp_dist.core.images import decode_image, normalize, to_pixels
+from mlp_dist.core.spec import ImageSpec
+
+OneOrBatch = str | Path | Image.Image | np.ndarray | torch.Tensor
+Images = OneOrBatch | Sequence[OneOrBatch]
+
+_CHANNELS = (1, 3, 4)
+
+
+def model_input(images: Images, spec: ImageSpec) -> torch.Tensor:
+    """Normalized float32 (N, C*H*W) on the CPU, one row an image, in order.
+
+    What arrays and tensors may look like is told at Bundle.predict_proba. Raises ImageError.
+    """
+    parts = images if isinstance(images, list | tuple) else [images]
+    if not parts:
+        raise ImageError("there is no image to answer: the list is empty")
+    return torch.cat([normalize(_read(part, spec), spec) for part in parts])
+
+
+def _read(part: Any, spec: ImageSpec) -> torch.Tensor:
+    """One image or a batch -> (N, C, H, W), uint8 or float32."""
+    if isinstance(part, str | Path):
+        try:
+            return decode_image(Path(part).read_bytes(), spec)[None]
+        except OSError as error:
+            raise ImageError(f"cannot read {part}: {error.strerror}") from error
+        except ImageError as error:
+            raise ImageError(f"{part}: {error}") from error
+    if isinstance(part, Image.Image):
+        try:
+            return to_pixels(part, spec)[None]
+        # A PIL image is read from its file only now.
+        except (OSError, SyntaxError, ValueError) as error:
+            raise ImageError(f"the image is damaged: {error}") from error
+    if isinstance(part, np.ndarray):
+        if part.dtype.kind not in "uif":
+            raise ImageError(f"an array of {part.dtype} holds no image; give uint8 from 0 to 255")
+        # Copied, since torch takes neither negative strides nor every byte order.
+        part = torch.from_numpy(part.astype(part.dtype.newbyteorder("="), order="C"))
+    if isinstance(part, torch.Tensor):
+        return _converted(_as_batch(_checked(part.detach().cpu()), spec), spec)
+    raise ImageError(f"{type(part).__name__} is no image; give a path, a PIL image, an array or a tensor")
+
+
+def _checked(values: torch.Tensor) -> torch.Tensor:
+    """uint8 as it is; integers from 0 to 255 as uint8; float from 0 to 1 as float32."""
+    if values.dtype == torch.uint8:
+        return values
+    if values.dtype == torch.bool or values.is_complex():
+        raise ImageError(f"a tensor of {values.dtype} holds no image; give uint8 from 0 to 255")
+    if values.numel() == 0:
+        raise ImageError(f"there is no image to answer: the shape is {tuple(values.shape)}")
+    low, high = values.min().item(), values.max().item()
+    most = 1 if values.is_floating_point() else 255
+    # Written so that NaN fails as well.
+    if not (low >= 0 and high <= most):
+        raise ImageError(
+            f"images of {values.dtype} hold values from {low:g} to {high:g}, not 0 to {most}; "
+            "give uint8 from 0 to 255 or float from 0 to 1, before any normalization"
+        )
+    return values.to(torch.float32 if values.is_floating_point() else torch.uint8)
+
+
+def _as_batch(values: torch.Tensor, spec: ImageSpec) -> torch.Tensor:
+    """(N, C, H, W), where C, H and W need not be the spec's yet."""
+    shape, wanted = tuple(values.shape), (spec.channels, spec.height, spec.width)
+    if values.numel() == 0:
+        raise ImageError(f"there is no image to answer: the shape is {shape}")
+    if len(shape) in (1, 2) and shape[-1] == spec.num_features:
+        return values.reshape(-1, *wanted)
+    if len(shape) == 2:
+        return values[None, None]
+    channels_last = shape[-1] in _CHANNELS and shape[-3:] != wanted
+    if len(shape) == 3 and channels_last:
+        return values.permute(2, 0, 1)[None]
+    if len(shape) == 3:
+        return values[None] if shape[0] == spec.channels else values[:, None]
+    if len(shape) == 4 and channels_last:
+        return values.permute(0, 3, 1, 2)
+    if len(shape) == 4 and shape[1] in _CHANNELS:
+        return values
+    raise ImageError(
+        f"{shape} is not the shape of images; give (H, W), (N, H, W), those with channels first or last, or "
+        f"(N, {spec.num_features})"
+    )
+
+
+def _converted(batch: torch.Tensor, spec: ImageSpec) -> torch.Tensor:
+    """Other sizes and colours go the way of image files, which has 8 bits."""
+    if batch.shape[1:] == (spec.channels, spec.height, spec.width):
+        return batch
+    pixels = batch if batch.dtype == torch.uint8 else (batch * 255).round().to(torch.uint8)
+    arrays = pixels.permute(0, 2, 3, 1).contiguous().numpy()
+    return torch.stack(
+        [
+            to_pixels(Image.fromarray(array[:, :, 0] if array.shape[2] == 1 else array), spec)
+            for array in arrays
+        ]
+    )

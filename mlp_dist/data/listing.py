@@ -1,0 +1,104 @@
+"""What image files a folder holds, and of which class each is; nothing is opened."""
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from stat import S_ISREG
+
+from mlp_dist.core.errors import DataError
+from mlp_dist.core.images import FORMATS
+
+_SUFFIXES = (".png", ".jpg", ".jpeg", ".gif", ".bmp", ".webp", ".tif", ".tiff")
+
+
+@dataclass(frozen=True)
+class ImageFile:
+    """An image file: its path in DIR, class, and status (None for a link to nothing)."""
+
+    path: str
+    label: int
+    status: os.stat_result | None
+
+
+@dataclass(frozen=True)
+class Listing:
+    """`test` is None where DIR has no test part."""
+
+    classes: tuple[str, ...]
+    train: list[ImageFile]
+    test: list[ImageFile] | None
+
+
+def list_folder(directory: Path) -> Listing:
+    if not directory.is_dir():
+        raise DataError(f"{directory} is not a directory; folder:DIR wants one folder a class in DIR")
+    has_parts = (directory / "train").is_dir()
+    if has_parts and not (directory / "test").is_dir():
+        raise DataError(f"{directory} has a folder train but none named test; it needs both, or neither")
+    root = directory / "train" if has_parts else directory
+    classes = tuple(_class_names(root))
+    if len(classes) < 2:
+        raise DataError(f"{root} holds {len(classes)} folders; it needs two or more, one a class")
+    train = _labelled_files(directory, root, classes)
+    check_classes(root, classes, {file.label for file in train})
+    if not has_parts:
+        return Listing(classes, train, None)
+    root = directory / "test"
+    extra = sorted(set(_class_names(root)) - set(classes))
+    if extra:
+        raise DataError(f"{root} has folders that the training part lacks: {', '.join(extra)}")
+    return Listing(classes, train, _labelled_files(directory, root, classes))
+
+
+def _class_names(root: Path) -> list[str]:
+    """The folders in `root` but those that tools leave, as .ipynb_checkpoints and __MACOSX."""
+    return sorted(
+        entry.name for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith((".", "__"))
+    )
+
+
+def _labelled_files(directory: Path, root: Path, classes: tuple[str, ...]) -> list[ImageFile]:
+    base = "" if root == directory else f"{root.name}/"
+    files = [
+        ImageFile(f"{base}{name}/{path}", label, status)
+        for label, name in enumerate(classes)
+        if (root / name).is_dir()
+        for path, status in _image_files(root / name)
+    ]
+    if not files:
+        raise DataError(f"{root} holds no {', '.join(FORMATS)} files")
+    return files
+
+
+def _image_files(folder: Path, prefix: str = "") -> Iterator[tuple[str, os.stat_result | None]]:
+    """(path, status) of those in `folder` and the folders in it, in order; hidden ones are none.
+
+    `folder` may be a link; links to folders inside it are not followed, since they may lead back.
+    """
+    with os.scandir(folder / prefix) as entries:
+        for entry in sorted(entries, key=lambda entry: entry.name):
+            path = f"{prefix}{entry.name}"
+            if entry.name.startswith("."):
+                continue
+            if entry.is_dir(follow_symlinks=False):
+                if not entry.name.startswith("__"):
+                    yield from _image_files(folder, f"{path}/")
+            elif entry.name.lower().endswith(_SUFFIXES):
+                try:
+                    status = entry.stat()
+                except OSError:
+                    yield path, None
+                else:
+                    # Others, as named pipes, could be read for ever.
+                    if S_ISREG(status.st_mode):
+                        yield path, status
+
+
+def check_classes(directory: Path, classes: tuple[str, ...], labels: set[int]) -> None:
+    empty = [name for label, name in enumerate(classes) if label not in labels]
+    if empty:
+        raise DataError(
+            f"{directory} has no image to train on in the folders {', '.join(empty)}; "
+            "each needs one or more, or is to be removed"
+        )

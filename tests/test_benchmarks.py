@@ -1,0 +1,63 @@
+import json
+import sys
+from pathlib import Path
+
+import pytest
+from launching import ROOT, run
+
+from benchmarks.recipes import Row
+
+
+@pytest.mark.parametrize(
+    ("recipe", "accuracies", "holds"),
+    [
+        ("mnist-500", [0.920, 0.922, 0.924], True),
+        ("mnist-500", [0.930, 0.9301, 0.9302], True),
+        ("mnist-500", [0.910, 0.911, 0.912], False),
+        ("mnist-500", [0.9224], True),
+        ("mnist-500", [0.9223], False),
+        ("mnist-logistic", [0.5, 0.6], None),
+    ],
+    ids=str,
+)
+def test_a_published_number_holds_within_three_deviations_or_below(
+    recipe: str, accuracies: list[float], holds: bool | None
+) -> None:
+    assert Row(recipe, 1, accuracies, 0.5).holds is holds
+
+
+def test_a_row_shows_what_was_measured() -> None:
+    row = Row("mnist-500", 1, [0.92, 0.93], 0.456)
+    assert str(row).split() == ["mnist-500", "1", "0.9224", "0.9250", "±", "0.0071", "+0.0026", "yes", "0.46"]
+    assert row.to_json()["mean"] == pytest.approx(0.925)
+
+
+@pytest.mark.slow
+def test_the_recipes_are_trained_and_the_last_line_is_json(mnist_dir: Path) -> None:
+    flags = ["--seeds", "2", "--recipes", "mnist-logistic", "mnist-500", "--data-dir", str(mnist_dir)]
+    done = run([sys.executable, "-m", "benchmarks.recipes", *flags], ROOT)
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout.splitlines()[-1])
+    assert (result["benchmark"], result["seeds"]) == ("recipes", 2)
+    assert [row["recipe"] for row in result["recipes"]] == ["mnist-logistic", "mnist-500"]
+    for row in result["recipes"]:
+        assert len(row["accuracies"]) == 2
+        assert row["accuracies"][0] != row["accuracies"][1]
+        assert row["mean"] > 0.89
+        assert row["seconds_per_epoch"] > 0
+        assert f"{row['recipe']:<24}" in done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--seeds", "0"], "seeds is 0; it must be 1 or more"),
+        (["--recipes", "mnist-50"], "unknown recipe 'mnist-50'; did you mean mnist-500?"),
+    ],
+)
+def test_wrong_use(flags: list[str], message: str) -> None:
+    done = run([sys.executable, "-m", "benchmarks.recipes", *flags], ROOT)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr

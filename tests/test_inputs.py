@@ -1,0 +1,166 @@
+"""All that people have of an image is answered as the file is."""
+
+import io
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from mlp_dist.core.errors import ImageError
+from mlp_dist.core.images import decode_image, encode_png, normalize
+from mlp_dist.core.inputs import model_input
+from mlp_dist.core.spec import ImageSpec
+
+GRAY = ImageSpec(height=28, width=28, channels=1, mean=(0.1307,), std=(0.3081,))
+COLOUR = ImageSpec(height=32, width=30, channels=3, mean=(0.4, 0.5, 0.6), std=(0.2, 0.3, 0.4))
+SPECS = pytest.mark.parametrize("spec", [GRAY, COLOUR], ids=["gray", "colour"])
+
+
+def pixels_of(spec: ImageSpec, number: int = 4) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(spec.channels)
+    return torch.randint(0, 256, (number, spec.channels, spec.height, spec.width), generator=generator).to(
+        torch.uint8
+    )
+
+
+def opened(pixels: torch.Tensor) -> Image.Image:
+    return Image.open(io.BytesIO(encode_png(pixels)))
+
+
+def last(pixels: torch.Tensor) -> np.ndarray:
+    return pixels.movedim(-3, -1).numpy()
+
+
+BATCHES: dict[str, Callable[[torch.Tensor], Any]] = {
+    "tensor": lambda pixels: pixels,
+    "tensor as ToTensor gives it": lambda pixels: pixels.float().div(255),
+    "float64 tensor": lambda pixels: pixels.double().div(255),
+    "int64 tensor": lambda pixels: pixels.long(),
+    "flat tensor": lambda pixels: pixels.flatten(1),
+    "list of tensors": lambda pixels: list(pixels),
+    "tuple of flat tensors": lambda pixels: tuple(pixels.flatten(1)),
+    "array": lambda pixels: pixels.numpy(),
+    "array, channels last": last,
+    "float array, channels last": lambda pixels: last(pixels.float().div(255)),
+    "big-endian array": lambda pixels: pixels.numpy().astype(">i2"),
+    "backwards array": lambda pixels: pixels.flip(0).numpy()[::-1],
+    "list of arrays, channels last": lambda pixels: [last(image) for image in pixels],
+    "PIL images": lambda pixels: [opened(image) for image in pixels],
+    "one at a time, each in its way": lambda pixels: [
+        pixels[0],
+        last(pixels[1]),
+        opened(pixels[2]),
+        pixels[3:].float().div(255),
+    ],
+}
+
+
+@SPECS
+@pytest.mark.parametrize("make", BATCHES.values(), ids=BATCHES)
+def test_batches(make: Callable[[torch.Tensor], Any], spec: ImageSpec) -> None:
+    pixels = pixels_of(spec)
+    assert torch.equal(model_input(make(pixels), spec), normalize(pixels, spec))
+
+
+@SPECS
+def test_paths(spec: ImageSpec, tmp_path: Path) -> None:
+    pixels = pixels_of(spec)
+    paths = [tmp_path / f"{index}.png" for index in range(len(pixels))]
+    for path, image in zip(paths, pixels, strict=True):
+        path.write_bytes(encode_png(image))
+    expected = normalize(pixels, spec)
+    assert torch.equal(model_input(paths, spec), expected)
+    assert torch.equal(model_input([str(path) for path in paths], spec), expected)
+    assert torch.equal(model_input(paths[2], spec), expected[2:3])
+    assert torch.equal(model_input(str(paths[2]), spec), expected[2:3])
+
+
+@SPECS
+def test_one_image_is_a_batch_of_one(spec: ImageSpec) -> None:
+    pixels = pixels_of(spec)[0]
+    expected = normalize(pixels[None], spec)
+    for one in (pixels, pixels.flatten(), last(pixels), pixels.numpy(), opened(pixels), pixels.float() / 255):
+        assert torch.equal(model_input(one, spec), expected)
+
+
+def test_gray_images_need_no_channel() -> None:
+    pixels = pixels_of(GRAY)
+    expected = normalize(pixels, GRAY)
+    assert torch.equal(model_input(pixels[0, 0], GRAY), expected[:1])
+    for number in (1, 3, 4):
+        assert torch.equal(model_input(pixels[:number, 0], GRAY), expected[:number])
+        assert torch.equal(model_input(pixels[:number, 0].numpy(), GRAY), expected[:number])
+
+
+@SPECS
+@pytest.mark.parametrize("mode", ["L", "RGB", "RGBA"])
+@pytest.mark.parametrize("size", [(28, 28), (30, 32), (64, 20)], ids=str)
+def test_other_sizes_and_colours_go_the_way_of_a_file(
+    size: tuple[int, int], mode: str, spec: ImageSpec
+) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (size[1], size[0], 4), dtype=np.uint8)
+    image = Image.fromarray(noise).convert(mode)
+    file = io.BytesIO()
+    image.save(file, format="PNG")
+    expected = normalize(decode_image(file.getvalue(), spec)[None], spec)
+    array = np.asarray(image)
+    first = array if mode == "L" else array.transpose(2, 0, 1)
+    scaled = np.ascontiguousarray(array / 255)
+    for one in (image, array, array[None], torch.from_numpy(first.copy())[None], scaled):
+        assert torch.equal(model_input(one, spec), expected)
+
+
+def test_what_is_given_is_left_as_it_is() -> None:
+    floats = pixels_of(GRAY).float().div(255)
+    before = floats.clone()
+    model_input(floats, GRAY)
+    assert torch.equal(floats, before)
+
+
+@pytest.mark.parametrize(
+    ("images", "message"),
+    [
+        ([], "the list is empty"),
+        (torch.zeros(0, 1, 28, 28), r"no image to answer: the shape is \(0, 1, 28, 28\)"),
+        (np.zeros((0, 28, 28), dtype=np.uint8), r"no image to answer: the shape is \(0, 28, 28\)"),
+        (torch.full((28, 28), 1.5), "float32 hold values from 1.5 to 1.5, not 0 to 1; .* before any normal"),
+        (torch.full((28, 28), -0.5), "values from -0.5 to -0.5, not 0 to 1"),
+        (torch.full((28, 28), float("nan")), "values from nan to nan, not 0 to 1"),
+        (np.full((28, 28), 256), "int64 hold values from 256 to 256, not 0 to 255"),
+        (np.full((28, 28), True), "an array of bool holds no image"),
+        (torch.full((28, 28), True), "a tensor of torch.bool holds no image"),
+        (np.array([["a"]]), "an array of <U1 holds no image"),
+        (np.array([[None]]), "an array of object holds no image"),
+        (torch.zeros(28), r"\(28,\) is not the shape of images; give \(H, W\), .* or \(N, 784\)"),
+        (torch.zeros(2, 2, 28, 28), r"\(2, 2, 28, 28\) is not the shape of images"),
+        (torch.zeros(1, 1, 1, 28, 28), "is not the shape of images"),
+        (7, "int is no image; give a path, a PIL image, an array or a tensor"),
+        ({"a": 1}, "dict is no image"),
+        (None, "NoneType is no image"),
+        (["nowhere.png"], "cannot read nowhere.png: No such file or directory"),
+        (Path("nowhere.png"), "cannot read nowhere.png"),
+        ([torch.zeros(28, 28), "nowhere.png"], "cannot read nowhere.png"),
+    ],
+    ids=str,
+)
+def test_what_is_no_image(images: Any, message: str) -> None:
+    with pytest.raises(ImageError, match=message):
+        model_input(images, GRAY)
+
+
+def test_a_file_that_is_no_image_is_named(tmp_path: Path) -> None:
+    (tmp_path / "text.png").write_text("hello")
+    with pytest.raises(ImageError, match=r"text\.png: 5 bytes are not a PNG"):
+        model_input([tmp_path / "text.png"], GRAY)
+    with pytest.raises(ImageError, match=r"cannot read .*: Is a directory"):
+        model_input(tmp_path, GRAY)
+
+
+def test_a_pil_image_that_is_cut_off(tmp_path: Path) -> None:
+    data = encode_png(pixels_of(COLOUR)[0])
+    with pytest.raises(ImageError, match="the image is damaged"):
+        model_input(Image.open(io.BytesIO(data[:200])), COLOUR)
