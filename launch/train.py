@@ -36,7 +36,7 @@ def parse() -> argparse.Namespace:
         argument_default=argparse.SUPPRESS,
     )
     what = parser.add_argument_group("what to train (defaults: the recipe's)")
-    what.add_argument("--recipe", default="mnist", metavar="NAME", help="a complete configuration (mnist)")
+    what.add_argument("--recipe", metavar="NAME", help="a complete configuration (mnist)")
     what.add_argument("--list-recipes", action="store_true", default=False, help="show all recipes and exit")
     what.add_argument(
         "--hidden-sizes", type=hidden_sizes, metavar="N,N", help="widths of the hidden layers, or none"
@@ -78,7 +78,7 @@ def parse() -> argparse.Namespace:
         "--normalize",
         type=normalization,
         metavar="MEAN,STD",
-        help="none: as ToTensor gives them; data: by the training images' own",
+        help="none: as ToTensor gives them; data: by the training images' own; --normalize=-0.5,0.5",
     )
     data.add_argument(
         "--skip-bad-images", action="store_true", help="leave files out of a folder that cannot be read"
@@ -122,18 +122,17 @@ def normalization(text: str) -> tuple[float, float] | None:
 
 def configure(args: argparse.Namespace) -> tuple[TrainConfig, set[str]]:
     """The recipe with what the flags say, and the names of the fields they gave."""
-    given = {
-        name: value for name, value in vars(args).items() if name not in ("recipe", "list_recipes", "resume")
-    }
+    given = {name: value for name, value in vars(args).items() if name not in ("list_recipes", "resume")}
     if given.get("dataset") == "auto":
         del given["dataset"]
     fields = set(given)
     if given.get("dataset", "").startswith(FOLDER_PREFIX) and given["dataset"] != FOLDER_PREFIX:
-        given["dataset"] = FOLDER_PREFIX + str(Path(given["dataset"].removeprefix(FOLDER_PREFIX)).absolute())
+        directory = Path(given["dataset"].removeprefix(FOLDER_PREFIX)).expanduser().resolve()
+        given["dataset"] = f"{FOLDER_PREFIX}{directory}"
     if "dataset" in given:
         given["fallback_dataset"] = None
     given.setdefault("mixed_precision", os.environ.get("ACCELERATE_MIXED_PRECISION", "no"))
-    return replace(get_recipe(args.recipe), **given), fields
+    return replace(get_recipe(given.get("recipe", "mnist")), **given), fields
 
 
 def main() -> None:
@@ -157,6 +156,8 @@ def main() -> None:
         raise
     if result:
         print(json.dumps(result), flush=True)
+    # Processes that have nothing to finish stay until the main one has.
+    trainer.accelerator.wait_for_everyone()
     trainer.accelerator.end_training()
 
 

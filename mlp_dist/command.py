@@ -2,8 +2,10 @@
 
 import argparse
 import difflib
+import signal
 import sys
 from collections.abc import Callable, Sequence
+from types import FrameType
 from typing import Any, NoReturn
 
 from mlp_dist.core.errors import MlpDistError
@@ -33,14 +35,25 @@ class Parser(argparse.ArgumentParser):
         raise SystemExit(2)
 
 
+def _interrupt(signum: int, frame: FrameType | None) -> NoReturn:
+    raise Interrupted(signum)
+
+
 def run(main: Callable[[], int | None]) -> NoReturn:
     """Run a command: exit code 0, 2 for wrong use, 1 for a failure, 128 + the signal when interrupted."""
+    if is_main():
+        # As Ctrl-C does, so that what is half-written is removed.
+        signal.signal(signal.SIGTERM, _interrupt)
     try:
         code = main() or 0
     except MlpDistError as error:
         code = error.exit_code
         if is_main():
             print(f"error: {error}", file=sys.stderr)
+    except MemoryError as error:
+        code = 1
+        if is_main():
+            print(f"error: this machine's memory is too small: {error}", file=sys.stderr)
     except OSError as error:
         # A full disk, a directory that may not be written: the system's own words say it.
         code = 1

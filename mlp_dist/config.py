@@ -1,14 +1,13 @@
 """TrainConfig: everything a training depends on, validated when made; each error says what to do."""
 
 import difflib
-import math
 from collections.abc import Iterable
 from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Self
 
 from mlp_dist.core.errors import CheckpointError, UsageError
-from mlp_dist.core.spec import KINDS
+from mlp_dist.core.spec import KINDS, LARGEST_SIZE
 from mlp_dist.data.catalog import CATALOG, FOLDER_PREFIX
 
 DEFAULT_EXPERIMENT = "mlp_dist"
@@ -94,9 +93,20 @@ class TrainConfig:
         _check(all(size >= 1 for size in self.hidden_sizes), "hidden sizes", self.hidden_sizes, "1 or more")
         _check_among(KINDS, "model", self.model)
         _check_among(INITIALIZATIONS, "initialization", self.initialization)
-        _check(self.image_size >= 1, "image-size", self.image_size, "1 or more pixels")
+        _check(
+            all(size <= LARGEST_SIZE for size in self.hidden_sizes),
+            "hidden sizes",
+            self.hidden_sizes,
+            f"at most {LARGEST_SIZE:,}",
+        )
+        _check(1 <= self.image_size <= 4096, "image-size", self.image_size, "from 1 to 4096 pixels")
         mean, std = self.normalize or TO_TENSOR
-        _check(math.isfinite(mean) and 0 < std < math.inf, "normalize", f"{mean:g},{std:g}", "a std above 0")
+        _check(
+            abs(mean) <= 1e6 and 1e-6 <= std <= 1e6,
+            "normalize",
+            f"{mean:g},{std:g}",
+            "a mean of at most 1e6 and a std from 1e-6 to 1e6",
+        )
         _check_among(OPTIMIZERS, "optimizer", self.optimizer)
         _check(0 < self.lr < 1e38, "lr", self.lr, "a number above 0 that float32 can hold")
         _check(self.batch_size >= 1, "batch-size", self.batch_size, "1 or more")

@@ -1,21 +1,38 @@
 """Pictures of data and of trainings. The one file that imports matplotlib: pyplot only to open a window."""
 
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 
 from mlp_dist.core.errors import UsageError
 from mlp_dist.core.files import replacing_file
 from mlp_dist.core.spec import ImageSpec
 
+
+@contextmanager
+def _without_backend() -> Iterator[None]:
+    """Jupyter names a backend of its own to all that it starts; where that one is not installed, matplotlib
+    would not even be imported. Files need none.
+    """
+    named = os.environ.pop("MPLBACKEND", None)
+    yield
+    if named is not None:
+        os.environ["MPLBACKEND"] = named
+
+
+with _without_backend():
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
 FORMATS = ("jpeg", "jpg", "pdf", "png", "svg", "webp")
 """The suffixes of the files that `save` writes."""
 
+MOST_NAMED = 40
 _LONGEST_NAME = 18
 _WINDOWLESS = ("agg", "cairo", "pdf", "pgf", "ps", "svg", "template")
 _PARTS = (("train", "tab:blue"), ("val", "tab:orange"), ("test", "tab:green"))
@@ -42,24 +59,27 @@ def learning_curves(history: list[dict[str, Any]], kept_epoch: int) -> Figure:
 
 
 def confusion_matrix(confusion: torch.Tensor, classes: Sequence[str]) -> Figure:
-    """Counts of (true class, predicted class); colour is the share of the true class."""
-    names = [_short(name) for name in classes]
-    size = max(5.0, 0.6 * len(names))
+    """Counts of (true class, predicted class); colour is the share of the true class.
+
+    Of more than MOST_NAMED classes the picture shows colours alone: names and counts would not be legible.
+    """
+    names = [_short(name) for name in classes] if len(classes) <= MOST_NAMED else []
+    size = max(5.0, 0.6 * min(len(classes), MOST_NAMED))
     figure = Figure(figsize=(size + 1, size), layout="constrained")
     axes = figure.subplots()
     shares = confusion / confusion.sum(dim=1, keepdim=True).clamp(min=1)
     image = axes.imshow(shares.numpy(), cmap="Blues", vmin=0, vmax=1)
-    for true, row in enumerate(confusion.tolist()):
+    for true, row in enumerate(confusion.tolist() if names else []):
         for predicted, count in enumerate(row):
             if count:
                 colour = "white" if shares[true, predicted] > 0.5 else "black"
                 axes.text(predicted, true, str(count), ha="center", va="center", color=colour, fontsize=8)
     accuracy = confusion.trace().item() / confusion.sum().item()
     axes.set(xlabel="predicted", ylabel="true", title=f"test accuracy {accuracy:.2%}")
-    axes.set_xticks(
-        range(len(names)), names, rotation=45 if max(map(len, names)) > 2 else 0, parse_math=False
-    )
-    axes.set_yticks(range(len(names)), names, parse_math=False)
+    if names:
+        rotation = 45 if max(map(len, names)) > 2 else 0
+        axes.set_xticks(range(len(names)), names, rotation=rotation, parse_math=False)
+        axes.set_yticks(range(len(names)), names, parse_math=False)
     figure.colorbar(image, ax=axes, label="share of the true class")
     return figure
 
@@ -167,10 +187,10 @@ def check_window() -> None:
     from matplotlib import pyplot
 
     advice = "write the picture to a file: --output FILE"
-    backend = pyplot.get_backend()
+    backend = os.environ.get("MPLBACKEND") or pyplot.get_backend()
     try:
         pyplot.switch_backend(backend)
-    except ImportError as error:
+    except (ImportError, ValueError) as error:
         raise UsageError(f"matplotlib cannot open a window: {error}; {advice}") from error
     if backend.lower() in _WINDOWLESS:
         raise UsageError(

@@ -26,7 +26,7 @@ def finish(trainer: "Trainer", run: RunTracker) -> dict[str, Any]:
     test = evaluate(logits, trainer.test_set.labels)
     run.log_state_dicts({"best": trainer.best, "last": trainer.module.state_dict()})
     run.log_bundle(_write_bundle(trainer, model.cpu(), test))
-    _log_figures(trainer, run, model, logits, test)
+    # What makes this a run to choose comes before the pictures, which may fail.
     run.log_summary(
         {
             "best_epoch": kept["epoch"],
@@ -36,6 +36,7 @@ def finish(trainer: "Trainer", run: RunTracker) -> dict[str, Any]:
             "test_loss": test.loss,
         }
     )
+    _log_figures(trainer, run, model, logits, test)
     train_seconds = sum(record["train_seconds"] for record in history)
     return {
         "run_id": trainer.run_id,

@@ -164,8 +164,10 @@ def recipe_table() -> str:
             f"{config.epochs} epoch{'s' * (config.epochs > 1)}"
         )
         published = f"{PUBLISHED[name]:.4f}" if name in PUBLISHED else "-"
-        size = f"{model.num_parameters:,}"
-        rows.append((name, str(model), _BUILT[config.model], size, data, training, published))
+        built = _BUILT[config.model]
+        if config.initialization != "linear":
+            built += f", {config.initialization}"
+        rows.append((name, str(model), built, f"{model.num_parameters:,}", data, training, published))
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     return "\n".join(
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows

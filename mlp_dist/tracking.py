@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from mlp_dist.checkpoint import StateDict
 from mlp_dist.config import TrainConfig
-from mlp_dist.core.errors import TrackingError, UsageError
+from mlp_dist.core.errors import MlpDistError, TrackingError, UsageError
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -73,8 +73,8 @@ class RunTracker:
         from mlflow.data.meta_dataset import MetaDataset
 
         source = CodeDatasetSource(tags={"dataset": name})
-        # MLflow takes at most 36 characters of a digest.
-        data = MetaDataset(source, name=name, digest=digest[:32])  # type: ignore[abstract]
+        # MLflow takes at most 36 characters of a digest, and 500 of a name.
+        data = MetaDataset(source, name=name[:500], digest=digest[:32])  # type: ignore[abstract]
         mlflow.log_input(data, context="training")
 
     def log_epochs(self, history: list[dict[str, Any]]) -> None:
@@ -177,58 +177,77 @@ def best_run(experiment: str, metric: str = "val_accuracy") -> StoredRun:
             f"a run cannot be chosen by {metric!r}; there are: {', '.join(VALIDATION_METRICS)} "
             "(figures on the test images never choose a model)"
         )
-    mlflow = _mlflow()
-    found = mlflow.get_experiment_by_name(experiment)
-    if found is None:
-        names = sorted(experiment.name for experiment in mlflow.search_experiments())
-        raise UsageError(
-            f"MLflow at {mlflow.get_tracking_uri()} has no experiment {experiment!r} "
-            f"(there are: {', '.join(names)}); train first: accelerate launch launch/train.py"
+    runs = _finished_runs(experiment)
+    if not runs:
+        raise TrackingError(
+            f"the experiment {experiment!r} has no finished run; train one: accelerate launch launch/train.py"
         )
+    latest = runs[0]
+    comparable = [run for run in runs if run.dataset == latest.dataset]
+    others = sorted({run.dataset for run in runs} - {latest.dataset})
+    if others:
+        _note(
+            f"of the runs in the experiment {experiment!r}, those on {latest.dataset}, the data set of the "
+            f"latest, are compared, and not those on {', '.join(others)}"
+        )
+    rated = [run for run in comparable if math.isfinite(run.metrics.get(f"best_{metric}", math.nan))]
+    if not rated:
+        _note(f"no run on {latest.dataset} held out validation images to choose by: this is the latest")
+        return latest
+    if latest not in rated:
+        _note(f"the latest run, {latest.name} ({latest.run_id}), held out no validation images to compare")
+    return VALIDATION_METRICS[metric](rated, key=lambda run: run.metrics[f"best_{metric}"])
 
-    runs = [
-        _stored(run)
-        for run in mlflow.search_runs(
+
+def _note(text: str) -> None:
+    print(f"note: {text}; --run-id names any run", flush=True)
+
+
+def _finished_runs(experiment: str) -> list[StoredRun]:
+    """Those of this package, the latest first."""
+    mlflow = _mlflow()
+    with _asking() as uri:
+        found = mlflow.get_experiment_by_name(experiment)
+        if found is None:
+            names = sorted(experiment.name for experiment in mlflow.search_experiments())
+            raise UsageError(
+                f"MLflow at {uri} has no experiment {experiment!r} (there are: {', '.join(names)}); "
+                "train first: accelerate launch launch/train.py"
+            )
+        runs = mlflow.search_runs(
             [found.experiment_id],
             filter_string="attributes.status = 'FINISHED' and metrics.best_epoch >= 1",
             order_by=["attributes.start_time DESC"],
             output_format="list",
         )
-    ]
-    if not runs:
-        raise TrackingError(
-            f"the experiment {experiment!r} has no finished run; train one: accelerate launch launch/train.py"
-        )
-    dataset = runs[0].dataset
-    others = sorted({run.dataset for run in runs} - {dataset})
-    if others:
-        print(
-            f"note: of the runs in the experiment {experiment!r}, those on {dataset}, the data set of the "
-            f"latest, are compared, and not those on {', '.join(others)}; --run-id names any run",
-            flush=True,
-        )
-    rated = [
-        run
-        for run in runs
-        if run.dataset == dataset and math.isfinite(run.metrics.get(f"best_{metric}", math.nan))
-    ]
-    if not rated:
-        print(
-            f"note: no run on {dataset} held out validation images to choose by: this is the latest; "
-            "--run-id names any run",
-            flush=True,
-        )
-        return runs[0]
-    return VALIDATION_METRICS[metric](rated, key=lambda run: run.metrics[f"best_{metric}"])
+    return [_stored(run) for run in runs]
+
+
+@contextmanager
+def _asking() -> Iterator[str]:
+    """Makes a TrackingError of what a store raises that is damaged or cannot be reached; yields its URI."""
+    uri = _mlflow().get_tracking_uri()
+    try:
+        with _one_at_a_time(uri):
+            yield uri
+    except MlpDistError:
+        raise
+    # A damaged database is no MlflowException, but what the store's library makes of it.
+    except Exception as error:
+        reason = str(error).splitlines()[0]
+        raise TrackingError(f"MLflow at {uri} cannot be asked: {reason}; see MLFLOW_TRACKING_URI") from error
 
 
 def get_run(run_id: str) -> StoredRun:
     """Raises UsageError for an id that MLflow does not know, TrackingError for a run that did not finish."""
     mlflow = _mlflow()
-    try:
-        run = mlflow.get_run(run_id)
-    except mlflow.MlflowException as error:
-        raise UsageError(f"MLflow at {mlflow.get_tracking_uri()} has no run {run_id!r}") from error
+    with _asking() as uri:
+        try:
+            run = mlflow.get_run(run_id)
+        except mlflow.MlflowException as error:
+            if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+                raise
+            raise UsageError(f"MLflow at {uri} has no run {run_id!r}") from error
     if run.info.status != "FINISHED":
         raise TrackingError(f"run {run_id} is {run.info.status}, not FINISHED: it has no model to use")
     return _stored(run)

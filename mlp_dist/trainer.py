@@ -192,7 +192,7 @@ class Trainer:
                 self.run_id = run.run_id
                 run.log_config(
                     config.to_json(),
-                    model=str(self.spec),
+                    layer_sizes=str(self.spec),
                     num_parameters=self.spec.num_parameters,
                     num_processes=self.world_size,
                     device=self.accelerator.device.type,

@@ -206,6 +206,14 @@ def test_missing_file(saved: Path, name: str) -> None:
         load_bundle(saved)
 
 
+@pytest.mark.parametrize("name", [WEIGHTS, GOLDEN])
+def test_a_directory_in_a_file_s_place(saved: Path, name: str) -> None:
+    (saved / name).unlink()
+    (saved / name).mkdir()
+    with pytest.raises(BundleError, match=f"{saved / name} cannot be read: Is a directory"):
+        load_bundle(str(saved))
+
+
 @pytest.mark.parametrize("kind", ["nothing", "file"])
 def test_no_directory(tmp_path: Path, kind: str) -> None:
     path = tmp_path / "bundle"
@@ -215,7 +223,7 @@ def test_no_directory(tmp_path: Path, kind: str) -> None:
         load_bundle(path)
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"not json", b"\xff\xfe\x00"])
+@pytest.mark.parametrize("content", [b"", b"{", b"not json", b"\xff\xfe\x00", b"[" * 100_000], ids=len)
 def test_spec_that_is_not_json(saved: Path, content: bytes) -> None:
     (saved / SPEC).write_bytes(content)
     with pytest.raises(BundleError, match=f"{saved / SPEC} is not JSON"):
@@ -229,7 +237,15 @@ def test_spec_that_is_not_json(saved: Path, content: bytes) -> None:
         ({"format_version": 2}, "bundle format 2 is not 1"),
         ({"classes": ["cow", "cat"]}, "3 outputs, 2 classes and 3 golden probabilities"),
         ({"classes": 3}, "is not a bundle's"),
-        ({"model": {"layer_sizes": "784"}}, "is not a bundle's"),
+        ({"model": {"layer_sizes": "784"}}, "layer_sizes 784 need at least an input and an output"),
+        (
+            {"model": {"layer_sizes": [20, 8.0, 3]}},
+            "layer_sizes .20, 8.0, 3. need .* from 1 to",
+        ),
+        ({"model": {"layer_sizes": [20, 10**30, 3]}}, "each a number from 1 to 1,000,000,000"),
+        ({"model": {"layer_sizes": [20, 10**9, 3]}}, "24,000,000,003 parameters, more than this machine's"),
+        ({"classes": [1, 2, 3]}, "class names must be texts that differ"),
+        ({"golden_probabilities": ["a", "b", "c"]}, "golden probabilities must be numbers"),
         ({"golden_probabilities": None}, "is not a bundle's"),
         (
             {"weights_sha256": "0"},

@@ -1,5 +1,8 @@
 import signal
+import subprocess
+import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -120,3 +123,31 @@ def test_other_ranks_are_silent_about_wrong_arguments(
 def test_errors_of_the_program_keep_their_traceback() -> None:
     with pytest.raises(ZeroDivisionError):
         run(raising(ZeroDivisionError()))
+
+
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_removes_what_is_half_written(signum: signal.Signals, tmp_path: Path) -> None:
+    code = """
+import sys, time
+from pathlib import Path
+from mlp_dist import command
+from mlp_dist.core.files import replacing_file
+
+def main():
+    with replacing_file(Path("file.txt")) as temporary:
+        temporary.write_text("half")
+        print("writing", flush=True)
+        time.sleep(60)
+
+command.run(main)
+"""
+    with subprocess.Popen(
+        [sys.executable, "-c", code], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "writing\n"
+        process.send_signal(signum)
+        _, errors = process.communicate(timeout=30)
+    assert process.returncode == 128 + signum
+    assert "Traceback" not in errors
+    assert list(tmp_path.iterdir()) == []

@@ -1,6 +1,7 @@
 import io
 import json
 import os
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -434,3 +435,32 @@ def test_a_backend_that_cannot_be_loaded_is_told(tmp_path: Path, monkeypatch: py
         "UsageError: matplotlib cannot open a window: No module named 'nowhere'; "
         "write the picture to a file: --output FILE\n"
     )
+
+
+def test_a_confusion_of_very_many_classes_stays_small() -> None:
+    figure = confusion_matrix(torch.eye(1000, dtype=torch.int64), [f"class {n}" for n in range(1000)])
+    axes = figure.axes[0]
+    assert max(figure.get_size_inches()) < 30
+    assert len(axes.texts) == 0
+    assert axes.images[0].get_array().shape == (1000, 1000)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", ["module://matplotlib_inline.not_there", "foo"])
+def test_a_backend_that_is_not_there_hinders_no_file(backend: str, tmp_path: Path) -> None:
+    code = (
+        "import os, torch; from mlp_dist import figures; from pathlib import Path\n"
+        "grid = figures.samples_grid(torch.zeros(1, 1, 2, 2, dtype=torch.uint8), torch.tensor([0]), ['a'])\n"
+        "figures.save(grid, Path('grid.png'))\n"
+        f"assert os.environ['MPLBACKEND'] == {backend!r}\n"
+        "from mlp_dist.core.errors import UsageError\n"
+        "try: figures.show(grid)\n"
+        "except UsageError as error: print(error)\n"
+    )
+    environment = {**os.environ, "MPLBACKEND": backend}
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "grid.png").read_bytes().startswith(b"\x89PNG")
+    assert "matplotlib cannot open a window" in done.stdout

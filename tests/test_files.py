@@ -31,6 +31,17 @@ def test_file_is_written_and_its_directory_made(tmp_path: Path) -> None:
     assert names(path.parent) == ["file.txt"]
 
 
+def test_what_killed_writers_left_is_removed_after_a_day(tmp_path: Path) -> None:
+    old, young, other = (tmp_path / name for name in (".a*.txt.1.tmp", ".a*.txt.2.tmp", ".b.txt.1.tmp"))
+    for path in (old, young, other):
+        path.touch()
+    for path in (old, other):
+        os.utime(path, (0, 0))
+    with replacing_file(tmp_path / "a*.txt") as temporary:
+        temporary.write_text("new")
+    assert names(tmp_path) == [".a*.txt.2.tmp", ".b.txt.1.tmp", "a*.txt"]
+
+
 def test_file_is_replaced_only_at_the_end(tmp_path: Path) -> None:
     path = tmp_path / "file.txt"
     path.write_text("old")

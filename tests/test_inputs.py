@@ -1,6 +1,7 @@
 """All that people have of an image is answered as the file is."""
 
 import io
+import itertools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -46,6 +47,14 @@ BATCHES: dict[str, Callable[[torch.Tensor], Any]] = {
     "array": lambda pixels: pixels.numpy(),
     "array, channels last": last,
     "float array, channels last": lambda pixels: last(pixels.float().div(255)),
+    "int32 array": lambda pixels: pixels.numpy().astype(np.int32),
+    "uint32 array": lambda pixels: pixels.numpy().astype(np.uint32),
+    "uint64 array": lambda pixels: pixels.numpy().astype(np.uint64),
+    "long double array": lambda pixels: pixels.float().div(255).numpy().astype(np.longdouble),
+    "16-bit array": lambda pixels: pixels.numpy().astype(np.uint16) * 257,
+    "16-bit tensor": lambda pixels: torch.from_numpy(pixels.numpy().astype(np.uint16) * 257),
+    "a tensor that needs a gradient": lambda pixels: pixels.float().div(255).requires_grad_(),
+    "float tensor a rounding beyond": lambda pixels: pixels.double().div(255) * (1 + 1e-9),
     "big-endian array": lambda pixels: pixels.numpy().astype(">i2"),
     "backwards array": lambda pixels: pixels.flip(0).numpy()[::-1],
     "list of arrays, channels last": lambda pixels: [last(image) for image in pixels],
@@ -132,7 +141,16 @@ def test_what_is_given_is_left_as_it_is() -> None:
         (torch.full((28, 28), float("nan")), "values from nan to nan, not 0 to 1"),
         (np.full((28, 28), 256), "int64 hold values from 256 to 256, not 0 to 255"),
         (np.full((28, 28), True), "an array of bool holds no image"),
-        (torch.full((28, 28), True), "a tensor of torch.bool holds no image"),
+        (torch.full((28, 28), True), "a tensor of torch.bool and torch.strided holds no image"),
+        (torch.zeros(28, 28).to_sparse(), "a tensor of torch.float32 and torch.sparse_coo holds no image"),
+        (torch.zeros(28, 28, device="meta"), "holds no image"),
+        (torch.tensor(0.5), r"\(\) is not the shape of images"),
+        (np.array(5, np.uint8), r"\(\) is not the shape of images"),
+        (torch.zeros(28, 28, dtype=torch.complex64), "holds no image"),
+        (np.full((28, 28), -1), "int64 hold values from -1 to -1, not 0 to 255"),
+        (np.full((28, 28), 300, np.uint32), "hold values from 300 to 300, not 0 to 255"),
+        ("a\0b", "cannot read a"),
+        ("x" * 300, "cannot read x+: File name too long"),
         (np.array([["a"]]), "an array of <U1 holds no image"),
         (np.array([[None]]), "an array of object holds no image"),
         (torch.zeros(28), r"\(28,\) is not the shape of images; give \(H, W\), .* or \(N, 784\)"),
@@ -145,7 +163,7 @@ def test_what_is_given_is_left_as_it_is() -> None:
         (Path("nowhere.png"), "cannot read nowhere.png"),
         ([torch.zeros(28, 28), "nowhere.png"], "cannot read nowhere.png"),
     ],
-    ids=str,
+    ids=itertools.count(),
 )
 def test_what_is_no_image(images: Any, message: str) -> None:
     with pytest.raises(ImageError, match=message):
@@ -158,6 +176,47 @@ def test_a_file_that_is_no_image_is_named(tmp_path: Path) -> None:
         model_input([tmp_path / "text.png"], GRAY)
     with pytest.raises(ImageError, match=r"cannot read .*: Is a directory"):
         model_input(tmp_path, GRAY)
+
+
+def test_a_16_bit_image_is_the_same_as_file_image_and_array(tmp_path: Path) -> None:
+    values = np.random.default_rng(0).integers(0, 65536, (28, 28)).astype(np.uint16)
+    Image.fromarray(values).save(tmp_path / "deep.png")
+    expected = model_input(tmp_path / "deep.png", GRAY)
+    with Image.open(tmp_path / "deep.png") as image:
+        for one in (values, image, np.asarray(image)):
+            assert torch.equal(model_input(one, GRAY), expected)
+
+
+@pytest.mark.parametrize("most", [1, 255])
+def test_a_float_image_is_scaled_by_what_it_holds(most: int, tmp_path: Path) -> None:
+    pixels = pixels_of(GRAY)[0, 0].numpy()
+    pixels[0, 0] = 255
+    Image.fromarray(pixels.astype(np.float32) * np.float32(most / 255)).save(tmp_path / "float.tif")
+    expected = normalize(torch.from_numpy(pixels)[None, None], GRAY)
+    assert torch.equal(model_input(tmp_path / "float.tif", GRAY), expected)
+
+
+@pytest.mark.parametrize("channels", [3, 4])
+def test_channels_first_of_another_size_are_one_image(channels: int) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (40, 32, channels), dtype=np.uint8)
+    expected = model_input(Image.fromarray(noise), GRAY)
+    assert torch.equal(model_input(noise.transpose(2, 0, 1), GRAY), expected)
+    assert torch.equal(model_input(torch.from_numpy(noise.transpose(2, 0, 1).copy()), GRAY), expected)
+    assert len(model_input(np.zeros((5, 40, 32), np.uint8), GRAY)) == 5
+
+
+def test_gray_with_alpha() -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (28, 28, 2), dtype=np.uint8)
+    assert torch.equal(model_input(noise, GRAY), model_input(Image.fromarray(noise, "LA"), GRAY))
+
+
+def test_a_pil_image_whose_exif_is_damaged() -> None:
+    class Damaged(Image.Image):
+        def getexif(self) -> Image.Exif:
+            raise TypeError("bad operand type for abs(): 'str'")
+
+    with pytest.raises(ImageError, match="the image is damaged: bad operand"):
+        model_input(Damaged(), GRAY)
 
 
 def test_a_pil_image_that_is_cut_off(tmp_path: Path) -> None:

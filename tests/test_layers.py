@@ -74,10 +74,29 @@ def test_relu_at_every_kind_of_number() -> None:
     assert torch.equal(ours.grad, theirs.grad)
 
 
-@pytest.mark.parametrize("shape", [(3, 1, 28, 28), (1, 3, 4, 5), (4, 6)], ids=str)
+@pytest.mark.parametrize("shape", [(20,), (5, 20), (2, 3, 20), (0, 20)], ids=str)
+def test_linear_takes_any_number_of_dimensions(shape: tuple[int, ...]) -> None:
+    expected, own = nn.Linear(20, 7), layers.Linear(20, 7)
+    own.load_state_dict(expected.state_dict(), strict=True)
+    inputs = torch.randn(shape, generator=seeded(0))
+    assert own(inputs).shape == expected(inputs).shape
+    close(own(inputs), expected(inputs))
+
+
+@pytest.mark.parametrize("shape", [(3, 1, 28, 28), (1, 3, 4, 5), (4, 6), (0, 1, 28, 28)], ids=str)
 def test_flatten(shape: tuple[int, ...]) -> None:
     values = torch.randn(shape, generator=seeded(0))
     assert torch.equal(layers.Flatten()(values), nn.Flatten()(values))
+
+
+def test_relu_keeps_integers() -> None:
+    assert torch.equal(layers.ReLU()(torch.tensor([-1, 0, 2])), torch.tensor([0, 0, 2]))
+
+
+def test_layers_are_shown_with_their_sizes() -> None:
+    own = layers.Sequential(layers.Linear(4, 3), layers.ReLU())
+    assert "Linear(in_features=4, out_features=3)" in repr(own)
+    assert (len(own), own[1]) == (2, list(own.children())[1])
 
 
 def test_sequential_holds_its_layers_as_torch_s_does() -> None:

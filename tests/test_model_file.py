@@ -22,7 +22,7 @@ from mlp_dist.core.bundle import (
     save_state_dict,
     to_probabilities,
 )
-from mlp_dist.core.errors import BundleError, ImageError
+from mlp_dist.core.errors import BundleError, ImageError, UsageError
 from mlp_dist.core.images import encode_png, normalize
 from mlp_dist.core.models import build_model
 from mlp_dist.core.spec import KINDS, BundleSpec, ImageSpec, ModelSpec
@@ -173,6 +173,8 @@ def test_no_pickle_is_run(read: object, write: object, tmp_path: Path) -> None:
         ({"spec": None}, "is not a model that this package saved whole"),
         ({"golden_image": None}, "is not a model that this package saved whole"),
         ({"golden_image": torch.zeros(3, dtype=torch.uint8)}, "golden.png cannot be read"),
+        ({"golden_image": torch.tensor(2**62)}, "golden.png cannot be read"),
+        ({"spec": "[" * 100_000}, "is not a model that this package saved whole"),
         ({"state_dict": None}, "does not fit the model 20-8-3"),
         ({"state_dict": {}}, "does not fit the model 20-8-3: .*Missing key"),
     ],
@@ -187,10 +189,18 @@ def test_files_that_are_no_model(
         load_file(tmp_path / "pets.pt")
 
 
-def test_a_file_whose_weights_are_others(bundle: Bundle, tmp_path: Path) -> None:
+def test_changed_weights_are_saved_and_loaded(bundle: Bundle, tmp_path: Path) -> None:
     with torch.no_grad():
         next(bundle.model.parameters()).add_(0.01)
     save_file(bundle, tmp_path / "pets.pt")
+    assert load_file(tmp_path / "pets.pt").predict_proba(pixels_of(9)) == bundle.predict_proba(pixels_of(9))
+
+
+def test_a_file_whose_weights_are_others(bundle: Bundle, tmp_path: Path) -> None:
+    save_file(bundle, tmp_path / "pets.pt")
+    content = torch.load(tmp_path / "pets.pt", weights_only=True)
+    next(iter(content["state_dict"].values())).add_(0.1)
+    torch.save(content, tmp_path / "pets.pt")
     with pytest.raises(BundleError, match=r"the golden image.s class .* is answered with"):
         load_file(tmp_path / "pets.pt")
 
@@ -209,7 +219,7 @@ def test_a_file_that_is_cut_off_or_not_there(bundle: Bundle, tmp_path: Path) -> 
 
 
 def test_a_state_dict_goes_both_ways(bundle: Bundle, tmp_path: Path) -> None:
-    mlp_dist.save_state_dict(bundle.model, tmp_path / "weights.pt")
+    mlp_dist.save_state_dict(bundle, tmp_path / "weights.pt")
     other = build_model(bundle.spec.model)
     other.load_state_dict(mlp_dist.load_state_dict(str(tmp_path / "weights.pt")), strict=True)
     for name, tensor in bundle.model.state_dict().items():
@@ -221,6 +231,23 @@ def test_what_holds_no_state_dict(tmp_path: Path) -> None:
         torch.save(content, tmp_path / "weights.pt")
         with pytest.raises(BundleError, match="holds no state_dict, a mapping of names to tensors"):
             load_state_dict(tmp_path / "weights.pt")
+
+
+@pytest.mark.parametrize("name", ["", "."])
+def test_a_directory_is_no_place_to_write_to(
+    bundle: Bundle, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(BundleError, match="is a directory; name a file to write to"):
+        mlp_dist.save_model(bundle, name)
+    with pytest.raises(BundleError, match="is a directory; name a file to write to"):
+        save_state_dict(bundle, tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_module_is_not_saved_whole(bundle: Bundle, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="takes what load_model gave, not Linear; save_state_dict writes"):
+        mlp_dist.save_model(nn.Linear(3, 2), tmp_path / "model.pt")  # type: ignore[arg-type]
 
 
 def test_a_failing_save_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

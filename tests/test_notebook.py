@@ -1,5 +1,6 @@
 """Loading a trained model from wherever it is."""
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -75,11 +76,36 @@ def test_a_file_of_another_kind(tmp_path: Path) -> None:
         load_model("model.pt")
 
 
-def test_an_experiment_of_ones_own(mlflow: Any) -> None:
+def test_a_directory_of_that_name_is_not_in_best_s_way(trained: Trained, tmp_path: Path) -> None:
+    (tmp_path / "best").mkdir()
+    assert load_model("best").spec.run_id == trained.result["run_id"]
+
+
+@pytest.mark.parametrize("device", ["cuda:99", "abacus"])
+def test_a_device_that_is_not_there(device: str, trained: Trained) -> None:
+    with pytest.raises(UsageError, match=f"the device '{device}' cannot be used: .*; 'cpu' always can"):
+        load_model(trained.bundle, device=device)
+
+
+def test_a_bundle_that_answers_otherwise(trained: Trained, tmp_path: Path) -> None:
+    shutil.copytree(trained.bundle, tmp_path / "bundle")
+    (tmp_path / "bundle/golden.png").write_bytes(encode_png(torch.zeros(1, 28, 28, dtype=torch.uint8)))
+    with pytest.raises(BundleError, match="the golden image's class"):
+        load_model(tmp_path / "bundle")
+
+
+def test_a_store_that_cannot_be_asked(mlflow: Any, tmp_path: Path) -> None:
+    (tmp_path / "damaged.db").write_text("not a database")
+    mlflow.set_tracking_uri(f"sqlite:///{tmp_path}/damaged.db")
+    for source in ("best", "abc"):
+        with pytest.raises(TrackingError, match=r"MLflow at .*damaged.db cannot be asked: .*; see MLFLOW_TR"):
+            load_model(source)
+
+
+def test_an_experiment_of_ones_own() -> None:
     with pytest.raises(UsageError, match="has no experiment 'mine'"):
         load_model(experiment="mine")
-    mlflow.create_experiment("empty")
-    with pytest.raises(TrackingError, match="the experiment 'empty' has no finished run"):
-        load_model(experiment="empty")
+    with pytest.raises(TrackingError, match="the experiment 'Default' has no finished run"):
+        load_model(experiment="Default")
     with pytest.raises(UsageError, match="a run cannot be chosen by 'test_accuracy'"):
         load_model(metric="test_accuracy")

@@ -99,6 +99,13 @@ def test_a_folder_that_changed_is_not_gone_on_with(tmp_path: Path) -> None:
     assert result(train("--resume", "--epochs", "2", "--output-dir", "run", cwd=tmp_path))["epochs"] == 2
 
 
+def test_a_folder_whose_path_is_long(tmp_path: Path) -> None:
+    deep = tmp_path.joinpath(*(letter * 120 for letter in "abcdef"))
+    write_photographs(deep / "pictures", number=4)
+    values = result(train("--dataset", f"folder:{deep}/pictures", "--epochs", "1", cwd=tmp_path))
+    assert values["dataset"] == f"folder:{deep}/pictures"
+
+
 def test_images_that_cannot_be_read(tmp_path: Path) -> None:
     write_photographs(tmp_path / "pictures", number=4)
     (tmp_path / "pictures/sky/bad.jpg").write_text("not an image")

@@ -77,6 +77,7 @@ def test_table_has_a_line_a_recipe() -> None:
     for part in ("784-500-10", "397,510", "sgd 0.1", "batch 100", "5 epochs", "0.1307", "0.3081"):
         assert part in mnist
     scratch = lines[list(RECIPES).index("mnist-scratch-256-64")]
-    for part in ("784-256-64-10", "core/layers.py", "218,058", "scratch-sgd 0.01", "15 epochs", "0.9562"):
+    built = ("784-256-64-10", "core/layers.py, normal_0.1", "218,058")
+    for part in (*built, "scratch-sgd 0.01", "15 epochs", "0.9562"):
         assert part in scratch
     assert lines[list(RECIPES).index("mnist-logistic")].split()[-1] == "-"

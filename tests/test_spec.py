@@ -117,7 +117,7 @@ def test_a_kind_that_is_not_known() -> None:
 
 @pytest.mark.parametrize("sizes", [(), (784,), (784, 0, 10), (784, -5)])
 def test_model_that_cannot_be(sizes: tuple[int, ...]) -> None:
-    with pytest.raises(BundleError, match=r"layer_sizes \(.*\) need at least an input and an output, each 1"):
+    with pytest.raises(BundleError, match=r"layer_sizes \(.*\) need at least an input and an output, each a"):
         ModelSpec(sizes)
 
 
@@ -134,7 +134,7 @@ def test_model_that_cannot_be(sizes: tuple[int, ...]) -> None:
         ({"classes": ("cat", "dog", "cow")}, "2 outputs, 3 classes and 2 golden probabilities"),
         ({"golden_probabilities": (1.0,)}, "2 outputs, 2 classes and 1 golden probabilities"),
         ({"model": ModelSpec((6, 3))}, "3 outputs, 2 classes and 2 golden probabilities"),
-        ({"classes": ("cat", "cat")}, r"class names must differ: \('cat', 'cat'\)"),
+        ({"classes": ("cat", "cat")}, r"class names must be texts that differ: \('cat', 'cat'\)"),
     ],
 )
 def test_bundle_whose_parts_do_not_fit(change: dict[str, Any], message: str) -> None:

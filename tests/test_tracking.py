@@ -54,7 +54,8 @@ def test_a_training_is_in_mlflow_whole(trained: Trained, stored: Any) -> None:
     run = stored.get_run(trained.result["run_id"])
     assert run.info.status == "FINISHED"
     assert run.data.params["dataset"] == trained.result["dataset"]
-    assert run.data.params["model"] == "784-500-10"
+    assert run.data.params["layer_sizes"] == "784-500-10"
+    assert run.data.params["model"] == "module"
     assert run.data.params["lr"] == "0.1"
     assert run.data.params["seed"] == "0"
     assert run.data.metrics["best_val_accuracy"] == trained.result["val_accuracy"]
@@ -168,8 +169,11 @@ def test_without_validation_the_latest_run_is_taken_and_said(
     assert tracking.best_run("x").run_id == latest
     assert "note: no run on mnist held out validation images to choose by" in capsys.readouterr().out
     rated = finished(mlflow, "x", best_val_accuracy=0.1)
-    finished(mlflow, "x", test_accuracy=0.99)
     assert tracking.best_run("x").run_id == rated
+    assert capsys.readouterr().out == ""
+    newer = finished(mlflow, "x", test_accuracy=0.99)
+    assert tracking.best_run("x").run_id == rated
+    assert f"({newer}), held out no validation images to compare; --run-id" in capsys.readouterr().out
 
 
 def test_what_cannot_choose_or_be_chosen(mlflow: Any) -> None:

@@ -49,8 +49,9 @@ class Bundle:
 
         `images`: a path, a PIL image, a numpy array or a tensor, or a list of these. Arrays and tensors
         hold one image or a batch: (H, W), (N, H, W), with channels first or last, or flattened (N, C*H*W);
-        uint8 from 0 to 255 or float from 0 to 1, not normalized: that is done here. Images of another size
-        or colour are converted as the server does. Raises ImageError for what is none of these.
+        uint8 from 0 to 255, uint16 from 0 to 65535 or float from 0 to 1, not normalized: that is done here.
+        (3, H, W) and (4, H, W) are one colour image, but for a gray model batches where H and W are its own.
+        Images of another size or colour are converted as the server does. Raises ImageError for others.
         """
         device = next(self.model.parameters()).device
         batches = torch.split(model_input(images, self.spec.image), _BATCH)
@@ -110,19 +111,22 @@ def save_bundle(
     return spec
 
 
-def load_bundle(directory: Path, *, device: torch.device | str = "cpu") -> Bundle:
+def load_bundle(directory: Path | str, *, device: torch.device | str = "cpu") -> Bundle:
     """Read a bundle and check it against itself.
 
     Raises BundleError where a file is missing, the JSON is not a bundle's, or the weights are not the
     ones the JSON names.
     """
+    directory = Path(directory)
     try:
         values = json.loads((directory / SPEC).read_text())
         golden_image = (directory / GOLDEN).read_bytes()
         sha256 = _sha256(directory / WEIGHTS)
     except (FileNotFoundError, NotADirectoryError) as error:
         raise BundleError(f"{directory} is no bundle: {Path(error.filename).name} is missing") from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except OSError as error:
+        raise BundleError(f"{error.filename} cannot be read: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:
         raise BundleError(f"{directory / SPEC} is not JSON: {error}") from error
     try:
         spec = BundleSpec.from_json(values)
@@ -139,10 +143,16 @@ def load_bundle(directory: Path, *, device: torch.device | str = "cpu") -> Bundl
 
 
 def save_file(bundle: Bundle, path: Path) -> None:
-    """Write the whole model to one file, replacing an older one only when all of it is on disk."""
+    """Write the whole model to one file, replacing an older one only when all of it is on disk.
+
+    Its golden probabilities are those of the weights as they are now.
+    """
+    _check_place(path)
+    golden = tuple(bundle.answer(bundle.golden_image).values())
+    spec = replace(bundle.spec, golden_probabilities=golden)
     content = {
         "format": _FILE_FORMAT,
-        "spec": json.dumps(bundle.spec.to_json(), allow_nan=False),
+        "spec": json.dumps(spec.to_json(), allow_nan=False),
         "golden_image": torch.frombuffer(bytearray(bundle.golden_image), dtype=torch.uint8),
         "state_dict": _on_cpu(bundle.model.state_dict()),
     }
@@ -160,19 +170,21 @@ def load_file(path: Path, *, device: torch.device | str = "cpu") -> Bundle:
         raise BundleError(f"{path} is not a model that this package saved whole")
     try:
         spec = BundleSpec.from_json(json.loads(content["spec"]))
-        golden_image = bytes(content["golden_image"].tolist())
+        golden_image = content["golden_image"].numpy().tobytes()
         state_dict = content["state_dict"]
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
         raise BundleError(f"{path} is not a model that this package saved whole: {error}") from error
     bundle = Bundle(spec, _load_model(spec, state_dict, path, device), golden_image)
     bundle.check_golden()
     return bundle
 
 
-def save_state_dict(model: nn.Module, path: Path | str) -> None:
+def save_state_dict(model: nn.Module | Bundle, path: Path | str) -> None:
     """Write the model's state_dict, replacing an older file only when all of it is on disk."""
-    with replacing_file(Path(path)) as temporary:
-        _save(_on_cpu(model.state_dict()), temporary)
+    path = Path(path)
+    _check_place(path)
+    with replacing_file(path) as temporary:
+        _save(_on_cpu(_module(model).state_dict()), temporary)
 
 
 def load_state_dict(path: Path | str) -> dict[str, torch.Tensor]:
@@ -185,8 +197,16 @@ def load_state_dict(path: Path | str) -> dict[str, torch.Tensor]:
 
 def count_parameters(model: nn.Module | Bundle) -> int:
     """The number of parameters that training changes."""
-    module = model.model if isinstance(model, Bundle) else model
-    return sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad)
+    return sum(parameter.numel() for parameter in _module(model).parameters() if parameter.requires_grad)
+
+
+def _module(model: nn.Module | Bundle) -> nn.Module:
+    return model.model if isinstance(model, Bundle) else model
+
+
+def _check_place(path: Path) -> None:
+    if not path.name or path.is_dir():
+        raise BundleError(f"{str(path)!r} is a directory; name a file to write to")
 
 
 def _load_model(spec: BundleSpec, state_dict: Any, source: Path, device: torch.device | str) -> nn.Module:

@@ -1,17 +1,28 @@
 """Writing so that a crash at any moment leaves the old file or the new one, never a part of either."""
 
+import glob
 import os
+import secrets
 import shutil
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+
+STALE_SECONDS = 24 * 60 * 60
+"""The age of a temporary file that no process writes any more."""
 
 
 @contextmanager
 def replacing_file(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; on success sync it and rename it to `path`, else remove it."""
+    """Yield a temporary path beside `path`; on success sync it and rename it to `path`, else remove it.
+
+    What writers that were killed have left there is removed when it is a day old.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    _remove_stale(path)
+    # Not the process's number alone, which two containers on one disk may share.
+    temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
     try:
         yield temporary
         _sync(temporary)
@@ -49,6 +60,13 @@ def replacing_directory(path: Path) -> Iterator[Path]:
         shutil.rmtree(aside, ignore_errors=True)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _remove_stale(path: Path) -> None:
+    for left in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
+        with suppress(OSError):
+            if left.is_file() and left.stat().st_mtime < time.time() - STALE_SECONDS:
+                left.unlink()
 
 
 def _sync(path: Path) -> None:

@@ -51,9 +51,11 @@ def decode_image(data: bytes, spec: ImageSpec) -> torch.Tensor:
 
 
 def to_pixels(image: Image.Image, spec: ImageSpec) -> torch.Tensor:
-    """An opened image's pixels, as `decode_image` gives them."""
+    """An opened image's pixels, as `decode_image` gives them. Raises what Pillow does on damaged files."""
     upright = ImageOps.exif_transpose(image)
-    if upright.mode.startswith("I"):
+    if upright.mode == "F":
+        upright = Image.fromarray(_float_to_8_bits(np.asarray(upright)))
+    elif upright.mode.startswith("I"):
         gray = np.asarray(upright, dtype=np.int64).clip(0, 65535)
         gray[gray == upright.info.get("transparency", -1)] = 0
         upright = Image.fromarray(((gray + 128) // 257).astype(np.uint8))
@@ -65,6 +67,13 @@ def to_pixels(image: Image.Image, spec: ImageSpec) -> torch.Tensor:
         upright = upright.resize((spec.width, spec.height), Image.Resampling.BILINEAR)
     pixels = np.asarray(upright, dtype=np.uint8).reshape(spec.height, spec.width, spec.channels)
     return torch.from_numpy(pixels.transpose(2, 0, 1).copy())
+
+
+def _float_to_8_bits(gray: np.ndarray) -> np.ndarray:
+    """Gray values from 0 to 1, or from 0 to 255."""
+    scale = 255 if np.nanmax(gray, initial=0) <= 1 else 1
+    pixels: np.ndarray = np.nan_to_num(gray * scale).round().clip(0, 255).astype(np.uint8)
+    return pixels
 
 
 def _listed(names: tuple[str, ...]) -> str:

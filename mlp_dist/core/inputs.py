@@ -15,7 +15,10 @@ from mlp_dist.core.spec import ImageSpec
 OneOrBatch = str | Path | Image.Image | np.ndarray | torch.Tensor
 Images = OneOrBatch | Sequence[OneOrBatch]
 
-_CHANNELS = (1, 3, 4)
+_CHANNELS_FIRST, _CHANNELS_LAST = (1, 3, 4), (1, 2, 3, 4)
+
+_ROUNDING = 1e-6
+"""How far float images may lie outside 0 to 1, as they do after an interpolation."""
 
 
 def model_input(images: Images, spec: ImageSpec) -> torch.Tensor:
@@ -34,62 +37,75 @@ def _read(part: Any, spec: ImageSpec) -> torch.Tensor:
     if isinstance(part, str | Path):
         try:
             return decode_image(Path(part).read_bytes(), spec)[None]
-        except OSError as error:
-            raise ImageError(f"cannot read {part}: {error.strerror}") from error
         except ImageError as error:
             raise ImageError(f"{part}: {error}") from error
+        except (OSError, ValueError) as error:
+            raise ImageError(f"cannot read {part}: {getattr(error, 'strerror', None) or error}") from error
     if isinstance(part, Image.Image):
         try:
             return to_pixels(part, spec)[None]
-        # A PIL image is read from its file only now.
-        except (OSError, SyntaxError, ValueError) as error:
+        # A PIL image is read from its file only now, and its decoders raise what they please.
+        except Exception as error:
             raise ImageError(f"the image is damaged: {error}") from error
     if isinstance(part, np.ndarray):
-        if part.dtype.kind not in "uif":
-            raise ImageError(f"an array of {part.dtype} holds no image; give uint8 from 0 to 255")
-        # Copied, since torch takes neither negative strides nor every byte order.
-        part = torch.from_numpy(part.astype(part.dtype.newbyteorder("="), order="C"))
+        part = _tensor(part)
     if isinstance(part, torch.Tensor):
-        return _converted(_as_batch(_checked(part.detach().cpu()), spec), spec)
+        return _converted(_as_batch(_checked(part), spec), spec)
     raise ImageError(f"{type(part).__name__} is no image; give a path, a PIL image, an array or a tensor")
 
 
+def _tensor(array: np.ndarray) -> torch.Tensor:
+    """Copied, since torch takes neither negative strides nor every byte order and type."""
+    if array.dtype.kind not in "uif":
+        raise ImageError(f"an array of {array.dtype} holds no image; give uint8 from 0 to 255")
+    if array.dtype.itemsize <= 2 and array.dtype.kind == "u":
+        return torch.from_numpy(array.astype(array.dtype.newbyteorder("="), order="C"))
+    return torch.from_numpy(array.astype(np.float64 if array.dtype.kind == "f" else np.int64, order="C"))
+
+
 def _checked(values: torch.Tensor) -> torch.Tensor:
-    """uint8 as it is; integers from 0 to 255 as uint8; float from 0 to 1 as float32."""
-    if values.dtype == torch.uint8:
-        return values
-    if values.dtype == torch.bool or values.is_complex():
-        raise ImageError(f"a tensor of {values.dtype} holds no image; give uint8 from 0 to 255")
+    """uint8 as it is; integers from 0 to 255 as uint8, uint16 scaled to it; float from 0 to 1 as float32."""
+    plain = values.layout == torch.strided and not (values.is_quantized or values.is_meta)
+    if not plain or values.dtype == torch.bool or values.is_complex():
+        raise ImageError(
+            f"a tensor of {values.dtype} and {values.layout} holds no image; give uint8, 0 to 255"
+        )
+    values = values.detach().cpu()
     if values.numel() == 0:
         raise ImageError(f"there is no image to answer: the shape is {tuple(values.shape)}")
-    low, high = values.min().item(), values.max().item()
-    most = 1 if values.is_floating_point() else 255
+    if values.dtype == torch.uint8:
+        return values
+    if values.dtype == torch.uint16:
+        return ((values.to(torch.int64) + 128) // 257).to(torch.uint8)
+    floating = values.is_floating_point()
+    wide = values.to(torch.float64 if floating else torch.int64)
+    low, high, most, slack = wide.min().item(), wide.max().item(), (1 if floating else 255), _ROUNDING
     # Written so that NaN fails as well.
-    if not (low >= 0 and high <= most):
+    if not (low >= -slack and high <= most + slack):
         raise ImageError(
             f"images of {values.dtype} hold values from {low:g} to {high:g}, not 0 to {most}; "
             "give uint8 from 0 to 255 or float from 0 to 1, before any normalization"
         )
-    return values.to(torch.float32 if values.is_floating_point() else torch.uint8)
+    return wide.to(torch.float32).clamp_(0, 1) if floating else wide.to(torch.uint8)
 
 
 def _as_batch(values: torch.Tensor, spec: ImageSpec) -> torch.Tensor:
     """(N, C, H, W), where C, H and W need not be the spec's yet."""
     shape, wanted = tuple(values.shape), (spec.channels, spec.height, spec.width)
-    if values.numel() == 0:
-        raise ImageError(f"there is no image to answer: the shape is {shape}")
     if len(shape) in (1, 2) and shape[-1] == spec.num_features:
         return values.reshape(-1, *wanted)
     if len(shape) == 2:
         return values[None, None]
-    channels_last = shape[-1] in _CHANNELS and shape[-3:] != wanted
+    channels_last = len(shape) > 2 and shape[-1] in _CHANNELS_LAST and shape[-3:] != wanted
     if len(shape) == 3 and channels_last:
         return values.permute(2, 0, 1)[None]
     if len(shape) == 3:
-        return values[None] if shape[0] == spec.channels else values[:, None]
+        # Three or four gray images of the model's size are more likely than one in colour.
+        batch = shape[0] not in _CHANNELS_FIRST or (spec.channels == 1 and shape[1:] == wanted[1:])
+        return values[:, None] if batch else values[None]
     if len(shape) == 4 and channels_last:
         return values.permute(0, 3, 1, 2)
-    if len(shape) == 4 and shape[1] in _CHANNELS:
+    if len(shape) == 4 and shape[1] in _CHANNELS_FIRST:
         return values
     raise ImageError(
         f"{shape} is not the shape of images; give (H, W), (N, H, W), those with channels first or last, or "

@@ -8,13 +8,15 @@ import torch
 from torch import nn
 
 from mlp_dist.core import layers
+from mlp_dist.core.errors import BundleError
 from mlp_dist.core.spec import ModelSpec
 
 
 class TensorMLP(nn.Module):
     """A perceptron in raw tensor operations: float (B, layer_sizes[0]) -> logits (B, layer_sizes[-1]).
 
-    Layer n has the weights `W_n` (fan in, fan out) and the biases `b_n` (fan out,), n from 1.
+    Layer n has the weights `W_n` (fan in, fan out) and the biases `b_n` (fan out,), n from 1; `build_model`
+    gives them their values.
     """
 
     def __init__(self, *layer_sizes: int) -> None:
@@ -56,12 +58,18 @@ def build_model(
     """The perceptron of `spec`: float32 (B, layer_sizes[0]) -> logits (B, layer_sizes[-1]).
 
     With a `generator` its parameters are drawn from it, as `initialization`, one of INITIALIZATIONS, says.
-    Without one they are left undefined, for a state_dict to fill.
+    Without one they are left undefined, for a state_dict to fill. Raises BundleError where memory is too
+    small.
     """
     # Made without memory first, so that no layer draws from torch's global generator.
     with torch.device("meta"):
         model = _BUILDERS[spec.kind](*spec.layer_sizes)
-    model.to_empty(device="cpu")
+    try:
+        model.to_empty(device="cpu")
+    except (RuntimeError, MemoryError) as error:
+        raise BundleError(
+            f"a model of {spec} has {spec.num_parameters:,} parameters, more than this machine's memory holds"
+        ) from error
     if generator is not None:
         for weight, bias in _weights_and_biases(model):
             fan_in = weight.shape[0] if spec.kind == "tensor" else weight.shape[1]

@@ -9,6 +9,9 @@ from mlp_dist.core.errors import BundleError
 
 FORMAT_VERSION = 1
 
+LARGEST_SIZE = 10**9
+"""Of a layer or an image's side: a larger one is a mistake, and would not fit into any memory."""
+
 KINDS = ("module", "tensor", "layers")
 """How a perceptron is built: of nn.Linear, in raw tensor operations, or of core/layers.py's layers."""
 
@@ -32,6 +35,10 @@ class _Json:
         return cls(**{name: _tuples(value) for name, value in values.items()})
 
 
+def _are_counts(values: tuple[Any, ...]) -> bool:
+    return all(type(value) is int and 1 <= value <= LARGEST_SIZE for value in values)
+
+
 def _tuples(value: Any) -> Any:
     return tuple(_tuples(item) for item in value) if isinstance(value, list) else value
 
@@ -50,7 +57,8 @@ class ImageSpec(_Json):
     std: tuple[float, ...]
 
     def __post_init__(self) -> None:
-        if self.height < 1 or self.width < 1 or self.channels not in (1, 3):
+        sizes = (self.height, self.width, self.channels)
+        if not _are_counts(sizes) or self.channels not in (1, 3):
             raise BundleError(
                 f"an image of {self.height}x{self.width} pixels and {self.channels} channels cannot be: "
                 "sizes start at 1 and channels are 1 (gray) or 3 (RGB)"
@@ -83,9 +91,10 @@ class ModelSpec(_Json):
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
             raise BundleError(f"model kind {self.kind!r} is not known (there are: {', '.join(KINDS)})")
-        if len(self.layer_sizes) < 2 or min(self.layer_sizes) < 1:
+        if len(self.layer_sizes) < 2 or not _are_counts(self.layer_sizes):
             raise BundleError(
-                f"layer_sizes {self.layer_sizes} need at least an input and an output, each 1 or more"
+                f"layer_sizes {self.layer_sizes} need at least an input and an output, "
+                f"each a number from 1 to {LARGEST_SIZE:,}"
             )
 
     @property
@@ -131,8 +140,12 @@ class BundleSpec(_Json):
                 f"{self.model.layer_sizes[-1]} outputs, {len(self.classes)} classes and "
                 f"{len(self.golden_probabilities)} golden probabilities must be as many"
             )
-        if isinstance(self.classes, str) or len(set(self.classes)) != len(self.classes):
-            raise BundleError(f"class names must differ: {self.classes}")
+        if not all(isinstance(name, str) for name in self.classes) or len(set(self.classes)) < len(
+            self.classes
+        ):
+            raise BundleError(f"class names must be texts that differ: {self.classes}")
+        if not all(isinstance(value, float | int) for value in self.golden_probabilities):
+            raise BundleError(f"golden probabilities must be numbers: {self.golden_probabilities}")
 
     @classmethod
     def from_json(cls, values: Any) -> Self:

@@ -8,7 +8,6 @@ import hashlib
 import json
 import os
 import sys
-import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -24,9 +23,6 @@ from mlp_dist.data.dataset import ImageSet
 
 DECODING_VERSION = 1
 """To be raised with every change of the pixels that a file is decoded to, or of an entry's layout."""
-
-_STALE_SECONDS = 24 * 60 * 60
-"""The age of a temporary file that no process writes any more."""
 
 
 @dataclass(frozen=True)
@@ -159,11 +155,7 @@ def _keep(entry: Path, directory: Path, fingerprint: str, decoded: DecodedFolder
 
 
 def _clear(directory: Path) -> None:
-    """Remove the entries of folders that are gone, and what killed processes left half-written."""
-    for path in directory.glob(".*.tmp"):
-        with suppress(OSError):
-            if path.stat().st_mtime < time.time() - _STALE_SECONDS:
-                path.unlink()
+    """Remove the entries of folders that are gone."""
     for path in directory.glob("*.npz"):
         with suppress(Exception), path.open("rb") as file:
             if not Path(_facts(np.load(file, allow_pickle=False))["directory"]).exists():

@@ -24,8 +24,8 @@ from mlp_dist.processes import is_main
 TEST_SHARE = 7
 """One image in seven is held out where there is no test part, as 10,000 of MNIST's 70,000 are."""
 
-_SPLIT = 2
-"""The stream of random numbers that draws them; batches.py has those of a training."""
+_SPLIT, _SHUFFLE = 2, 3
+"""The streams of random numbers that draw them and mix the classes; batches.py has those of a training."""
 
 _GRAY_MODES = ("1", "L", "LA", "I", "F")
 
@@ -44,17 +44,19 @@ def read_folder(directory: Path, *, image_size: int = 28, skip_bad_images: bool 
     Raises DataError, naming every file that cannot be read; with `skip_bad_images` these are left out, and
     named on stderr.
     """
+    directory = directory.expanduser().resolve()
     try:
         listing = list_folder(directory)
     except OSError as error:
         raise DataError(f"cannot read {error.filename}: {error.strerror or error}") from error
     files = [*listing.train, *(listing.test or [])]
     decoded = cached(
-        directory.absolute(),
+        directory,
         image_size,
         folder_fingerprint(listing.classes, ((file.path, file.status) for file in files)),
         lambda: _decode(directory, listing, image_size),
     )
+    _report_other(directory, listing)
     _report_bad(directory, decoded.bad, len(files), skip_bad_images)
     train, test = decoded.train, decoded.test
     check_classes(directory, listing.classes, set(train.labels.tolist()))
@@ -62,10 +64,19 @@ def read_folder(directory: Path, *, image_size: int = 28, skip_bad_images: bool 
         train, test = _split(directory, train)
     if len(test) == 0:
         raise DataError(f"{directory / 'test'} has no image that can be read; it needs one or more")
+    train, test = _shuffled(train), _shuffled(test)
     mean, std = _measure(train.images)
     spec = ImageSpec(image_size, image_size, len(mean), mean, std)
-    title = directory.absolute().name
-    return Dataset(f"{FOLDER_PREFIX}{directory.absolute()}", title, spec, listing.classes, train, test)
+    return Dataset(f"{FOLDER_PREFIX}{directory}", directory.name, spec, listing.classes, train, test)
+
+
+def _report_other(directory: Path, listing: Listing) -> None:
+    if listing.other and is_main():
+        kinds = ", ".join(f"{number} {suffix}" for suffix, number in sorted(listing.other.items()))
+        print(
+            f"note: in {directory} files of other kinds than {', '.join(FORMATS)} are left out: {kinds}",
+            file=sys.stderr,
+        )
 
 
 def _report_bad(directory: Path, bad: dict[str, str], num_files: int, skip: bool) -> None:
@@ -193,6 +204,11 @@ def _split(directory: Path, images: ImageSet) -> tuple[ImageSet, ImageSet]:
         order = torch.randperm(len(members), generator=generator(0, _SPLIT, label))
         held_out[members[order[:number]]] = True
     return images[~held_out], images[held_out]
+
+
+def _shuffled(images: ImageSet) -> ImageSet:
+    """In an order that is always the same, with the classes mixed: the first images stand for them all."""
+    return images[torch.randperm(len(images), generator=generator(0, _SHUFFLE))]
 
 
 def _measure(images: torch.Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:

@@ -1,6 +1,7 @@
 """What image files a folder holds, and of which class each is; nothing is opened."""
 
 import os
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +10,9 @@ from stat import S_ISREG
 from mlp_dist.core.errors import DataError
 from mlp_dist.core.images import FORMATS
 
-_SUFFIXES = (".png", ".jpg", ".jpeg", ".gif", ".bmp", ".webp", ".tif", ".tiff")
+_SUFFIXES = (".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".gif", ".bmp", ".webp", ".tif", ".tiff")
+
+_LEFT_BY_TOOLS = ("__MACOSX", "__pycache__")
 
 
 @dataclass(frozen=True)
@@ -23,11 +26,12 @@ class ImageFile:
 
 @dataclass(frozen=True)
 class Listing:
-    """`test` is None where DIR has no test part."""
+    """`test` is None where DIR has no test part; `other` counts the files of other kinds, by suffix."""
 
     classes: tuple[str, ...]
     train: list[ImageFile]
     test: list[ImageFile] | None
+    other: Counter[str]
 
 
 def list_folder(directory: Path) -> Listing:
@@ -40,50 +44,72 @@ def list_folder(directory: Path) -> Listing:
     classes = tuple(_class_names(root))
     if len(classes) < 2:
         raise DataError(f"{root} holds {len(classes)} folders; it needs two or more, one a class")
-    train = _labelled_files(directory, root, classes)
+    for name in (str(directory), *classes):
+        if not name.isprintable() or not _is_unicode(name):
+            raise DataError(f"{name!r} has characters that cannot be written out; rename that folder")
+    other: Counter[str] = Counter()
+    train = _labelled_files(directory, root, classes, other)
     check_classes(root, classes, {file.label for file in train})
     if not has_parts:
-        return Listing(classes, train, None)
+        return Listing(classes, train, None, other)
     root = directory / "test"
     extra = sorted(set(_class_names(root)) - set(classes))
     if extra:
         raise DataError(f"{root} has folders that the training part lacks: {', '.join(extra)}")
-    return Listing(classes, train, _labelled_files(directory, root, classes))
+    return Listing(classes, train, _labelled_files(directory, root, classes, other), other)
+
+
+def _is_unicode(name: str) -> bool:
+    """Whether the name's bytes are UTF-8; those of old archives often are not."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _class_names(root: Path) -> list[str]:
     """The folders in `root` but those that tools leave, as .ipynb_checkpoints and __MACOSX."""
     return sorted(
-        entry.name for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith((".", "__"))
+        entry.name for entry in root.iterdir() if entry.is_dir() and not _is_left_by_tools(entry.name)
     )
 
 
-def _labelled_files(directory: Path, root: Path, classes: tuple[str, ...]) -> list[ImageFile]:
+def _is_left_by_tools(name: str) -> bool:
+    return name.startswith(".") or name in _LEFT_BY_TOOLS
+
+
+def _labelled_files(
+    directory: Path, root: Path, classes: tuple[str, ...], other: Counter[str]
+) -> list[ImageFile]:
     base = "" if root == directory else f"{root.name}/"
     files = [
         ImageFile(f"{base}{name}/{path}", label, status)
         for label, name in enumerate(classes)
         if (root / name).is_dir()
-        for path, status in _image_files(root / name)
+        for path, status in _image_files(root / name, other)
     ]
     if not files:
         raise DataError(f"{root} holds no {', '.join(FORMATS)} files")
     return files
 
 
-def _image_files(folder: Path, prefix: str = "") -> Iterator[tuple[str, os.stat_result | None]]:
+def _image_files(
+    folder: Path, other: Counter[str], prefix: str = ""
+) -> Iterator[tuple[str, os.stat_result | None]]:
     """(path, status) of those in `folder` and the folders in it, in order; hidden ones are none.
+
+    Files with other suffixes are counted in `other`.
 
     `folder` may be a link; links to folders inside it are not followed, since they may lead back.
     """
     with os.scandir(folder / prefix) as entries:
         for entry in sorted(entries, key=lambda entry: entry.name):
             path = f"{prefix}{entry.name}"
-            if entry.name.startswith("."):
+            if _is_left_by_tools(entry.name):
                 continue
             if entry.is_dir(follow_symlinks=False):
-                if not entry.name.startswith("__"):
-                    yield from _image_files(folder, f"{path}/")
+                yield from _image_files(folder, other, f"{path}/")
             elif entry.name.lower().endswith(_SUFFIXES):
                 try:
                     status = entry.stat()
@@ -93,6 +119,8 @@ def _image_files(folder: Path, prefix: str = "") -> Iterator[tuple[str, os.stat_
                     # Others, as named pipes, could be read for ever.
                     if S_ISREG(status.st_mode):
                         yield path, status
+            elif entry.is_file():
+                other[Path(entry.name).suffix or entry.name] += 1
 
 
 def check_classes(directory: Path, classes: tuple[str, ...], labels: set[int]) -> None:
