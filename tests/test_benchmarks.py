@@ -49,15 +49,26 @@ def test_the_recipes_are_trained_and_the_last_line_is_json(mnist_dir: Path) -> N
 
 
 @pytest.mark.slow
+def test_folders_start_sooner_the_second_time() -> None:
+    done = run([sys.executable, "-m", "benchmarks.folders", "--scale", "0.05"], ROOT)
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout.splitlines()[-1])
+    assert [case["files"] for case in result["cases"]] == [3000, 250]
+    for case in result["cases"]:
+        assert case["second"] < case["first"]
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
-    ("flags", "message"),
+    ("benchmark", "flags", "message"),
     [
-        (["--seeds", "0"], "seeds is 0; it must be 1 or more"),
-        (["--recipes", "mnist-50"], "unknown recipe 'mnist-50'; did you mean mnist-500?"),
+        ("recipes", ["--seeds", "0"], "seeds is 0; it must be 1 or more"),
+        ("recipes", ["--recipes", "mnist-50"], "unknown recipe 'mnist-50'; did you mean mnist-500?"),
+        ("folders", ["--scale", "0"], "scale is 0; it must be from 0.001 to 100"),
     ],
 )
-def test_wrong_use(flags: list[str], message: str) -> None:
-    done = run([sys.executable, "-m", "benchmarks.recipes", *flags], ROOT)
+def test_wrong_use(benchmark: str, flags: list[str], message: str) -> None:
+    done = run([sys.executable, "-m", f"benchmarks.{benchmark}", *flags], ROOT)
     assert done.returncode == 2
     assert message in done.stderr
     assert "Traceback" not in done.stderr

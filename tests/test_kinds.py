@@ -25,7 +25,7 @@ def weights(output_dir: str | Path) -> dict[str, torch.Tensor]:
 
 def flags(kind: str, epochs: int, output_dir: str) -> list[str]:
     # 1437 images leave a last batch of one, so that of two processes one has none of it.
-    small_steps = ["--lr", "0.001", "--batch-size", "4"]
+    small_steps = ["--lr", "0.001", "--batch-size", "359"]
     recipe = ["--recipe", RECIPES[kind], *DATASET, *small_steps]
     return [*recipe, "--epochs", str(epochs), "--output-dir", output_dir]
 
