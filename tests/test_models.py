@@ -94,6 +94,7 @@ def test_without_a_generator_a_state_dict_fills_it(kind: str) -> None:
 def test_raw_tensors_have_the_names_and_shapes_of_the_formula() -> None:
     model = build_model(ModelSpec((784, 500, 10), "tensor"), generator=seeded(0))
     assert isinstance(model, TensorMLP)
+    assert repr(model) == "TensorMLP(784-500-10)"
     shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     assert shapes == {"W_1": (784, 500), "b_1": (500,), "W_2": (500, 10), "b_2": (10,)}
 

@@ -21,10 +21,14 @@ class TensorMLP(nn.Module):
 
     def __init__(self, *layer_sizes: int) -> None:
         super().__init__()
+        self.layer_sizes = layer_sizes
         self.num_layers = len(layer_sizes) - 1
         for n, (fan_in, fan_out) in enumerate(pairwise(layer_sizes), start=1):
             self.register_parameter(f"W_{n}", nn.Parameter(torch.empty(fan_in, fan_out)))
             self.register_parameter(f"b_{n}", nn.Parameter(torch.empty(fan_out)))
+
+    def extra_repr(self) -> str:
+        return "-".join(map(str, self.layer_sizes))
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
         values = inputs
