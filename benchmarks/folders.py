@@ -7,7 +7,6 @@ The files are written to a temporary directory and lie in the page cache. The la
 object; seconds are those of read_dataset.
 """
 
-import argparse
 import json
 import os
 import tempfile
@@ -46,7 +45,6 @@ def main() -> None:
     parser = command.Parser(
         prog="python -m benchmarks.folders",
         description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
         "--scale", type=float, default=1.0, metavar="X", help="times the numbers of files (1)"

@@ -96,7 +96,6 @@ def parse() -> argparse.Namespace:
     parser = command.Parser(
         prog="python -m benchmarks.recipes",
         description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--seeds", type=int, default=5, metavar="N", help="the seeds 0 to N-1 (5)")
     parser.add_argument("--recipes", nargs="+", metavar="NAME", default=list(RECIPES), help="(all)")

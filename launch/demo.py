@@ -3,7 +3,6 @@
 python launch/demo.py                  needs model_store/mlp.mar: python -m serve.package
 """
 
-import argparse
 import json
 import time
 import zipfile
@@ -18,9 +17,7 @@ from serve.server import running
 
 
 def main() -> None:
-    parser = command.Parser(
-        prog="launch/demo.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command.Parser(prog="launch/demo.py", description=__doc__)
     parser.add_argument("--mar", type=Path, default=Path("model_store/mlp.mar"), metavar="FILE")
     parser.add_argument("--image", type=int, default=7, metavar="N", help="which test image (7)")
     args = parser.parse_args()

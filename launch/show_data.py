@@ -24,7 +24,6 @@ def parse() -> argparse.Namespace:
     parser = command.Parser(
         prog="launch/show_data.py",
         description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
         "--dataset",

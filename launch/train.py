@@ -32,7 +32,6 @@ def parse() -> argparse.Namespace:
         prog="launch/train.py",
         usage="accelerate launch launch/train.py [FLAG ...]",
         description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
         argument_default=argparse.SUPPRESS,
     )
     what = parser.add_argument_group("what to train (defaults: the recipe's)")

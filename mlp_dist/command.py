@@ -13,10 +13,11 @@ from mlp_dist.processes import Interrupted, is_main
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse's, without abbreviations, and with the nearest and all flags named for an unknown one."""
+    """argparse's, without abbreviations; an unknown flag is told with the nearest one, and all there are."""
 
     def __init__(self, **options: Any) -> None:
-        super().__init__(allow_abbrev=False, **options)
+        formatter = argparse.RawDescriptionHelpFormatter
+        super().__init__(allow_abbrev=False, formatter_class=formatter, **options)
 
     def parse_args(  # type: ignore[override]
         self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None

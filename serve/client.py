@@ -3,7 +3,6 @@
 python -m serve.client IMAGE...        one line of JSON an image: image, label, probability, probabilities
 """
 
-import argparse
 import json
 import sys
 import time
@@ -120,7 +119,6 @@ def main() -> int:
     parser = command.Parser(
         prog="python -m serve.client",
         description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
         "images", type=Path, nargs="+", metavar="IMAGE", help="PNG, JPEG, GIF, BMP, WebP or TIFF"

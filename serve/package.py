@@ -6,7 +6,6 @@
 The last line on stdout is one JSON object: mar, run_id, version, sha256, test_accuracy.
 """
 
-import argparse
 import hashlib
 import json
 import os
@@ -110,7 +109,6 @@ def main() -> None:
     parser = command.Parser(
         prog="python -m serve.package",
         description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
         "--experiment", metavar="NAME", default=DEFAULT_EXPERIMENT, help=f"({DEFAULT_EXPERIMENT})"
