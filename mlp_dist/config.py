@@ -151,7 +151,8 @@ def check_dataset_name(name: str) -> None:
     """Raise UsageError, naming what is possible, for a name that is no data set's."""
     if name in CATALOG or (name.startswith(FOLDER_PREFIX) and name != FOLDER_PREFIX):
         return
-    raise UsageError(unknown("data set", name, [*CATALOG, f"{FOLDER_PREFIX}DIR"]))
+    hint = f"; for the images in that folder: {FOLDER_PREFIX}{name}" if name and Path(name).is_dir() else ""
+    raise UsageError(unknown("data set", name, [*CATALOG, f"{FOLDER_PREFIX}DIR"]) + hint)
 
 
 def unknown(kind: str, name: str, known: Iterable[str]) -> str:

@@ -28,7 +28,7 @@ def load_model(
     bundle or a file that is damaged.
     """
     _check_device(device)
-    model = _load_from_disk(Path(source), device)
+    model = _load_from_disk(Path(source).expanduser(), device)
     if model is None and source != BEST and _is_path(source):
         raise UsageError(
             f"there is no model at {source}; give a bundle's directory, a file that save_model wrote, "

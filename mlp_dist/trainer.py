@@ -196,6 +196,8 @@ class Trainer:
                     num_parameters=self.spec.num_parameters,
                     num_processes=self.world_size,
                     device=self.accelerator.device.type,
+                    mean=str(self.data.image.mean),
+                    std=str(self.data.image.std),
                     kept="best validation accuracy" if len(self.val_set) else "last epoch, none was chosen",
                 )
                 run.log_dataset(self.data.name, self.data_digest)

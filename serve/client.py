@@ -26,6 +26,13 @@ KEY_SECONDS = 5.0
 
 _LOADING = (404, 503)
 
+_HINTS = {
+    "InvalidKeyException": f"; the key is read from {KEY_FILE} in the current directory, else in the "
+    "project's root: ask from where the server was started",
+    "ModelNotFoundException": "; name the one that is served with --model",
+}
+"""What to do about TorchServe's own errors, by their type."""
+
 
 class NotReadyError(ServerError):
     """The server is not there, or has not loaded the model yet."""
@@ -59,7 +66,8 @@ class Client:
                 return probabilities
         except urllib.error.HTTPError as error:
             with error:
-                message = f"{self.url} answered {error.code}: {_message(error.read())}"
+                said = _message(error.read())
+                message = f"{self.url} answered {error.code}: {said}{_HINTS.get(said.partition(':')[0], '')}"
             raise (NotReadyError if error.code in _LOADING else ServerError)(message) from error
         except (OSError, json.JSONDecodeError) as error:
             reason = getattr(error, "reason", error)

@@ -168,6 +168,11 @@ def test_unknown_data_set_lists_all(name: str) -> None:
         check_dataset_name(name)
 
 
+def test_a_directory_s_name_is_told_how_to_be_written(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=f"; for the images in that folder: folder:{tmp_path}$"):
+        check_dataset_name(str(tmp_path))
+
+
 @pytest.mark.parametrize(
     ("name", "message"),
     [

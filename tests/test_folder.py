@@ -425,6 +425,23 @@ def test_a_name_that_cannot_be_written_out(name: bytes, tmp_path: Path) -> None:
         read_folder(tmp_path)
 
 
+def test_what_is_left_out_or_lacking_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_folder(tmp_path / "train", CLASSES)
+    write_folder(tmp_path / "test", {"mid": 120})
+    Image.new("L", (28, 28)).save(tmp_path / "train" / "loose.png")
+    read_folder(tmp_path)
+    assert capsys.readouterr().err == (
+        f"note: 1 images in {tmp_path}/train lie in no class's folder and are left out\n"
+        f"note: {tmp_path}/test has no image of the classes dark, light\n"
+    )
+
+
+def test_mlflow_s_own_folder_is_no_class(tmp_path: Path) -> None:
+    write_folder(tmp_path, {**CLASSES, "mlruns": 1})
+    with pytest.raises(DataError, match=f"{tmp_path}/mlruns is where MLflow keeps runs, and no class"):
+        read_folder(tmp_path)
+
+
 def test_underscores_make_no_folder_disappear(tmp_path: Path) -> None:
     assert read_folder(write_folder(tmp_path, {"__a": 20, "_b": 220})).classes == ("__a", "_b")
 

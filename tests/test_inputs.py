@@ -196,13 +196,24 @@ def test_a_float_image_is_scaled_by_what_it_holds(most: int, tmp_path: Path) -> 
     assert torch.equal(model_input(tmp_path / "float.tif", GRAY), expected)
 
 
-@pytest.mark.parametrize("channels", [3, 4])
-def test_channels_first_of_another_size_are_one_image(channels: int) -> None:
-    noise = np.random.default_rng(0).integers(0, 256, (40, 32, channels), dtype=np.uint8)
-    expected = model_input(Image.fromarray(noise), GRAY)
-    assert torch.equal(model_input(noise.transpose(2, 0, 1), GRAY), expected)
-    assert torch.equal(model_input(torch.from_numpy(noise.transpose(2, 0, 1).copy()), GRAY), expected)
-    assert len(model_input(np.zeros((5, 40, 32), np.uint8), GRAY)) == 5
+@pytest.mark.parametrize(("spec", "number"), [(GRAY, 3), (GRAY, 4), (COLOUR, 3), (COLOUR, 4)])
+def test_what_may_be_one_colour_image_or_many_gray_ones_is_refused(spec: ImageSpec, number: int) -> None:
+    message = (
+        rf"\({number}, 40, 20\) may be one colour image or {number} gray ones; give \(1, {number}, 40, 20\)"
+    )
+    for images in (np.zeros((number, 40, 20), np.uint8), torch.zeros(number, 40, 20)):
+        with pytest.raises(ImageError, match=message):
+            model_input(images, spec)
+    for certain, answers in (((1, number, 40, 20), 1), ((number, 1, 40, 20), number), ((5, 40, 20), 5)):
+        assert len(model_input(np.zeros(certain, np.uint8), spec)) == answers
+
+
+def test_a_mask_of_0_and_1_is_refused_but_as_float() -> None:
+    mask = (pixels_of(GRAY) > 127).to(torch.uint8)
+    for images in (mask, mask.numpy(), mask.long()):
+        with pytest.raises(ImageError, match="hold 0 and 1 alone, of 255; give masks as float, or times 255"):
+            model_input(images, GRAY)
+    assert torch.equal(model_input(mask.float(), GRAY), normalize(mask * 255, GRAY))
 
 
 def test_gray_with_alpha() -> None:

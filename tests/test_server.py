@@ -217,3 +217,18 @@ def test_an_old_java_is_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
     monkeypatch.delenv("JAVA_HOME", raising=False)
     assert java_home() is not None
+
+
+def test_a_key_or_a_model_that_the_server_does_not_know(
+    server: Client, image_data: Dataset, tmp_path: Path
+) -> None:
+    png = encode_png(image_data.test.images[0])
+    (tmp_path / "key_file.json").write_text('{"inference": {"key": "abc"}}')
+    stranger = Client(server.url, "mlp", tmp_path / "key_file.json")
+    with pytest.raises(ServerError, match=r"InvalidKeyException: .*; the key is read from key_file\.json in"):
+        stranger.predict(png)
+    other = Client(server.url, "other", server.key_file)
+    with pytest.raises(
+        NotReadyError, match=r"ModelNotFoundException: .*; name the one that is served with --"
+    ):
+        other.predict(png)

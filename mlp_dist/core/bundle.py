@@ -5,7 +5,7 @@ The only reader and writer of both. Weights are tensors and nothing else: no pic
 
 import hashlib
 import json
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +37,7 @@ class Bundle:
 
     spec: BundleSpec
     model: nn.Module
-    golden_image: bytes
+    golden_image: bytes = field(repr=False)
 
     def predict(self, images: Images) -> list[str]:
         """The most probable class's name for each image. Takes what `predict_proba` takes."""
@@ -50,8 +50,10 @@ class Bundle:
         `images`: a path, a PIL image, a numpy array or a tensor, or a list of these. Arrays and tensors
         hold one image or a batch: (H, W), (N, H, W), with channels first or last, or flattened (N, C*H*W);
         uint8 from 0 to 255, uint16 from 0 to 65535 or float from 0 to 1, not normalized: that is done here.
-        (3, H, W) and (4, H, W) are one colour image, but for a gray model batches where H and W are its own.
-        Images of another size or colour are converted as the server does. Raises ImageError for others.
+        (C, H, W) of the model's own size is one image; where (3, H, W) may be three gray images as well as
+        one in colour, it is refused. Images of another size or colour are converted as the server does.
+
+        Raises ImageError for what is none of these.
         """
         device = next(self.model.parameters()).device
         batches = torch.split(model_input(images, self.spec.image), _BATCH)

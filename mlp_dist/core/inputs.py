@@ -68,18 +68,20 @@ def _checked(values: torch.Tensor) -> torch.Tensor:
     plain = values.layout == torch.strided and not (values.is_quantized or values.is_meta)
     if not plain or values.dtype == torch.bool or values.is_complex():
         raise ImageError(
-            f"a tensor of {values.dtype} and {values.layout} holds no image; give uint8, 0 to 255"
+            f"a tensor of {values.dtype} and {values.layout} holds no image; give uint8, 0 to 255, or float"
         )
     values = values.detach().cpu()
     if values.numel() == 0:
         raise ImageError(f"there is no image to answer: the shape is {tuple(values.shape)}")
-    if values.dtype == torch.uint8:
-        return values
     if values.dtype == torch.uint16:
         return ((values.to(torch.int64) + 128) // 257).to(torch.uint8)
     floating = values.is_floating_point()
     wide = values.to(torch.float64 if floating else torch.int64)
     low, high, most, slack = wide.min().item(), wide.max().item(), (1 if floating else 255), _ROUNDING
+    if high == 1 and not floating:
+        raise ImageError(
+            f"images of {values.dtype} hold 0 and 1 alone, of 255; give masks as float, or times 255"
+        )
     # Written so that NaN fails as well.
     if not (low >= -slack and high <= most + slack):
         raise ImageError(
@@ -100,9 +102,7 @@ def _as_batch(values: torch.Tensor, spec: ImageSpec) -> torch.Tensor:
     if len(shape) == 3 and channels_last:
         return values.permute(2, 0, 1)[None]
     if len(shape) == 3:
-        # Three or four gray images of the model's size are more likely than one in colour.
-        batch = shape[0] not in _CHANNELS_FIRST or (spec.channels == 1 and shape[1:] == wanted[1:])
-        return values[:, None] if batch else values[None]
+        return _as_batch_of_planes(values, spec)
     if len(shape) == 4 and channels_last:
         return values.permute(0, 3, 1, 2)
     if len(shape) == 4 and shape[1] in _CHANNELS_FIRST:
@@ -110,6 +110,20 @@ def _as_batch(values: torch.Tensor, spec: ImageSpec) -> torch.Tensor:
     raise ImageError(
         f"{shape} is not the shape of images; give (H, W), (N, H, W), those with channels first or last, or "
         f"(N, {spec.num_features})"
+    )
+
+
+def _as_batch_of_planes(values: torch.Tensor, spec: ImageSpec) -> torch.Tensor:
+    """(C, H, W) is one image, (N, H, W) are N gray ones; which it is must be certain."""
+    number, *size = values.shape
+    own_size = size == [spec.height, spec.width]
+    if own_size and number == spec.channels:
+        return values[None]
+    if number in (1, 2) or number not in _CHANNELS_FIRST or (own_size and spec.channels == 1):
+        return values[:, None]
+    raise ImageError(
+        f"{tuple(values.shape)} may be one colour image or {number} gray ones; "
+        f"give (1, {number}, {size[0]}, {size[1]}) or ({number}, 1, {size[0]}, {size[1]})"
     )
 
 

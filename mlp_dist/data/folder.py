@@ -56,7 +56,8 @@ def read_folder(directory: Path, *, image_size: int = 28, skip_bad_images: bool 
         folder_fingerprint(listing.classes, ((file.path, file.status) for file in files)),
         lambda: _decode(directory, listing, image_size),
     )
-    _report_other(directory, listing)
+    if is_main():
+        print("".join(f"note: {note}\n" for note in listing.notes), end="", file=sys.stderr)
     _report_bad(directory, decoded.bad, len(files), skip_bad_images)
     train, test = decoded.train, decoded.test
     check_classes(directory, listing.classes, set(train.labels.tolist()))
@@ -68,15 +69,6 @@ def read_folder(directory: Path, *, image_size: int = 28, skip_bad_images: bool 
     mean, std = _measure(train.images)
     spec = ImageSpec(image_size, image_size, len(mean), mean, std)
     return Dataset(f"{FOLDER_PREFIX}{directory}", directory.name, spec, listing.classes, train, test)
-
-
-def _report_other(directory: Path, listing: Listing) -> None:
-    if listing.other and is_main():
-        kinds = ", ".join(f"{number} {suffix}" for suffix, number in sorted(listing.other.items()))
-        print(
-            f"note: in {directory} files of other kinds than {', '.join(FORMATS)} are left out: {kinds}",
-            file=sys.stderr,
-        )
 
 
 def _report_bad(directory: Path, bad: dict[str, str], num_files: int, skip: bool) -> None:

@@ -12,6 +12,7 @@ from mlp_dist.core.images import FORMATS
 
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".gif", ".bmp", ".webp", ".tif", ".tiff")
 
+_MLFLOW = "mlruns"
 _LEFT_BY_TOOLS = ("__MACOSX", "__pycache__")
 
 
@@ -26,15 +27,16 @@ class ImageFile:
 
 @dataclass(frozen=True)
 class Listing:
-    """`test` is None where DIR has no test part; `other` counts the files of other kinds, by suffix."""
+    """`test` is None where DIR has no test part; `notes` say what of DIR is not in it."""
 
     classes: tuple[str, ...]
     train: list[ImageFile]
     test: list[ImageFile] | None
-    other: Counter[str]
+    notes: list[str]
 
 
 def list_folder(directory: Path) -> Listing:
+    """Raises DataError where DIR has no classes, or classes that cannot be used."""
     if not directory.is_dir():
         raise DataError(f"{directory} is not a directory; folder:DIR wants one folder a class in DIR")
     has_parts = (directory / "train").is_dir()
@@ -42,6 +44,11 @@ def list_folder(directory: Path) -> Listing:
         raise DataError(f"{directory} has a folder train but none named test; it needs both, or neither")
     root = directory / "train" if has_parts else directory
     classes = tuple(_class_names(root))
+    if _MLFLOW in classes:
+        raise DataError(
+            f"{root / _MLFLOW} is where MLflow keeps runs, and no class: take it, mlflow.db and outputs out "
+            f"of {root}, and start trainings in another directory"
+        )
     if len(classes) < 2:
         raise DataError(f"{root} holds {len(classes)} folders; it needs two or more, one a class")
     for name in (str(directory), *classes):
@@ -51,12 +58,27 @@ def list_folder(directory: Path) -> Listing:
     train = _labelled_files(directory, root, classes, other)
     check_classes(root, classes, {file.label for file in train})
     if not has_parts:
-        return Listing(classes, train, None, other)
-    root = directory / "test"
+        return Listing(classes, train, None, [*_notes(directory, root, other)])
+    train_root, root = root, directory / "test"
     extra = sorted(set(_class_names(root)) - set(classes))
     if extra:
         raise DataError(f"{root} has folders that the training part lacks: {', '.join(extra)}")
-    return Listing(classes, train, _labelled_files(directory, root, classes, other), other)
+    test = _labelled_files(directory, root, classes, other)
+    tested = {file.label for file in test}
+    missing = [name for label, name in enumerate(classes) if label not in tested]
+    notes = [*_notes(directory, train_root, other)]
+    if missing:
+        notes.append(f"{root} has no image of the classes {', '.join(missing)}")
+    return Listing(classes, train, test, notes)
+
+
+def _notes(directory: Path, root: Path, other: Counter[str]) -> Iterator[str]:
+    if other:
+        kinds = ", ".join(f"{number} {suffix}" for suffix, number in sorted(other.items()))
+        yield f"in {directory} files of other kinds than {', '.join(FORMATS)} are left out: {kinds}"
+    loose = sum(path.suffix.lower() in _SUFFIXES for path in root.iterdir() if path.is_file())
+    if loose:
+        yield f"{loose} images in {root} lie in no class's folder and are left out"
 
 
 def _is_unicode(name: str) -> bool:
