@@ -125,8 +125,7 @@ def test_errors_of_the_program_keep_their_traceback() -> None:
         run(raising(ZeroDivisionError()))
 
 
-@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_removes_what_is_half_written(signum: signal.Signals, tmp_path: Path) -> None:
+def test_sigterm_removes_what_is_half_written(tmp_path: Path) -> None:
     code = """
 import sys, time
 from pathlib import Path
@@ -146,8 +145,8 @@ command.run(main)
     ) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "writing\n"
-        process.send_signal(signum)
+        process.send_signal(signal.SIGTERM)
         _, errors = process.communicate(timeout=30)
-    assert process.returncode == 128 + signum
+    assert process.returncode == 128 + signal.SIGTERM
     assert "Traceback" not in errors
     assert list(tmp_path.iterdir()) == []

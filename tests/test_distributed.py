@@ -35,6 +35,9 @@ def assert_same_training(one: dict[str, object], many: dict[str, object]) -> Non
     for a, b in zip(*curves, strict=True):
         for name in ("train_loss", "val_loss", "train_accuracy", "val_accuracy"):
             assert a[name] == pytest.approx(b[name], abs=TOLERANCE)
+        assert [step["step"] for step in a["steps"]] == [step["step"] for step in b["steps"]]
+        for step, other in zip(a["steps"], b["steps"], strict=True):
+            assert step["loss"] == pytest.approx(other["loss"], abs=TOLERANCE)
     assert one["test_accuracy"] == many["test_accuracy"]
 
 
@@ -44,7 +47,7 @@ def test_any_number_of_processes_trains_the_same_weights(
     number: int, batch_size: int, tmp_path: Path
 ) -> None:
     # At small steps: a ReLU that rounding turns on in the one training and off in the other must not matter.
-    flags = [*DATASET, "--epochs", "1", "--batch-size", str(batch_size), "--lr", "0.001"]
+    flags = [*DATASET, "--epochs", "1", "--batch-size", str(batch_size), "--lr", "0.001", "--log-every", "4"]
     one = result(launch(*flags, "--output-dir", "one", cwd=tmp_path))
     done = launch(
         *flags, "--output-dir", "many", cwd=tmp_path, launcher=processes(number), ACCELERATE_USE_CPU="true"
@@ -52,7 +55,7 @@ def test_any_number_of_processes_trains_the_same_weights(
     many = result(done)
     assert (one["num_processes"], many["num_processes"]) == (1, number)
     assert f"training on {number} CPU processes" in done.stdout
-    assert done.stdout.count("epoch 1/1") == 1
+    assert done.stdout.count("epoch 1/1") == done.stdout.count("step 4  loss") == 1
     assert_same_training(one, many)
 
 

@@ -76,19 +76,6 @@ def test_losses_of_steps_are_told_and_kept(tutorial: tuple[Trained, str]) -> Non
         assert f"  step {step['step']}  loss {step['loss']:.4f}\n" in said
 
 
-def test_losses_of_steps_are_the_same_on_two_processes(tmp_path: Path) -> None:
-    flags = ("--recipe", "mnist-500", *DATASET, "--lr", "0.001", "--log-every", "4")
-    one = Trained(tmp_path, result(train(*flags, "--output-dir", "one", cwd=tmp_path)))
-    launcher = ("--multi_gpu", "--num_processes", "2", "--main_process_port", "0")
-    done = launch(*flags, "--output-dir", "two", cwd=tmp_path, launcher=launcher, ACCELERATE_USE_CPU="true")
-    two = Trained(tmp_path, result(done))
-    expected, found = records(one)[0]["steps"], records(two)[0]["steps"]
-    assert [step["step"] for step in found] == [step["step"] for step in expected] == [4, 8, 12]
-    for a, b in zip(expected, found, strict=True):
-        assert a["loss"] == pytest.approx(b["loss"], abs=1e-5)
-    assert done.stdout.count("step 4  loss") == 1
-
-
 CHANGES = {
     "hidden_sizes": ("20,10", [20, 10]),
     "model": ("layers", "layers"),
