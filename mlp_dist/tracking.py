@@ -125,15 +125,10 @@ def open_run(experiment: str, run_name: str | None, run_id: str | None = None) -
     MLflow cannot open it.
     """
     mlflow = _mlflow()
-    try:
-        with _one_at_a_time(mlflow.get_tracking_uri()):
-            if run_id is None:
-                mlflow.set_experiment(experiment)
-            run = mlflow.start_run(run_id=run_id, run_name=None if run_id else run_name)
-    # A damaged database is no MlflowException, but what the store's library makes of it.
-    except Exception as error:
-        what = f"run {run_id}" if run_id else f"a run of the experiment {experiment!r}"
-        raise TrackingError(f"MLflow at {mlflow.get_tracking_uri()} cannot open {what}: {error}") from error
+    with _asking_to(f"open run {run_id}" if run_id else f"open a run of the experiment {experiment!r}"):
+        if run_id is None:
+            mlflow.set_experiment(experiment)
+        run = mlflow.start_run(run_id=run_id, run_name=None if run_id else run_name)
     status = "FAILED"
     try:
         yield RunTracker(run.info.run_id)
@@ -206,7 +201,7 @@ def _note(text: str) -> None:
 def _finished_runs(experiment: str) -> list[StoredRun]:
     """Those of this package, the latest first."""
     mlflow = _mlflow()
-    with _asking() as uri:
+    with _asking_to("be asked") as uri:
         found = mlflow.get_experiment_by_name(experiment)
         if found is None:
             names = sorted(experiment.name for experiment in mlflow.search_experiments())
@@ -224,7 +219,7 @@ def _finished_runs(experiment: str) -> list[StoredRun]:
 
 
 @contextmanager
-def _asking() -> Iterator[str]:
+def _asking_to(what: str) -> Iterator[str]:
     """Makes a TrackingError of what a store raises that is damaged or cannot be reached; yields its URI."""
     uri = _mlflow().get_tracking_uri()
     try:
@@ -234,14 +229,14 @@ def _asking() -> Iterator[str]:
         raise
     # A damaged database is no MlflowException, but what the store's library makes of it.
     except Exception as error:
-        reason = str(error).splitlines()[0]
-        raise TrackingError(f"MLflow at {uri} cannot be asked: {reason}; see MLFLOW_TRACKING_URI") from error
+        reason = (str(error) or repr(error)).splitlines()[0]
+        raise TrackingError(f"MLflow at {uri} cannot {what}: {reason}; see MLFLOW_TRACKING_URI") from error
 
 
 def get_run(run_id: str) -> StoredRun:
     """Raises UsageError for an id that MLflow does not know, TrackingError for a run that did not finish."""
     mlflow = _mlflow()
-    with _asking() as uri:
+    with _asking_to("be asked") as uri:
         try:
             run = mlflow.get_run(run_id)
         except mlflow.MlflowException as error:

@@ -216,7 +216,7 @@ def test_a_folder_that_cannot_be_listed_is_named(tmp_path: Path, monkeypatch: py
     def scandir(path: Path) -> None:
         raise PermissionError(13, "Permission denied", str(path))
 
-    monkeypatch.setattr(folder.os, "scandir", scandir)
+    monkeypatch.setattr(os, "scandir", scandir)
     with pytest.raises(DataError, match=f"^cannot read {tmp_path}/dark: Permission denied$"):
         folder.read_folder(tmp_path)
 
@@ -342,7 +342,7 @@ def test_the_number_of_threads_changes_nothing(
 
 
 def test_large_files_are_decoded_on_all_cores_and_small_ones_on_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(folder.os, "sched_getaffinity", lambda process: set(range(12)))
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(12)))
 
     def files(size: int) -> list[folder.ImageFile]:
         status = os.stat_result((0, 0, 0, 0, 0, 0, size, 0, 0, 0))

@@ -40,13 +40,18 @@ class TensorMLP(nn.Module):
 
 
 def _of_modules(*layer_sizes: int) -> nn.Module:
-    pairs = [(nn.Linear(fan_in, fan_out), nn.ReLU()) for fan_in, fan_out in pairwise(layer_sizes)]
-    return nn.Sequential(*[layer for pair in pairs for layer in pair][:-1])
+    return nn.Sequential(*_alternating(nn.Linear, nn.ReLU, layer_sizes))
 
 
 def _of_layers(*layer_sizes: int) -> nn.Module:
-    pairs = [(layers.Linear(fan_in, fan_out), layers.ReLU()) for fan_in, fan_out in pairwise(layer_sizes)]
-    return layers.Sequential(layers.Flatten(), *[layer for pair in pairs for layer in pair][:-1])
+    return layers.Sequential(layers.Flatten(), *_alternating(layers.Linear, layers.ReLU, layer_sizes))
+
+
+def _alternating(
+    linear: Callable[[int, int], nn.Module], relu: Callable[[], nn.Module], layer_sizes: tuple[int, ...]
+) -> list[nn.Module]:
+    pairs = [(linear(fan_in, fan_out), relu()) for fan_in, fan_out in pairwise(layer_sizes)]
+    return [layer for pair in pairs for layer in pair][:-1]
 
 
 _BUILDERS: dict[str, Callable[..., nn.Module]] = {

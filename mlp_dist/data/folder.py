@@ -1,7 +1,6 @@
 """A folder of images of one's own -> Dataset: one folder a class, or DIR/train and DIR/test."""
 
 import io
-import os
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -19,7 +18,7 @@ from mlp_dist.data.cache import DecodedFolder, cached, folder_fingerprint
 from mlp_dist.data.catalog import FOLDER_PREFIX
 from mlp_dist.data.dataset import Dataset, ImageSet
 from mlp_dist.data.listing import ImageFile, Listing, check_classes, list_folder
-from mlp_dist.processes import is_main
+from mlp_dist.processes import is_main, num_cores
 
 TEST_SHARE = 7
 """One image in seven is held out where there is no test part, as 10,000 of MNIST's 70,000 are."""
@@ -94,9 +93,7 @@ _Decoded = list[torch.Tensor | Exception]
 def _decode(directory: Path, listing: Listing, image_size: int) -> DecodedFolder:
     test_files = listing.test or []
     files = [*listing.train, *test_files]
-    with tqdm(
-        total=len(files), desc=directory.absolute().name, unit="image", disable=None, leave=False
-    ) as bar:
+    with tqdm(total=len(files), desc=directory.name, unit="image", disable=None, leave=False) as bar:
         train = _decode_files(directory, listing.train, image_size, None, bar)
         channels = max((len(image) for image in train if isinstance(image, torch.Tensor)), default=1)
         test = _decode_files(directory, test_files, image_size, channels, bar)
@@ -159,9 +156,8 @@ def _num_threads(files: list[ImageFile]) -> int:
 
     Processes are no better for these: each would first import torch.
     """
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     num_bytes = sum(file.status.st_size for file in files if file.status is not None)
-    return min(cores, 1 + num_bytes // (_BYTES_A_THREAD * max(1, len(files))))
+    return min(num_cores(), 1 + num_bytes // (_BYTES_A_THREAD * max(1, len(files))))
 
 
 def _is_gray(data: bytes) -> bool:
