@@ -86,8 +86,10 @@ def measure(recipe: str, data: Dataset, accelerator: Accelerator, num_seeds: int
         for seed in range(num_seeds):
             config, normalized = settle(replace(get_recipe(recipe), seed=seed), data)
             trainer = Trainer(config, normalized, accelerator, Path(directory))
-            for epoch in range(config.epochs):
-                seconds.append(trainer.train_epoch(epoch, signals)["train_seconds"])
+            for _ in range(config.epochs):
+                record = trainer.train_epoch(signals)
+                seconds.append(record["train_seconds"])
+                trainer.keep(record | {"val_accuracy": None})
             accuracies.append(trainer.evaluate()["test_accuracy"])
     return Row(recipe, config.epochs, accuracies, statistics.median(seconds))
 

@@ -16,15 +16,20 @@ from pathlib import Path
 from mlp_dist import command
 from mlp_dist.config import (
     DEFAULT_EXPERIMENT,
+    GRADIENT_DTYPES,
     INITIALIZATIONS,
     OPTIMIZERS,
     PRECISIONS,
+    RESUME,
     TO_TENSOR,
     TrainConfig,
 )
+from mlp_dist.core.errors import ProcessLostError
 from mlp_dist.core.spec import KINDS
 from mlp_dist.data.catalog import FOLDER_PREFIX
+from mlp_dist.processes import Interrupted, launch_command
 from mlp_dist.recipes import get_recipe, recipe_table
+from mlp_dist.schedule import SCHEDULES
 
 
 def parse() -> argparse.Namespace:
@@ -50,11 +55,17 @@ def parse() -> argparse.Namespace:
         "--initialization", choices=INITIALIZATIONS, metavar="NAME", help=", ".join(INITIALIZATIONS)
     )
     what.add_argument("--optimizer", choices=OPTIMIZERS, metavar="NAME", help=", ".join(OPTIMIZERS))
-    what.add_argument("--lr", type=float, metavar="X", help="learning rate")
+    what.add_argument("--lr", type=float, metavar="X", help="learning rate, and the peak of a schedule")
+    what.add_argument("--schedule", choices=SCHEDULES, metavar="NAME", help=", ".join(SCHEDULES))
+    what.add_argument("--warmup-epochs", type=float, metavar="X", help="epochs over which the rate rises (0)")
     what.add_argument(
         "--batch-size", type=int, metavar="N", help="images a step, over all processes together"
     )
+    what.add_argument(
+        "--accumulation-steps", type=int, metavar="N", help="parts a batch is worked through in"
+    )
     what.add_argument("--epochs", type=int, metavar="N")
+    what.add_argument("--patience", type=int, metavar="N", help="stop after N epochs that validate no better")
     what.add_argument("--seed", type=int, metavar="N", help="all randomness flows from it (0)")
     what.add_argument(
         "--mixed-precision",
@@ -62,6 +73,22 @@ def parse() -> argparse.Namespace:
         metavar="P",
         help="no, bf16 or fp16 (the launcher's, else no)",
     )
+    what.add_argument(
+        "--gradient-dtype",
+        choices=GRADIENT_DTYPES,
+        metavar="T",
+        help="auto (float64 on the CPU), float32 or float64",
+    )
+    what.add_argument("--compile", action="store_true", help="with torch.compile")
+    better = parser.add_argument_group(
+        "against overfitting and divergence (defaults: the recipe's, else none)"
+    )
+    better.add_argument("--weight-decay", type=float, metavar="X", help="L2; for adam decoupled, as AdamW")
+    better.add_argument("--dropout", type=float, metavar="P", help="share of hidden units left out of a step")
+    better.add_argument("--label-smoothing", type=float, metavar="P")
+    better.add_argument("--augment-shift", type=int, metavar="N", help="move images by up to N pixels")
+    better.add_argument("--ema-decay", type=float, metavar="X", help="keep the weights' moving average")
+    better.add_argument("--clip-norm", type=float, metavar="X", help="largest norm of the gradient")
     data = parser.add_argument_group("data")
     data.add_argument(
         "--dataset",
@@ -93,11 +120,15 @@ def parse() -> argparse.Namespace:
     where.add_argument("--experiment", metavar="NAME", help=f"MLflow experiment ({DEFAULT_EXPERIMENT})")
     where.add_argument("--run-name", metavar="NAME", help="MLflow run (recipe and time)")
     where.add_argument("--log-every", type=int, metavar="N", help="tell the loss every N steps")
+    where.add_argument("--checkpoint-every-steps", type=int, metavar="N", help="not only after each epoch")
     where.add_argument(
         "--resume",
-        action="store_true",
-        default=False,
-        help="go on in --output-dir, else in the newest under outputs; more --epochs may be given",
+        nargs="?",
+        choices=RESUME,
+        const="yes",
+        default="no",
+        metavar="auto",
+        help="go on in --output-dir, else in the newest under outputs; auto: if there is a run in it",
     )
     return parser.parse_args()
 
@@ -141,24 +172,18 @@ def main() -> None:
         return
     config, given = configure(args)
     # Importing accelerate takes seconds; a wrong flag is told before.
-    from mlp_dist.processes import Interrupted
     from mlp_dist.start import start_training
 
     trainer = start_training(config, resume=args.resume, given=given)
     try:
         result = trainer.fit()
-    except Interrupted as stop:
-        if trainer.history:
-            stop.add_note(
-                f"go on with: accelerate launch launch/train.py --resume --output-dir {trainer.output_dir}"
-            )
+    except (Interrupted, ProcessLostError) as stop:
+        stop.add_note(f"go on with: {launch_command()} --resume --output-dir {trainer.output_dir}")
         raise
-    if result:
+    if trainer.accelerator.is_main_process:
         print(json.dumps(result), flush=True)
-    # Processes that have nothing to finish stay until the main one has.
-    trainer.accelerator.wait_for_everyone()
     trainer.accelerator.end_training()
 
 
 if __name__ == "__main__":
-    command.run(main)
+    command.run(main, at_once=True)

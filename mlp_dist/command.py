@@ -1,14 +1,17 @@
 """What all commands share: a parser that names what is possible, and errors without tracebacks."""
 
 import argparse
+import atexit
+import contextlib
 import difflib
+import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
 from types import FrameType
 from typing import Any, NoReturn
 
-from mlp_dist.core.errors import MlpDistError
+from mlp_dist.core.errors import MlpDistError, ProcessLostError
 from mlp_dist.processes import Interrupted, is_main
 
 
@@ -16,8 +19,7 @@ class Parser(argparse.ArgumentParser):
     """argparse's, without abbreviations; an unknown flag is told with the nearest one, and all there are."""
 
     def __init__(self, **options: Any) -> None:
-        formatter = argparse.RawDescriptionHelpFormatter
-        super().__init__(allow_abbrev=False, formatter_class=formatter, **options)
+        super().__init__(allow_abbrev=False, formatter_class=_formatter, **options)
 
     def parse_args(  # type: ignore[override]
         self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
@@ -36,12 +38,20 @@ class Parser(argparse.ArgumentParser):
         raise SystemExit(2)
 
 
+def _formatter(prog: str) -> argparse.HelpFormatter:
+    return argparse.RawDescriptionHelpFormatter(prog, max_help_position=30)
+
+
 def _interrupt(signum: int, frame: FrameType | None) -> NoReturn:
     raise Interrupted(signum)
 
 
-def run(main: Callable[[], int | None]) -> NoReturn:
-    """Run a command: exit code 0, 2 for wrong use, 1 for a failure, 128 + the signal when interrupted."""
+def run(main: Callable[[], int | None], *, at_once: bool = False) -> NoReturn:
+    """Run a command: exit code 0, 2 for wrong use, 1 for a failure, 128 + the signal when interrupted.
+
+    `at_once` leaves out what Python clears up at its end, which takes seconds once torch is loaded: too many
+    where a machine is about to be taken away.
+    """
     if is_main():
         # As Ctrl-C does, so that what is half-written is removed.
         signal.signal(signal.SIGTERM, _interrupt)
@@ -49,8 +59,8 @@ def run(main: Callable[[], int | None]) -> NoReturn:
         code = main() or 0
     except MlpDistError as error:
         code = error.exit_code
-        if is_main():
-            print(f"error: {error}", file=sys.stderr)
+        if error.speaks if isinstance(error, ProcessLostError) else is_main():
+            print("\n".join([f"error: {error}", *getattr(error, "__notes__", [])]), file=sys.stderr)
     except MemoryError as error:
         code = 1
         if is_main():
@@ -67,4 +77,15 @@ def run(main: Callable[[], int | None]) -> NoReturn:
                 "\n".join(["", str(error) or "interrupted", *getattr(error, "__notes__", [])]),
                 file=sys.stderr,
             )
+    if at_once:
+        _leave(code)
     raise SystemExit(code)
+
+
+def _leave(code: int) -> NoReturn:
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        # Whoever read it may be gone.
+        with contextlib.suppress(OSError, ValueError):
+            stream.flush()
+    os._exit(code)

@@ -1,14 +1,16 @@
 """TrainConfig: everything a training depends on, validated when made; each error says what to do."""
 
 import difflib
+import math
 from collections.abc import Iterable
-from dataclasses import MISSING, asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Self
 
 from mlp_dist.core.errors import CheckpointError, UsageError
 from mlp_dist.core.spec import KINDS, LARGEST_SIZE
 from mlp_dist.data.catalog import CATALOG, FOLDER_PREFIX
+from mlp_dist.schedule import SCHEDULES
 
 DEFAULT_EXPERIMENT = "mlp_dist"
 
@@ -22,7 +24,12 @@ INITIALIZATIONS = ("linear", "normal_fan_in", "normal_0.01", "normal_0.1")
 TO_TENSOR = (0.0, 1.0)
 """The `normalize` that leaves the images as ToTensor gives them."""
 
-FREE_ON_RESUME = ("epochs", "data_dir", "output_dir", "log_every")
+GRADIENT_DTYPES = ("auto", "float32", "float64")
+
+RESUME = ("no", "yes", "auto")
+"""Whether to go on with a training; auto: where there is one."""
+
+FREE_ON_RESUME = ("epochs", "data_dir", "output_dir", "log_every", "checkpoint_every_steps")
 """The fields that `--resume` may change: all others would make it another training."""
 
 
@@ -58,16 +65,52 @@ class TrainConfig:
     lr: float
     """Learning rate."""
 
+    schedule: str = "constant"
+    """The learning rate's course over all epochs, one of SCHEDULES."""
+
+    warmup_epochs: float = 0.0
+    """Epochs over which the learning rate rises to `lr`."""
+
     batch_size: int
     """Images a step over all processes together: the global batch."""
 
+    accumulation_steps: int = 1
+    """Parts in which each process works through its share of a batch, one after the other: less memory,
+    the same gradient."""
+
+    clip_norm: float | None = None
+    """The gradient's largest norm; a longer one is scaled down to it."""
+
+    weight_decay: float = 0.0
+    """Of all parameters: L2 for SGD, decoupled (AdamW) for Adam."""
+
+    label_smoothing: float = 0.0
+    dropout: float = 0.0
+    """Share of the hidden units that each step leaves out."""
+
+    augment_shift: int = 0
+    """Training images are moved by up to so many pixels, each time anew."""
+
+    ema_decay: float = 0.0
+    """Of the exponential moving average of the weights, which is then what is evaluated and kept; 0: none."""
+
     epochs: int
+    patience: int = 0
+    """Stop after so many epochs without a better validation accuracy; 0: never."""
+
     seed: int = 0
 
     val_size: int | None = None
     """Training images held out for validation; None: one in twelve, 5,000 of MNIST's 60,000."""
 
     mixed_precision: str = "no"
+
+    gradient_dtype: str = "auto"
+    """What gradients are computed in; float64: any number of processes trains the same weights. auto: float64
+    on the CPU, float32 on a GPU, in mixed precision and compiled."""
+
+    compile: bool = False
+    """Compile the model with torch.compile."""
 
     data_dir: Path | None = None
     """torchvision's root; None: $MLP_DIST_DATA, else `data`."""
@@ -86,6 +129,9 @@ class TrainConfig:
 
     log_every: int = 0
     """Tell the mean loss of every so many steps; 0: of epochs only."""
+
+    checkpoint_every_steps: int = 0
+    """Write a checkpoint within an epoch too, every so many steps; 0: after each epoch."""
 
     def __post_init__(self) -> None:
         check_dataset_name(self.dataset)
@@ -109,13 +155,74 @@ class TrainConfig:
         )
         _check_among(OPTIMIZERS, "optimizer", self.optimizer)
         _check(0 < self.lr < 1e38, "lr", self.lr, "a number above 0 that float32 can hold")
-        _check(self.batch_size >= 1, "batch-size", self.batch_size, "1 or more")
+        _check_among(SCHEDULES, "schedule", self.schedule)
         _check(self.epochs >= 1, "epochs", self.epochs, "1 or more")
+        _check(
+            0 <= self.warmup_epochs <= self.epochs,
+            "warmup-epochs",
+            self.warmup_epochs,
+            f"from 0 to the {self.epochs} epochs of the training",
+        )
+        _check(self.batch_size >= 1, "batch-size", self.batch_size, "1 or more")
+        _check(self.accumulation_steps >= 1, "accumulation-steps", self.accumulation_steps, "1 or more")
+        _check(
+            self.clip_norm is None or 0 < self.clip_norm < math.inf,
+            "clip-norm",
+            self.clip_norm,
+            "a number above 0",
+        )
+        for name, below in (
+            ("weight_decay", math.inf),
+            ("label_smoothing", 1),
+            ("dropout", 1),
+            ("ema_decay", 1),
+        ):
+            value = getattr(self, name)
+            wanted = "0 or more" if below == math.inf else f"from 0 to below {below}"
+            _check(0 <= value < below, name.replace("_", "-"), value, wanted)
+        _check(
+            0 <= self.augment_shift < self.image_size,
+            "augment-shift",
+            self.augment_shift,
+            f"from 0 to below the {self.image_size} pixels of an image",
+        )
+        _check(self.patience >= 0, "patience", self.patience, "0 or more")
+        _check(
+            not (self.patience and self.val_size == 0),
+            "patience",
+            self.patience,
+            "0 where val-size is 0: without validation images nothing tells when to stop",
+        )
         _check(0 <= self.seed < 2**63, "seed", self.seed, "from 0 to 2^63 - 1")
         _check(self.val_size is None or self.val_size >= 0, "val-size", self.val_size, "0 or more")
         _check_among(PRECISIONS, "mixed-precision", self.mixed_precision)
+        _check_among(GRADIENT_DTYPES, "gradient-dtype", self.gradient_dtype)
+        _check(
+            self.gradient_dtype != "float64" or (self.mixed_precision == "no" and not self.compile),
+            "gradient-dtype",
+            self.gradient_dtype,
+            "float32 or auto with mixed precision or --compile",
+        )
         _check(self.log_every >= 0, "log-every", self.log_every, "0 or more")
+        _check(
+            self.checkpoint_every_steps >= 0,
+            "checkpoint-every-steps",
+            self.checkpoint_every_steps,
+            "0 or more",
+        )
         _check(bool(self.experiment.strip()), "experiment", repr(self.experiment), "a name")
+
+    def on_device(self, kind: str) -> Self:
+        """With what is left to the device settled; `kind` is torch's name of it, as cpu or cuda."""
+        if self.gradient_dtype != "auto":
+            return self
+        exact = kind == "cpu" and self.mixed_precision == "no" and not self.compile
+        return replace(self, gradient_dtype="float64" if exact else "float32")
+
+    def is_over(self, num_epochs: int, kept: int) -> bool:
+        """Whether a training has ended that has done `num_epochs`, the best of them at index `kept`."""
+        stale = num_epochs - 1 - kept
+        return num_epochs >= self.epochs or (0 < self.patience <= stale)
 
     def to_json(self) -> dict[str, Any]:
         return {

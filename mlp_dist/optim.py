@@ -8,10 +8,15 @@ from mlp_dist.config import TrainConfig
 
 
 class ScratchSGD(torch.optim.Optimizer):
-    """Plain stochastic gradient descent: parameter -= lr * gradient, as torch.optim.SGD without options."""
+    """Plain stochastic gradient descent, as torch.optim.SGD: parameter -= lr * gradient.
 
-    def __init__(self, parameters: Iterable[torch.nn.Parameter], lr: float) -> None:
-        super().__init__(parameters, {"lr": lr})
+    `weight_decay` times the parameter is added to its gradient.
+    """
+
+    def __init__(
+        self, parameters: Iterable[torch.nn.Parameter], lr: float, weight_decay: float = 0.0
+    ) -> None:
+        super().__init__(parameters, {"lr": lr, "weight_decay": weight_decay})
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
@@ -21,15 +26,26 @@ class ScratchSGD(torch.optim.Optimizer):
                 loss = closure()
         for group in self.param_groups:
             for parameter in group["params"]:
-                if parameter.grad is not None:
-                    parameter.add_(parameter.grad, alpha=-group["lr"])
+                if parameter.grad is None:
+                    continue
+                gradient = parameter.grad
+                # What an earlier version's checkpoint holds has no weight decay.
+                if decay := group.get("weight_decay", 0.0):
+                    gradient = gradient.add(parameter, alpha=decay)
+                parameter.add_(gradient, alpha=-group["lr"])
         return loss
 
 
 def build_optimizer(config: TrainConfig, parameters: Iterable[torch.nn.Parameter]) -> torch.optim.Optimizer:
-    """The configuration's optimizer at its learning rate, all else torch's defaults."""
+    """The configuration's optimizer at its learning rate and weight decay, all else torch's defaults.
+
+    Adam's weight decay is decoupled from its gradient's scale: AdamW (Loshchilov and Hutter, 2019).
+    """
+    lr, weight_decay = config.lr, config.weight_decay
     if config.optimizer == "sgd":
-        return torch.optim.SGD(parameters, lr=config.lr)
+        return torch.optim.SGD(parameters, lr=lr, weight_decay=weight_decay)
     if config.optimizer == "scratch-sgd":
-        return ScratchSGD(parameters, lr=config.lr)
-    return torch.optim.Adam(parameters, lr=config.lr)
+        return ScratchSGD(parameters, lr=lr, weight_decay=weight_decay)
+    if weight_decay:
+        return torch.optim.AdamW(parameters, lr=lr, weight_decay=weight_decay)
+    return torch.optim.Adam(parameters, lr=lr)

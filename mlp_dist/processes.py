@@ -77,6 +77,19 @@ def _parent(what: str) -> list[str]:
         return []
 
 
+def launch_command() -> str:
+    """How as many processes are started again on this machine."""
+    number = world_size()
+    several = f" --multi_gpu --num_processes {number}" if number > 1 else ""
+    cpu = "ACCELERATE_USE_CPU=true " if number > 1 and _forced_cpu() else ""
+    return f"{cpu}accelerate launch{several} launch/train.py"
+
+
+def _launched() -> bool:
+    """Whether the parent is a launcher of Accelerate's or torch's."""
+    return "ACCELERATE_DYNAMO_BACKEND" in os.environ or "TORCHELASTIC_RUN_ID" in os.environ
+
+
 def _forced_cpu() -> bool:
     return os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes", "on")
 
@@ -111,8 +124,7 @@ def set_threads() -> None:
     the launcher itself was given.
     """
     started = " ".join(_parent("cmdline"))
-    launched = "ACCELERATE_DYNAMO_BACKEND" in os.environ or "TORCHELASTIC_RUN_ID" in os.environ
-    environment = _parent("environ") if launched else [f"{name}=" for name in os.environ]
+    environment = _parent("environ") if _launched() else [f"{name}=" for name in os.environ]
     chosen = any(entry.startswith("OMP_NUM_THREADS=") for entry in environment)
     if chosen or re.search(r"--num[-_]cpu[-_]threads[-_]per[-_]process", started):
         return
@@ -122,31 +134,39 @@ def set_threads() -> None:
 
 
 def end_with_launcher() -> None:
-    """Ask Linux for a SIGTERM when the launcher dies: it does not pass on the one that ends it."""
-    if sys.platform == "linux" and "ACCELERATE_DYNAMO_BACKEND" in os.environ:
+    """Ask Linux for a SIGTERM when the launcher dies: it does not pass on all that ends it."""
+    if sys.platform == "linux" and _launched():
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+"""What ends a training in order: Ctrl-C, and what SLURM and Kubernetes send before they take a machine."""
+
+
 class Interrupted(KeyboardInterrupt):
-    """SIGINT or SIGTERM arrived; `exit_code` is the shell's convention for it."""
+    """One of STOP_SIGNALS arrived; `exit_code` is the shell's convention for it."""
 
     def __init__(self, signum: int) -> None:
         super().__init__(f"stopped by {signal.Signals(signum).name}")
-        self.exit_code = 128 + signum
+        self.signum, self.exit_code = signum, 128 + signum
+
+    def __reduce__(self) -> tuple[type[Self], tuple[int]]:
+        return type(self), (self.signum,)
 
 
 class StopSignals:
-    """While open, SIGINT and SIGTERM are remembered, and `check` raises Interrupted where it is safe to stop.
+    """While open, STOP_SIGNALS are remembered, and `check` raises Interrupted where it is safe to stop.
 
-    A second SIGINT interrupts at once.
+    A second SIGINT interrupts at once, and so does the first signal once `at_once` was called.
     """
 
     def __init__(self) -> None:
         self._received: int | None = None
+        self._at_once = False
         self._previous: dict[int, object] = {}
 
     def __enter__(self) -> Self:
-        for signum in (signal.SIGINT, signal.SIGTERM):
+        for signum in STOP_SIGNALS:
             self._previous[signum] = signal.signal(signum, self._remember)
         return self
 
@@ -155,8 +175,16 @@ class StopSignals:
             signal.signal(signum, handler)  # type: ignore[arg-type]
 
     def _remember(self, signum: int, frame: FrameType | None) -> None:
-        self._received = self._received or signum
+        is_first, self._received = self._received is None, self._received or signum
+        # A launcher passes on what this process has got already: what ends must not be cut short by that.
+        if is_first and self._at_once:
+            raise Interrupted(signum)
         signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    def at_once(self) -> None:
+        """From here on nothing is lost by stopping anywhere."""
+        self._at_once = True
+        self.check()
 
     @property
     def received(self) -> int | None:

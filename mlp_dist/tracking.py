@@ -57,9 +57,11 @@ def _mlflow() -> ModuleType:
 
 @dataclass(frozen=True)
 class RunTracker:
-    """An open MLflow run."""
+    """An open MLflow run. When it was opened it had params where it `is_described`, and these `epochs`."""
 
     run_id: str
+    is_described: bool = False
+    epochs: frozenset[int] = frozenset()
 
     def log_config(self, config: dict[str, Any], **facts: str | int) -> None:
         """`config` as a JSON artifact; both as params."""
@@ -79,19 +81,21 @@ class RunTracker:
 
     def log_epochs(self, history: list[dict[str, Any]]) -> None:
         """Each record's figures at its epoch and time; a record that MLflow has already changes nothing."""
+        history = [record for record in history if record["epoch"] not in self.epochs]
         _mlflow()
         from mlflow.entities import Metric
         from mlflow.tracking import MlflowClient
 
+        # Of the figures that are sent in several parts, those tell last that an epoch is there.
         metrics = [
+            Metric("train/step_loss", step["loss"], step["timestamp_ms"], step["step"])
+            for record in history
+            for step in record.get("steps", [])
+        ] + [
             Metric(shown, record[name], record["timestamp_ms"], record["epoch"])
             for record in history
             for name, shown in _EPOCH_METRICS.items()
             if record.get(name) is not None
-        ] + [
-            Metric("train/step_loss", step["loss"], step["timestamp_ms"], step["step"])
-            for record in history
-            for step in record.get("steps", [])
         ]
         client = MlflowClient()
         for start in range(0, len(metrics), 1000):
@@ -129,15 +133,24 @@ def open_run(experiment: str, run_name: str | None, run_id: str | None = None) -
         if run_id is None:
             mlflow.set_experiment(experiment)
         run = mlflow.start_run(run_id=run_id, run_name=None if run_id else run_name)
+        found = _logged_epochs(run_id) if run_id else frozenset()
     status = "FAILED"
     try:
-        yield RunTracker(run.info.run_id)
+        yield RunTracker(run.info.run_id, is_described=bool(run.data.params), epochs=found)
         status = "FINISHED"
     except KeyboardInterrupt:
         status = "KILLED"
         raise
     finally:
         mlflow.end_run(status)
+
+
+def _logged_epochs(run_id: str) -> frozenset[int]:
+    _mlflow()
+    from mlflow.tracking import MlflowClient
+
+    *_, last = _EPOCH_METRICS.values()
+    return frozenset(metric.step for metric in MlflowClient().get_metric_history(run_id, last))
 
 
 @contextmanager

@@ -61,6 +61,12 @@ def result(done: subprocess.CompletedProcess[str]) -> dict[str, Any]:
     return values
 
 
+def objects(output: str) -> list[dict[str, Any]]:
+    """The JSON objects that the processes printed, by their rank."""
+    found = [json.loads(line) for line in output.splitlines() if line.startswith("{")]
+    return sorted(found, key=lambda values: int(values["rank"]))
+
+
 @dataclass(frozen=True)
 class Trained:
     """A finished training: its directory, which holds mlflow.db too, and what its last line said."""

@@ -9,7 +9,7 @@ from mlp_dist.data.batches import (
     ORDER,
     epoch_order,
     generator,
-    global_batches,
+    shares,
     split_validation,
 )
 from mlp_dist.data.dataset import ImageSet
@@ -30,8 +30,9 @@ def batches_of(
     """For each rank its shares, as labels, and their batches' sizes."""
     return [
         [
-            (share.labels.tolist(), total)
-            for share, total in global_batches(data, order, batch_size=size, rank=rank, world_size=world)
+            (data[batch[positions]].labels.tolist(), len(batch))
+            for batch in torch.split(order, size)
+            for positions in shares(len(batch), rank=rank, world_size=world)
         ]
         for rank in range(world)
     ]
@@ -108,7 +109,7 @@ def test_order_is_a_function_of_seed_and_epoch_only() -> None:
         assert (first[one] == first[other]).float().mean() < 0.02
 
 
-# global_batches
+# shares
 
 
 @pytest.mark.parametrize("world", WORLDS)
@@ -117,35 +118,41 @@ def test_shares_partition_every_global_batch(number: int, size: int, world: int)
     data, order = numbered(number), epoch_order(number, seed=0, epoch=0)
     expected = [order[start : start + size].tolist() for start in range(0, number, size)]
     ranks = batches_of(data, order, size, world)
-    assert [len(shares) for shares in ranks] == [len(expected)] * world
+    assert [len(rank) for rank in ranks] == [len(expected)] * world
     for position, batch in enumerate(expected):
-        shares = [rank[position][0] for rank in ranks]
-        assert sorted(itertools.chain(*shares)) == sorted(batch)
-        assert max(map(len, shares)) - min(map(len, shares)) <= 1
+        found = [rank[position][0] for rank in ranks]
+        assert sorted(itertools.chain(*found)) == sorted(batch)
+        assert max(map(len, found)) - min(map(len, found)) <= 1
         assert {rank[position][1] for rank in ranks} == {len(batch)}
 
 
 @pytest.mark.parametrize(("number", "size"), CASES)
 def test_one_process_takes_the_order_as_it_is(number: int, size: int) -> None:
     order = epoch_order(number, seed=5, epoch=2)
-    (shares,) = batches_of(numbered(number), order, size, 1)
-    assert list(itertools.chain(*(labels for labels, _ in shares))) == order.tolist()
-    assert sum(total for _, total in shares) == number
+    (found,) = batches_of(numbered(number), order, size, 1)
+    assert list(itertools.chain(*(labels for labels, _ in found))) == order.tolist()
+    assert sum(total for _, total in found) == number
 
 
-def test_shares_have_the_images_of_their_labels() -> None:
-    data = numbered(50)
-    for share, _ in global_batches(
-        data, epoch_order(50, seed=0, epoch=0), batch_size=8, rank=1, world_size=3
-    ):
-        assert share.images.dtype == torch.uint8
-        assert torch.equal(share.images[:, 0, 0, 0].long(), share.labels)
+@pytest.mark.parametrize("parts", [1, 2, 3, 7])
+@pytest.mark.parametrize("world", WORLDS)
+@pytest.mark.parametrize("number", [1, 2, 5, 94, 100])
+def test_parts_of_a_share_are_as_many_for_all_and_together_the_batch(
+    number: int, world: int, parts: int
+) -> None:
+    positions = torch.arange(number)
+    found = [shares(number, rank=rank, world_size=world, parts=parts) for rank in range(world)]
+    assert {len(each) for each in found} == {parts}
+    for rank, each in enumerate(found):
+        whole = torch.cat([positions[part] for part in each])
+        assert torch.equal(whole, positions[rank::world])
+        sizes = [len(positions[part]) for part in each]
+        assert max(sizes) - min(sizes) <= 1
 
 
 def test_an_empty_share_has_the_images_shape() -> None:
-    (share, total), *others = global_batches(numbered(2), torch.arange(2), batch_size=8, rank=5, world_size=8)
-    assert not others
-    assert total == 2
+    (positions,) = shares(2, rank=5, world_size=8)
+    share = numbered(2)[positions]
     assert share.images.shape == (0, 1, 2, 2)
     assert share.labels.shape == (0,)
 

@@ -12,8 +12,12 @@ PACKAGES = ("mlp_dist", "serve", "launch", "benchmarks")
 
 LAYERS = (
     {"core"},
-    {"data", "optim", "config", "recipes", "evaluation", "processes", "checkpoint", "command"},
-    {"trainer", "tracking", "figures", "export", "start", "finish", "notebook"},
+    {
+        *("data", "optim", "config", "recipes", "evaluation", "processes", "checkpoint", "command"),
+        *("schedule", "augment", "dropout", "ema", "exact", "steps", "network", "joining"),
+        *("peers", "directories"),
+    },
+    {"trainer", "gradients", "tracking", "figures", "export", "start", "report", "finish", "notebook"},
 )
 """The parts of mlp_dist from the lowest up; launch, serve and benchmarks stand above them all."""
 
@@ -109,7 +113,7 @@ def test_mlp_dist_imports_nothing_above_it() -> None:
     ("package", "names"),
     [
         ("mlflow", {"mlp_dist.tracking"}),
-        ("accelerate", {"mlp_dist.trainer", "mlp_dist.start", "benchmarks.recipes"}),
+        ("accelerate", {"mlp_dist.trainer", "mlp_dist.gradients", "mlp_dist.start", "benchmarks.recipes"}),
         ("matplotlib", {"mlp_dist.figures"}),
         ("sklearn", {"mlp_dist.data.readers"}),
         ("torchvision", {"mlp_dist.data.readers"}),

@@ -1,79 +1,37 @@
-import errno
 import io
 import json
 import os
 import pickle
-import signal
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch.nn import functional
+from accelerate import Accelerator
+from checkpoints import CONFIG, of_epoch, record, train, trained, within_epoch
 
-from mlp_dist.checkpoint import CHECKPOINT, METRICS, Checkpoint, load_checkpoint, save_checkpoint
-from mlp_dist.config import TrainConfig
+from mlp_dist.checkpoint import (
+    CHECKPOINT,
+    METRICS,
+    PREVIOUS,
+    Checkpoint,
+    capture,
+    load_checkpoint,
+    save_checkpoint,
+)
 from mlp_dist.core.errors import CheckpointError, UsageError
 from mlp_dist.core.models import build_model
 from mlp_dist.core.spec import ModelSpec
+from mlp_dist.data.readers import read_dataset
 from mlp_dist.optim import build_optimizer
-
-CONFIG = TrainConfig(
-    recipe="small",
-    dataset="digits",
-    hidden_sizes=(8,),
-    optimizer="adam",
-    lr=0.01,
-    batch_size=8,
-    epochs=3,
-    val_size=5,
-    data_dir=Path("/data"),
-    output_dir=Path("outputs/run"),
-    run_name="run",
-)
-
-
-def trained(config: TrainConfig = CONFIG) -> tuple[torch.nn.Module, torch.optim.Optimizer]:
-    model = build_model(ModelSpec((6, 8, 3)), generator=torch.Generator().manual_seed(0))
-    optimizer = build_optimizer(config, model.parameters())
-    train(model, optimizer, steps=3)
-    return model, optimizer
-
-
-def train(model: torch.nn.Module, optimizer: torch.optim.Optimizer, *, steps: int) -> None:
-    generator = torch.Generator().manual_seed(1)
-    for _ in range(steps):
-        inputs, labels = torch.randn(8, 6, generator=generator), torch.randint(3, (8,), generator=generator)
-        functional.cross_entropy(model(inputs), labels).backward()
-        optimizer.step()
-        optimizer.zero_grad()
-
-
-def record(epoch: int) -> dict[str, Any]:
-    return {
-        "epoch": epoch,
-        "train_loss": 1 / epoch,
-        "val_accuracy": None,
-        "timestamp_ms": 1_700_000_000_000 + epoch,
-    }
+from mlp_dist.processes import StopSignals
+from mlp_dist.trainer import Trainer
 
 
 @pytest.fixture
-def checkpoint() -> Checkpoint:
-    model, optimizer = trained()
-    best = {name: tensor / 2 for name, tensor in model.state_dict().items()}
-    history = [record(1), record(2)]
-    return Checkpoint(
-        CONFIG, "run-id", model.state_dict(), optimizer.state_dict(), best, 1, history, "digest"
-    )
-
-
-@pytest.fixture
-def saved(tmp_path: Path, checkpoint: Checkpoint) -> Path:
-    save_checkpoint(checkpoint, tmp_path / "run")
+def saved(tmp_path: Path) -> Path:
+    save_checkpoint(of_epoch(2), tmp_path / "run")
     return tmp_path / "run"
 
 
@@ -98,14 +56,15 @@ def assert_same_tensors(one: Any, other: Any) -> None:
 
 
 @pytest.mark.parametrize("optimizer_name", ["adam", "sgd"])
-def test_round_trip(tmp_path: Path, checkpoint: Checkpoint, optimizer_name: str) -> None:
+def test_round_trip(tmp_path: Path, optimizer_name: str) -> None:
     config = replace(CONFIG, optimizer=optimizer_name)
     model, optimizer = trained(config)
     checkpoint = replace(
-        checkpoint, config=config, model=model.state_dict(), optimizer=optimizer.state_dict()
+        of_epoch(2), config=config, model=model.state_dict(), optimizer=optimizer.state_dict()
     )
     save_checkpoint(checkpoint, tmp_path / "run")
-    read = load_checkpoint(tmp_path / "run")
+    read, damage = load_checkpoint(tmp_path / "run")
+    assert damage == ""
     assert read.config == config
     assert read.num_epochs == 2
     assert_same_tensors({**vars(read)}, {**vars(checkpoint)})
@@ -114,8 +73,18 @@ def test_round_trip(tmp_path: Path, checkpoint: Checkpoint, optimizer_name: str)
     assert sorted(path.name for path in (tmp_path / "run").iterdir()) == sorted((CHECKPOINT, METRICS))
 
 
-def test_training_goes_on_as_if_it_had_not_stopped(saved: Path) -> None:
-    read = load_checkpoint(saved)
+def test_round_trip_within_an_epoch(tmp_path: Path) -> None:
+    checkpoint = within_epoch(3, steps=4)
+    save_checkpoint(checkpoint, tmp_path)
+    assert_same_tensors({**vars(load_checkpoint(tmp_path)[0])}, {**vars(checkpoint)})
+
+
+def test_training_goes_on_as_if_it_had_not_stopped(tmp_path: Path) -> None:
+    model, optimizer = trained()
+    save_checkpoint(
+        replace(of_epoch(2), model=model.state_dict(), optimizer=optimizer.state_dict()), tmp_path
+    )
+    read, _ = load_checkpoint(tmp_path)
     model = build_model(ModelSpec((6, 8, 3)))
     model.load_state_dict(read.model)
     optimizer = build_optimizer(read.config, model.parameters())
@@ -129,6 +98,85 @@ def test_training_goes_on_as_if_it_had_not_stopped(saved: Path) -> None:
 def test_metrics_are_a_line_an_epoch(saved: Path) -> None:
     lines = (saved / METRICS).read_text().splitlines()
     assert [json.loads(line) for line in lines] == [record(1), record(2)]
+
+
+def test_the_one_before_is_kept(saved: Path) -> None:
+    for number in (3, 4, 5):
+        before = (saved / CHECKPOINT).read_bytes()
+        save_checkpoint(of_epoch(number), saved)
+        assert (saved / PREVIOUS).read_bytes() == before
+        assert load_checkpoint(saved)[0].num_epochs == number
+        assert sorted(path.name for path in saved.iterdir()) == sorted((CHECKPOINT, METRICS, PREVIOUS))
+
+
+@pytest.mark.parametrize(
+    ("checkpoint", "progress", "has_begun", "is_over"),
+    [
+        (of_epoch(0), "epoch 0", False, False),
+        (within_epoch(1, steps=4), "step 4 of epoch 1", True, False),
+        (of_epoch(3), "epoch 3", True, False),
+        (within_epoch(4, steps=12), "step 12 of epoch 4", True, False),
+        (of_epoch(9), "epoch 9", True, True),
+        (replace(of_epoch(5), config=replace(CONFIG, patience=2), kept=2), "epoch 5", True, True),
+        (replace(of_epoch(5), config=replace(CONFIG, patience=2), kept=3), "epoch 5", True, False),
+    ],
+)
+def test_how_far_it_has_come(checkpoint: Checkpoint, progress: str, has_begun: bool, is_over: bool) -> None:
+    assert checkpoint.progress == progress
+    assert checkpoint.has_begun == has_begun
+    assert checkpoint.is_over == is_over
+
+
+def test_a_trainer_takes_up_what_another_has_saved(tmp_path: Path) -> None:
+    config = replace(
+        CONFIG, val_size=120, batch_size=100, schedule="cosine", ema_decay=0.9, checkpoint_every_steps=3
+    )
+    data, accelerator = read_dataset("digits", tmp_path), Accelerator(cpu=True)
+    one = Trainer(config, data, accelerator, tmp_path, workers="1 CPU process")
+    one.run_id = "run-id"
+    one.keep(one.train_epoch(StopSignals()) | one.evaluate())
+    for step, batch in zip((14, 15), torch.arange(200).split(100), strict=True):
+        one.epoch_steps.add(one.train_step(step, batch))
+    one.epoch_steps.seconds = 1.5
+    expected = capture(one)
+    save_checkpoint(expected, tmp_path)
+    read, _ = load_checkpoint(tmp_path)
+    other = Trainer(config, data, accelerator, tmp_path, checkpoint=read, workers="1 CPU process")
+    assert (other.saved, other.run_id) == ("step 2 of epoch 2", "run-id")
+    assert_same_tensors({**vars(capture(other))}, {**vars(expected)})
+
+
+def test_what_was_captured_does_not_change_with_the_training(tmp_path: Path) -> None:
+    config = replace(CONFIG, optimizer="sgd", val_size=120, batch_size=100, ema_decay=0.9)
+    made = Trainer(config, read_dataset("digits", tmp_path), Accelerator(cpu=True), tmp_path)
+    made.train_step(0, torch.arange(100))
+    checkpoint = capture(made)
+    assert checkpoint.average is not None
+    before = [
+        tensor.clone() for tensor in (*checkpoint.model.values(), *checkpoint.average["average"].values())
+    ]
+    made.train_step(1, torch.arange(100))
+    after = [*checkpoint.model.values(), *checkpoint.average["average"].values()]
+    assert_same_tensors(after, before)
+
+
+def test_a_checkpoint_without_the_fields_of_today_is_read(saved: Path) -> None:
+    state = torch.load(saved / CHECKPOINT, weights_only=True)
+    for name in ("average", "scaler", "epoch_steps", "workers"):
+        del state[name]
+    of_today = (
+        *("schedule", "warmup_epochs", "accumulation_steps", "clip_norm", "weight_decay"),
+        *("label_smoothing", "dropout", "augment_shift", "ema_decay", "patience", "gradient_dtype"),
+        *("compile", "checkpoint_every_steps"),
+    )
+    config = json.loads(state["config"])
+    state["config"] = json.dumps({name: value for name, value in config.items() if name not in of_today})
+    torch.save(state, saved / CHECKPOINT)
+    read, damage = load_checkpoint(saved)
+    assert damage == ""
+    # The one field whose default is not what was done before there was a choice.
+    config = replace(of_epoch(2).config, gradient_dtype="float32")
+    assert_same_tensors({**vars(read)}, {**vars(replace(of_epoch(2), config=config))})
 
 
 # What cannot be read
@@ -250,49 +298,3 @@ def test_a_checkpoint_of_another_version_is_named(saved: Path, change: dict[str,
     torch.save({**state, **change}, saved / CHECKPOINT)
     with pytest.raises(CheckpointError, match=f"{saved / CHECKPOINT}"):
         load_checkpoint(saved)
-
-
-# Failures while writing
-
-
-def save_half(state: object, path: Path) -> None:
-    path.write_bytes(b"half of it")
-    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-
-@pytest.mark.parametrize("failure", ["disk full", "unserializable"])
-def test_a_failing_save_leaves_the_one_before(
-    saved: Path, checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch, failure: str
-) -> None:
-    before = {path.name: path.read_bytes() for path in saved.iterdir()}
-    following = replace(checkpoint, history=[*checkpoint.history, record(3)])
-    if failure == "disk full":
-        monkeypatch.setattr(torch, "save", save_half)
-    else:
-        following.optimizer["state"]["generator"] = (value for value in range(3))
-    with pytest.raises((OSError, TypeError), match=r"No space left on device|cannot pickle"):
-        save_checkpoint(following, saved)
-    assert {path.name: path.read_bytes() for path in saved.iterdir()} == before
-    assert load_checkpoint(saved).num_epochs == 2
-
-
-@pytest.mark.slow
-def test_a_kill_while_writing_leaves_the_one_before(saved: Path) -> None:
-    before = (saved / CHECKPOINT).read_bytes()
-    script = f"""
-import os, signal
-from dataclasses import replace
-from pathlib import Path
-from mlp_dist.checkpoint import load_checkpoint, save_checkpoint
-
-class Killer:
-    def __reduce__(self):
-        os.kill(os.getpid(), signal.SIGKILL)
-
-directory = Path({str(saved)!r})
-checkpoint = load_checkpoint(directory)
-save_checkpoint(replace(checkpoint, best={{"first": checkpoint.model, "then": Killer()}}), directory)
-"""
-    killed = subprocess.run([sys.executable, "-c", script], timeout=120)
-    assert killed.returncode == -signal.SIGKILL
-    assert (saved / CHECKPOINT).read_bytes() == before

@@ -39,6 +39,17 @@ FULL = replace(
     normalize=(0.5, 0.25),
     skip_bad_images=True,
     log_every=100,
+    schedule="cosine",
+    warmup_epochs=0.5,
+    accumulation_steps=4,
+    clip_norm=1.0,
+    weight_decay=0.01,
+    label_smoothing=0.1,
+    dropout=0.2,
+    augment_shift=2,
+    ema_decay=0.999,
+    compile=True,
+    checkpoint_every_steps=50,
 )
 
 
@@ -88,6 +99,33 @@ def test_defaults() -> None:
         ({"mixed_precision": "fp8"}, "mixed-precision is fp8; it must be one of no, bf16, fp16"),
         ({"experiment": ""}, "experiment is ''; it must be a name"),
         ({"experiment": "  "}, "experiment is '  '; it must be a name"),
+        ({"schedule": "cosin"}, "schedule is cosin; it must be one of constant, cosine, linear, one-cycle"),
+        ({"warmup_epochs": -1}, "warmup-epochs is -1; it must be from 0 to the 2 epochs of the training"),
+        ({"warmup_epochs": 2.5}, "warmup-epochs is 2.5; it must be from 0 to the 2 epochs"),
+        ({"accumulation_steps": 0}, "accumulation-steps is 0; it must be 1 or more"),
+        ({"clip_norm": 0.0}, "clip-norm is 0.0; it must be a number above 0"),
+        ({"clip_norm": float("inf")}, "clip-norm is inf; it must be a number above 0"),
+        ({"weight_decay": -0.1}, "weight-decay is -0.1; it must be 0 or more"),
+        ({"weight_decay": float("nan")}, "weight-decay is nan; it must be 0 or more"),
+        ({"label_smoothing": 1.0}, "label-smoothing is 1.0; it must be from 0 to below 1"),
+        ({"dropout": 1.0}, "dropout is 1.0; it must be from 0 to below 1"),
+        ({"ema_decay": 1.0}, "ema-decay is 1.0; it must be from 0 to below 1"),
+        ({"augment_shift": 28}, "augment-shift is 28; it must be from 0 to below the 28 pixels of an image"),
+        ({"patience": -1}, "patience is -1; it must be 0 or more"),
+        ({"patience": 2, "val_size": 0}, "patience is 2; it must be 0 where val-size is 0"),
+        (
+            {"gradient_dtype": "float16"},
+            "gradient-dtype is float16; it must be one of auto, float32, float64",
+        ),
+        (
+            {"gradient_dtype": "float64", "mixed_precision": "bf16"},
+            "gradient-dtype is float64; it must be float32 or auto with mixed precision or --compile",
+        ),
+        (
+            {"gradient_dtype": "float64", "compile": True},
+            "it must be float32 or auto with mixed precision or",
+        ),
+        ({"checkpoint_every_steps": -1}, "checkpoint-every-steps is -1; it must be 0 or more"),
         ({"fallback_dataset": "digit"}, "unknown data set 'digit'; did you mean digits?"),
     ],
 )
@@ -155,6 +193,42 @@ def test_json_with_other_fields_is_refused() -> None:
 def test_json_with_a_value_that_cannot_be_is_refused() -> None:
     with pytest.raises(UsageError, match="epochs is 0"):
         TrainConfig.from_json({**CONFIG.to_json(), "epochs": 0})
+
+
+@pytest.mark.parametrize(
+    ("change", "device", "dtype"),
+    [
+        ({}, "cpu", "float64"),
+        ({}, "cuda", "float32"),
+        ({"mixed_precision": "bf16"}, "cpu", "float32"),
+        ({"compile": True}, "cpu", "float32"),
+        ({"gradient_dtype": "float32"}, "cpu", "float32"),
+        ({"gradient_dtype": "float64"}, "cuda", "float64"),
+    ],
+    ids=str,
+)
+def test_what_gradients_are_computed_in(change: dict[str, Any], device: str, dtype: str) -> None:
+    settled = replace(CONFIG, **change).on_device(device)
+    assert settled.gradient_dtype == dtype
+    assert settled.on_device("cpu") == settled
+
+
+@pytest.mark.parametrize(
+    ("epochs", "patience", "num_epochs", "kept", "over"),
+    [
+        (5, 0, 4, 0, False),
+        (5, 0, 5, 4, True),
+        (5, 2, 0, 0, False),
+        (5, 2, 1, 0, False),
+        (5, 2, 2, 0, False),
+        (5, 2, 3, 0, True),
+        (5, 2, 3, 1, False),
+        (5, 2, 4, 1, True),
+    ],
+)
+def test_when_a_training_is_over(epochs: int, patience: int, num_epochs: int, kept: int, over: bool) -> None:
+    config = replace(CONFIG, epochs=epochs, patience=patience)
+    assert config.is_over(num_epochs, kept) == over
 
 
 def test_free_on_resume_are_fields() -> None:

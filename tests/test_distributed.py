@@ -41,13 +41,12 @@ def assert_same_training(one: dict[str, object], many: dict[str, object]) -> Non
     assert one["test_accuracy"] == many["test_accuracy"]
 
 
-# Batches of 94 leave shares of different sizes, and of the last one, of a single image, two of none.
-@pytest.mark.parametrize(("number", "batch_size"), [(2, 100), (3, 94)])
+# Batches of 94 leave shares of different sizes, and of the last one, of a single image, three of none.
+@pytest.mark.parametrize(("number", "batch_size"), [(2, 100), (4, 94)])
 def test_any_number_of_processes_trains_the_same_weights(
     number: int, batch_size: int, tmp_path: Path
 ) -> None:
-    # At small steps: a ReLU that rounding turns on in the one training and off in the other must not matter.
-    flags = [*DATASET, "--epochs", "1", "--batch-size", str(batch_size), "--lr", "0.001", "--log-every", "4"]
+    flags = [*DATASET, "--epochs", "3", "--batch-size", str(batch_size), "--log-every", "4"]
     one = result(launch(*flags, "--output-dir", "one", cwd=tmp_path))
     done = launch(
         *flags, "--output-dir", "many", cwd=tmp_path, launcher=processes(number), ACCELERATE_USE_CPU="true"
@@ -55,15 +54,12 @@ def test_any_number_of_processes_trains_the_same_weights(
     many = result(done)
     assert (one["num_processes"], many["num_processes"]) == (1, number)
     assert f"training on {number} CPU processes" in done.stdout
-    assert done.stdout.count("epoch 1/1") == done.stdout.count("step 4  loss") == 1
+    assert done.stdout.count("epoch 1/3") == done.stdout.count("step 4  loss") == 1
     assert_same_training(one, many)
 
 
 def test_two_processes_on_mnist(mnist_dir: Path, tmp_path: Path) -> None:
-    # All 55,000 images, in steps small enough that a ReLU which float32's rounding turns on in the one
-    # training and off in the other moves the weights by less than the tolerance.
     flags = ["--dataset", "mnist", "--data-dir", str(mnist_dir), "--epochs", "1"]
-    flags += ["--batch-size", "1000", "--lr", "0.01"]
     one = result(launch(*flags, "--output-dir", "one", cwd=tmp_path))
     many = launch(
         *flags, "--output-dir", "two", cwd=tmp_path, launcher=processes(2), ACCELERATE_USE_CPU="true"

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from mlp_dist.core.files import replacing_directory, replacing_file
+from mlp_dist.core.files import remove_left, replacing_directory, replacing_file
 
 
 def names(directory: Path) -> list[str]:
@@ -147,3 +147,68 @@ with replacing_{kind}(Path({str(path)!r})) as temporary:
     with (replacing_directory if kind == "directory" else replacing_file)(path) as temporary:
         (temporary / "content" if kind == "directory" else temporary).write_text("new")
     assert content.read_text() == "new"
+
+
+# What a killed writer left
+
+
+def test_what_killed_writers_left_is_cleared_up(tmp_path: Path) -> None:
+    (tmp_path / ".last.pt.4711-0123abcd.tmp").touch()
+    (tmp_path / ".bundle.4711.tmp" / "deep").mkdir(parents=True)
+    (tmp_path / ".bundle.4711.old").mkdir()
+    (tmp_path / ".bundle.4711.old" / "content").write_text("older")
+    (tmp_path / "bundle").mkdir()
+    (tmp_path / "bundle" / "content").write_text("new")
+    remove_left(tmp_path)
+    assert names(tmp_path) == ["bundle"]
+    assert (tmp_path / "bundle" / "content").read_text() == "new"
+
+
+def test_a_directory_that_was_only_moved_aside_is_put_back(tmp_path: Path) -> None:
+    for name in ("bundle", "a.b.c"):
+        (tmp_path / f".{name}.4711.old").mkdir()
+        (tmp_path / f".{name}.4711.old" / "content").write_text(name)
+        (tmp_path / f".{name}.4711.tmp").mkdir()
+    remove_left(tmp_path)
+    assert names(tmp_path) == ["a.b.c", "bundle"]
+    assert {name: (tmp_path / name / "content").read_text() for name in names(tmp_path)} == {
+        "a.b.c": "a.b.c",
+        "bundle": "bundle",
+    }
+
+
+def test_what_no_writer_left_stays(tmp_path: Path) -> None:
+    expected = [".bashrc.backup.old", ".hidden", ".notes.draft.tmp", ".tmp", "a.tmp", "b.1.old", "last.pt"]
+    for name in expected:
+        (tmp_path / name).write_text(name)
+    remove_left(tmp_path)
+    assert names(tmp_path) == expected
+    remove_left(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("moved", [True, False])
+def test_a_killed_writer_s_directory_is_whole_after_clearing_up(moved: bool, tmp_path: Path) -> None:
+    path = tmp_path / "bundle"
+    path.mkdir()
+    (path / "content").write_text("old")
+    script = f"""
+import os, signal
+from pathlib import Path
+from mlp_dist.core.files import replacing_directory
+rename, count = os.replace, 0
+def kill(source, target):
+    global count
+    count += 1
+    if count == {1 + moved}:
+        os.kill(os.getpid(), signal.SIGKILL)
+    rename(source, target)
+os.replace = kill
+with replacing_directory(Path({str(path)!r})) as temporary:
+    (temporary / "content").write_text("new")
+"""
+    killed = subprocess.run([sys.executable, "-c", script], timeout=60)
+    assert killed.returncode == -signal.SIGKILL
+    assert path.exists() != moved
+    remove_left(tmp_path)
+    assert names(tmp_path) == ["bundle"]
+    assert (path / "content").read_text() == "old"

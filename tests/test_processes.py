@@ -1,5 +1,6 @@
 import json
 import os
+import pickle
 import shlex
 import signal
 import subprocess
@@ -12,7 +13,16 @@ import torch
 from launching import run
 
 from mlp_dist.core.errors import UsageError
-from mlp_dist.processes import Interrupted, StopSignals, check_launcher, is_main, use_cpu, world_size
+from mlp_dist.processes import (
+    STOP_SIGNALS,
+    Interrupted,
+    StopSignals,
+    check_launcher,
+    is_main,
+    launch_command,
+    use_cpu,
+    world_size,
+)
 
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
@@ -248,10 +258,12 @@ def test_fewer_gpus_than_processes(monkeypatch: pytest.MonkeyPatch, gpus: int, t
 
 
 def handlers() -> list[Any]:
-    return [signal.getsignal(signum) for signum in (signal.SIGINT, signal.SIGTERM)]
+    return [signal.getsignal(signum) for signum in STOP_SIGNALS]
 
 
-@pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGUSR1, 138)]
+)
 def test_a_signal_is_remembered_and_told_where_it_is_safe(signum: signal.Signals, code: int) -> None:
     before = handlers()
     with StopSignals() as signals:
@@ -291,3 +303,45 @@ def test_the_first_of_two_signals_counts() -> None:
         os.kill(os.getpid(), signal.SIGTERM)
         os.kill(os.getpid(), signal.SIGTERM)
         assert signals.received == signal.SIGINT
+
+
+@pytest.mark.parametrize("signum", STOP_SIGNALS)
+def test_where_nothing_is_lost_a_signal_stops_at_once_and_only_once(signum: signal.Signals) -> None:
+    with StopSignals() as signals:
+        signals.at_once()
+        with pytest.raises(Interrupted, match=signum.name):
+            os.kill(os.getpid(), signum)
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert signals.received == signum
+
+
+def test_a_signal_that_came_before_stops_there() -> None:
+    with StopSignals() as signals:
+        os.kill(os.getpid(), signal.SIGUSR1)
+        with pytest.raises(Interrupted, match="SIGUSR1"):
+            signals.at_once()
+
+
+def test_an_interruption_can_be_sent_to_other_processes() -> None:
+    sent = pickle.loads(pickle.dumps(Interrupted(signal.SIGUSR1)))
+    assert (type(sent), str(sent), sent.exit_code) == (Interrupted, "stopped by SIGUSR1", 138)
+
+
+@pytest.mark.parametrize(
+    ("variables", "command"),
+    [
+        ({}, "accelerate launch launch/train.py"),
+        ({"ACCELERATE_USE_CPU": "true"}, "accelerate launch launch/train.py"),
+        ({"WORLD_SIZE": "3"}, "accelerate launch --multi_gpu --num_processes 3 launch/train.py"),
+        (
+            {"WORLD_SIZE": "2", "ACCELERATE_USE_CPU": "true"},
+            "ACCELERATE_USE_CPU=true accelerate launch --multi_gpu --num_processes 2 launch/train.py",
+        ),
+    ],
+)
+def test_the_command_that_starts_as_many_again(
+    monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], command: str
+) -> None:
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert launch_command() == command

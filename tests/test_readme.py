@@ -9,7 +9,8 @@ import pytest
 from launching import ROOT
 
 README = (ROOT / "README.md").read_text()
-BLOCKS = re.findall(r"```bash\n(.*?)```", README, flags=re.DOTALL)
+PAGES = README + "".join(page.read_text() for page in sorted((ROOT / "docs").glob("*.md")))
+BLOCKS = re.findall(r"```(?:bash)?\n(.*?)```", PAGES, flags=re.DOTALL)
 
 
 def tree() -> set[str]:
@@ -52,7 +53,7 @@ def test_every_flag_of_the_training_is_known() -> None:
     help_text = subprocess.run(words, capture_output=True, text=True, check=True).stdout
     flags = {
         flag
-        for line in README.splitlines()
+        for line in PAGES.splitlines()
         if "launch/train.py" in line
         for flag in re.findall(r"train\.py (.*)", line)
     }
@@ -63,7 +64,9 @@ def test_every_flag_of_the_training_is_known() -> None:
 
 
 def test_every_file_that_a_command_names_is_there() -> None:
-    named = {path for block in BLOCKS for path in re.findall(r"(?:launch|serve)/[\w./-]+", block)}
+    table = re.findall(r"^\|.*`(.*)` \|$", PAGES, flags=re.MULTILINE)
+    commands = [line for text in (*BLOCKS, *table) for line in text.splitlines()]
+    named = {path for line in commands for path in re.findall(r"(?:launch|serve)/[\w./-]+", line)}
     assert named
     for path in named:
         assert (ROOT / path).exists(), path

@@ -1,10 +1,10 @@
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +55,7 @@ def test_the_last_line_and_the_output_directory(trained: Trained) -> None:
     assert values["samples_per_second"] > 0
     assert values["test_accuracy"] > 0.9
     output = Path(values["output_dir"])
-    assert {path.name for path in output.iterdir()} == {"last.pt", "metrics.jsonl", "bundle"}
+    assert {path.name for path in output.iterdir()} == {"last.pt", "previous.pt", "metrics.jsonl", "bundle"}
     records = metrics(output)
     assert [record["epoch"] for record in records] == list(range(1, values["epochs"] + 1))
     kept = max(records, key=lambda record: (record["val_accuracy"], -record["epoch"]))
@@ -95,6 +95,14 @@ def test_the_default_directory_is_new_for_each_run(tmp_path: Path) -> None:
         (["--val-size", "-5"], ["val-size is -5"]),
         (["--mixed-precision", "fp8"], ["invalid choice: 'fp8'", "bf16"]),
         (["--mixed-precision", "fp16"], ["fp16 needs a GPU", "bf16"]),
+        (["--resume", "auto"], ["resume is auto; it needs --output-dir"]),
+        (["--resume", "maybe"], ["--resume: invalid choice: 'maybe'"]),
+        (["--dropout", "1"], ["dropout is 1.0; it must be from 0 to below 1"]),
+        (["--schedule", "cosin"], ["--schedule: invalid choice: 'cosin'", "one-cycle"]),
+        (
+            ["--gradient-dtype", "float64", "--compile"],
+            ["gradient-dtype is float64; it must be float32 or auto with"],
+        ),
         (
             [*DATASET, "--val-size", "1437"],
             ["val-size 1437 leaves nothing to train on", "1437 training images"],
@@ -124,6 +132,12 @@ def test_a_mistake_is_told_without_a_traceback(flags: list[str], words: list[str
     assert list(tmp_path.iterdir()) == []
 
 
+def test_compiling_needs_a_compiler(tmp_path: Path) -> None:
+    done = train(*DATASET, "--compile", cwd=tmp_path, CXX="no-such-compiler")
+    assert done.returncode == 2
+    assert "compile needs a C++ compiler, and there is no no-such-compiler: install one" in done.stderr
+
+
 def test_list_recipes(tmp_path: Path) -> None:
     done = train("--list-recipes", cwd=tmp_path)
     assert done.returncode == 0
@@ -131,10 +145,10 @@ def test_list_recipes(tmp_path: Path) -> None:
     assert "397,510" in done.stdout
 
 
-def test_help_fits_a_screen(tmp_path: Path) -> None:
+def test_help_fits_a_page(tmp_path: Path) -> None:
     done = train("--help", cwd=tmp_path, COLUMNS="100")
     assert done.returncode == 0
-    assert len(done.stdout.splitlines()) <= 50
+    assert len(done.stdout.splitlines()) <= 66
 
 
 def test_without_validation_the_last_epoch_is_kept_and_said(tmp_path: Path) -> None:
@@ -200,7 +214,8 @@ def test_a_store_that_cannot_be_opened_is_an_error(uri: str, tmp_path: Path) -> 
 def test_a_loss_that_is_not_finite_ends_the_run_failed(tmp_path: Path) -> None:
     done = train(*DATASET, "--epochs", "3", "--lr", "1e30", cwd=tmp_path)
     assert done.returncode == 1
-    assert "loss of epoch 1 is nan" in done.stderr
+    assert "the loss of step 3 (epoch 1) is not finite at learning rate 1e+30; try a smaller" in done.stderr
+    assert "(the checkpoint of epoch 0 is kept in " in done.stderr
     assert "Traceback" not in done.stderr
     assert [run.info.status for run in all_runs(tmp_path)] == ["FAILED"]
 
@@ -210,9 +225,9 @@ def test_a_crash_ends_the_run_failed(tmp_path: Path) -> None:
     output = tmp_path / "output"
     output.mkdir()
     script = (
-        "import sys, mlp_dist.trainer as t\n"
+        "import sys, mlp_dist.report\n"
         "def broken(*a, **k): raise RuntimeError('the disk is gone')\n"
-        "t.finish = broken\n"
+        "mlp_dist.report.finish = broken\n"
         f"sys.path.insert(0, {str(ROOT / 'launch')!r})\n"
         "import train; train.main()\n"
     )
@@ -234,7 +249,10 @@ def check_what_is_refused(flags: list[str], trained: int, cwd: Path) -> None:
     """An unfinished run is neither overwritten nor gone on with otherwise."""
     again = train(*flags, cwd=cwd)
     assert again.returncode == 2
-    assert f"stopped after epoch {trained} of 400" in again.stderr
+    stopped = (
+        rf"stopped after (epoch {trained}|step \d+ of epoch {trained + 1}) of 400: go on with it by --resume"
+    )
+    assert re.search(stopped, again.stderr)
     changes = ("--lr", "0.2", "--recipe", "mnist-500")
     changed = train("--resume", "--output-dir", "output", *changes, cwd=cwd)
     assert changed.returncode == 2
@@ -244,8 +262,7 @@ def check_what_is_refused(flags: list[str], trained: int, cwd: Path) -> None:
     assert f"has trained {trained} epochs already" in fewer.stderr
 
 
-@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
-def test_an_interrupted_run_goes_on_to_the_same_weights(signum: signal.Signals, tmp_path: Path) -> None:
+def test_an_interrupted_run_goes_on_to_the_same_weights(tmp_path: Path) -> None:
     flags = [*DATASET, "--epochs", "400", "--batch-size", "20", "--output-dir", "output"]
     words = [sys.executable, str(ROOT / "launch/train.py"), *flags]
     process = subprocess.Popen(
@@ -255,20 +272,17 @@ def test_an_interrupted_run_goes_on_to_the_same_weights(signum: signal.Signals, 
     for line in process.stdout:
         if line.startswith("epoch 3/"):
             break
-    process.send_signal(signum)
+    process.send_signal(signal.SIGTERM)
     _, errors = process.communicate(timeout=60)
-    killed = signum == signal.SIGKILL
-    assert process.returncode == (-signum if killed else 128 + signum)
-    if not killed:
-        assert f"stopped by {signum.name}" in errors
-        assert "--resume --output-dir" in errors
-        assert "Traceback" not in errors
+    assert process.returncode == 128 + signal.SIGTERM
+    assert "stopped by SIGTERM" in errors
+    assert "--resume --output-dir" in errors
+    assert "Traceback" not in errors
     trained = len(metrics(tmp_path / "output"))
     assert 3 <= trained < 400
-    assert [run.info.status for run in all_runs(tmp_path)] == ["RUNNING" if killed else "KILLED"]
+    assert [run.info.status for run in all_runs(tmp_path)] == ["KILLED"]
 
-    if signum == signal.SIGTERM:
-        check_what_is_refused(flags, trained, tmp_path)
+    check_what_is_refused(flags, trained, tmp_path)
     total = str(trained + 2)
     resumed = result(train("--resume", "--output-dir", "output", "--epochs", total, cwd=tmp_path))
     whole = result(train(*flags[:-1], "whole", "--epochs", total, cwd=tmp_path))
@@ -285,23 +299,6 @@ def test_an_interrupted_run_goes_on_to_the_same_weights(signum: signal.Signals, 
         resumed["run_id"], "train/loss"
     )
     assert sorted(point.step for point in history) == list(range(1, trained + 3))
-
-
-def test_a_killed_launcher_takes_its_training_with_it(tmp_path: Path) -> None:
-    words = ["accelerate", "launch", str(ROOT / "launch/train.py"), *DATASET, "--epochs", "4000"]
-    launcher = subprocess.Popen(words, cwd=tmp_path, env=environment(), stdout=subprocess.PIPE, text=True)
-    assert launcher.stdout is not None
-    for line in launcher.stdout:
-        if line.startswith("epoch 1/"):
-            break
-    launcher.kill()
-    # The pipe closes when the last process that holds it has ended.
-    rest, _ = launcher.communicate(timeout=30)
-    assert "epoch 4000/" not in rest
-    deadline = time.monotonic() + 10
-    while [run.info.status for run in all_runs(tmp_path)] != ["KILLED"]:
-        assert time.monotonic() < deadline
-        time.sleep(0.2)
 
 
 def test_trainings_may_start_together_on_a_new_store(tmp_path: Path) -> None:

@@ -1,3 +1,5 @@
+import os
+import signal
 from dataclasses import replace
 from pathlib import Path
 
@@ -6,6 +8,7 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
+from mlp_dist.checkpoint import load_checkpoint
 from mlp_dist.config import TrainConfig
 from mlp_dist.core.errors import TrainingError
 from mlp_dist.core.images import normalize
@@ -13,7 +16,7 @@ from mlp_dist.data.batches import epoch_order, split_validation
 from mlp_dist.data.dataset import Dataset
 from mlp_dist.data.readers import read_dataset
 from mlp_dist.evaluation import evaluate, predict
-from mlp_dist.processes import Interrupted, StopSignals
+from mlp_dist.processes import STOP_SIGNALS, Interrupted, StopSignals
 from mlp_dist.recipes import RECIPES, get_recipe
 from mlp_dist.start import settle
 from mlp_dist.trainer import Trainer
@@ -61,7 +64,7 @@ def test_an_epoch_is_what_a_plain_loop_does(
         losses += loss.item() * len(indices)
         correct += int((logits.argmax(1) == train.labels[indices]).sum())
 
-    record = trainer.train_epoch(0, StopSignals())
+    record = trainer.train_epoch(StopSignals())
 
     for name, tensor in model.state_dict().items():
         torch.testing.assert_close(trainer.module.state_dict()[name], tensor, rtol=0, atol=1e-6)
@@ -77,7 +80,7 @@ def test_the_seed_decides_everything(digits: Dataset, accelerator: Accelerator, 
     for seed in (3, 3, 4):
         trainer = make(replace(CONFIG, seed=seed), digits, accelerator, tmp_path)
         torch.manual_seed(torch.seed())
-        trainer.train_epoch(0, StopSignals())
+        trainer.train_epoch(StopSignals())
         weights.append(state(trainer)["0.weight"])
     assert torch.equal(weights[0], weights[1])
     assert not torch.equal(weights[0], weights[2])
@@ -112,7 +115,7 @@ def test_every_kind_trains_as_modules_do(
         for parameter, source in zip(other.module.parameters(), plain.module.parameters(), strict=True):
             parameter.copy_(source.T if parameter.shape != source.shape else source)
     signals = StopSignals()
-    expected, found = plain.train_epoch(0, signals), other.train_epoch(0, signals)
+    expected, found = plain.train_epoch(signals), other.train_epoch(signals)
     assert found["train_loss"] == pytest.approx(expected["train_loss"], abs=1e-6)
     for parameter, source in zip(other.module.parameters(), plain.module.parameters(), strict=True):
         wanted = source.T if parameter.shape != source.shape else source
@@ -124,7 +127,7 @@ def test_every_recipe_learns(name: str, digits: Dataset, accelerator: Accelerato
     config, data = settle(replace(get_recipe(name), dataset="digits", batch_size=20), digits)
     trainer = make(config, data, accelerator, tmp_path)
     before = trainer.evaluate()
-    trainer.train_epoch(0, StopSignals())
+    trainer.train_epoch(StopSignals())
     after = trainer.evaluate()
     assert after["test_loss"] < before["test_loss"]
     assert after["test_accuracy"] > before["test_accuracy"]
@@ -137,13 +140,16 @@ def test_the_loss_of_every_so_many_steps(
     config = replace(CONFIG, log_every=3)
     trainer = make(config, digits, accelerator, tmp_path)
     again = make(config, digits, accelerator, tmp_path)
-    losses = []
+    losses: list[float] = []
     for epoch in range(2):
         order = epoch_order(len(again.train_set), seed=0, epoch=epoch)
-        for indices in order.split(100):
-            batch = again.train_set[indices]
-            losses.append(again.train_step(batch, len(batch))[0].item() / len(batch))
-    records = [each for epoch in range(2) for each in trainer.train_epoch(epoch, StopSignals())["steps"]]
+        for batch in torch.split(order, 100):
+            losses.append(again.train_step(len(losses), batch)[0].item() / len(batch))
+    records = []
+    for _ in range(2):
+        record = trainer.train_epoch(StopSignals())
+        records += record["steps"]
+        trainer.keep(record | {"val_accuracy": None})
     # 1317 images are 13 full batches and one of 17; the last two of an epoch are too few to be told.
     assert [each["step"] for each in records] == [3, 6, 9, 12, 17, 20, 23, 26]
     for each in records:
@@ -164,34 +170,137 @@ def test_the_first_best_epoch_is_kept(
     trainer = make(CONFIG, digits, accelerator, tmp_path)
     for epoch, accuracy in enumerate(accuracies):
         nn.init.constant_(trainer.module[0].weight, epoch)  # type: ignore[index]
-        trainer._keep({"val_accuracy": accuracy})
+        trainer.keep({"val_accuracy": accuracy})
     assert trainer.kept == kept
     assert trainer.best["0.weight"].unique().item() == kept
 
 
+NOT_FINITE = (
+    r"the loss of step 2 \(epoch 1\) is not finite at learning rate 1e\+30; "
+    r"try a smaller --lr, --clip-norm 1 or --warmup-epochs 1"
+)
+
+
+@pytest.mark.parametrize("every", [0, 1])
 def test_a_loss_that_is_not_finite_stops_the_training(
+    every: int, digits: Dataset, accelerator: Accelerator, tmp_path: Path
+) -> None:
+    config = replace(CONFIG, lr=1e30, checkpoint_every_steps=every, gradient_dtype="float32")
+    trainer = make(config, digits, accelerator, tmp_path)
+    with pytest.raises(TrainingError, match=NOT_FINITE):
+        trainer.train_epoch(StopSignals())
+    assert not every or load_checkpoint(tmp_path)[0].progress == "step 1 of epoch 1"
+
+
+def test_weights_that_are_not_finite_are_not_saved(
     digits: Dataset, accelerator: Accelerator, tmp_path: Path
 ) -> None:
-    trainer = make(replace(CONFIG, lr=1e30), digits, accelerator, tmp_path)
+    trainer = make(replace(CONFIG, lr=0.01, checkpoint_every_steps=2), digits, accelerator, tmp_path)
+    step = trainer.train_step
+
+    def last_step_too_far(number: int, batch: torch.Tensor) -> torch.Tensor:
+        totals = step(number, batch)
+        if number == 3:
+            nn.init.constant_(trainer.module[0].bias, float("inf"))  # type: ignore[index]
+        return totals
+
+    trainer.train_step = last_step_too_far  # type: ignore[method-assign]
     with pytest.raises(
-        TrainingError, match=r"training loss of epoch 1 is nan at learning rate 1e\+30; try a smaller --lr"
+        TrainingError,
+        match=rf"the weights after step 4 are not finite .* of step 2 of epoch 1 is kept in {tmp_path}",
     ):
-        trainer.train_epoch(0, StopSignals())
+        trainer.train_epoch(StopSignals())
+    assert all(tensor.isfinite().all() for tensor in load_checkpoint(tmp_path)[0].model.values())
 
 
 def test_a_last_step_too_far_is_noticed(digits: Dataset, accelerator: Accelerator, tmp_path: Path) -> None:
     trainer = make(CONFIG, digits, accelerator, tmp_path)
     nn.init.constant_(trainer.module[0].weight, float("inf"))  # type: ignore[index]
-    with pytest.raises(TrainingError, match=r"the val loss of epoch 1 is nan at learning rate 0\.1; try"):
+    with pytest.raises(TrainingError, match=r"the val loss after epoch 1 is nan at learning rate 0\.1; try"):
         trainer.evaluate()
 
 
-def test_a_signal_stops_the_epoch(digits: Dataset, accelerator: Accelerator, tmp_path: Path) -> None:
-    import os
-    import signal
-
-    trainer = make(CONFIG, digits, accelerator, tmp_path)
+@pytest.mark.parametrize("signum", STOP_SIGNALS)
+def test_a_signal_stops_the_epoch_with_a_checkpoint(
+    signum: signal.Signals, digits: Dataset, accelerator: Accelerator, tmp_path: Path
+) -> None:
+    trainer = make(replace(CONFIG, batch_size=20), digits, accelerator, tmp_path)
     with StopSignals() as signals:
-        os.kill(os.getpid(), signal.SIGTERM)
-        with pytest.raises(Interrupted, match="SIGTERM"):
-            trainer.train_epoch(0, signals)
+        os.kill(os.getpid(), signum)
+        with pytest.raises(Interrupted, match=signum.name) as raised:
+            trainer.train_epoch(signals)
+    assert raised.value.exit_code == 128 + signum
+    checkpoint, _ = load_checkpoint(tmp_path)
+    assert checkpoint.epoch_steps is not None
+    assert 1 <= len(checkpoint.epoch_steps["totals"]) <= 66
+    assert_same_state(checkpoint.model, state(trainer))
+
+
+EVERYTHING = replace(
+    CONFIG,
+    optimizer="adam",
+    lr=0.01,
+    batch_size=64,
+    accumulation_steps=2,
+    clip_norm=1.0,
+    weight_decay=0.01,
+    label_smoothing=0.1,
+    dropout=0.3,
+    augment_shift=2,
+    schedule="cosine",
+    warmup_epochs=0.5,
+    ema_decay=0.9,
+)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        CONFIG,
+        EVERYTHING,
+        replace(EVERYTHING, gradient_dtype="float32"),
+        replace(EVERYTHING, model="tensor", optimizer="sgd"),
+        replace(EVERYTHING, model="layers", optimizer="scratch-sgd", schedule="one-cycle"),
+    ],
+    ids=["plain", "everything", "float32", "tensor", "layers"],
+)
+@pytest.mark.parametrize("stopped_at", [1, 9, 14, 20])
+def test_from_any_step_on_the_weights_are_the_same_bit_for_bit(
+    config: TrainConfig, stopped_at: int, digits: Dataset, accelerator: Accelerator, tmp_path: Path
+) -> None:
+    config = replace(config, checkpoint_every_steps=stopped_at)
+    whole = make(config, digits, accelerator, tmp_path / "whole")
+    stopped = make(config, digits, accelerator, tmp_path / "stopped")
+    train_all(whole)
+
+    class Stop(Exception):  # noqa: N818
+        pass
+
+    def save_and_stop() -> None:
+        Trainer._save(stopped)
+        raise Stop
+
+    stopped._save = save_and_stop  # type: ignore[method-assign]
+    with pytest.raises(Stop):
+        train_all(stopped)
+    checkpoint, _ = load_checkpoint(tmp_path / "stopped")
+    resumed = Trainer(config, digits, accelerator, tmp_path / "stopped", checkpoint=checkpoint)
+    assert len(resumed.history) * resumed.steps_per_epoch + resumed.epoch_steps.done == stopped_at
+    train_all(resumed)
+    assert_same_state(state(resumed), state(whole))
+    assert_same_state(resumed.weights(), whole.weights())
+    assert_same_state(resumed.best, whole.best)
+    for found, expected in zip(resumed.history, whole.history, strict=True):
+        for name in ("train_loss", "train_accuracy", "val_loss", "test_loss", "learning_rate"):
+            assert found[name] == pytest.approx(expected[name], rel=1e-12)
+
+
+def train_all(trainer: Trainer) -> None:
+    while not trainer.config.is_over(len(trainer.history), trainer.kept):
+        trainer.keep(trainer.train_epoch(StopSignals()) | trainer.evaluate())
+
+
+def assert_same_state(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
+    assert list(found) == list(expected)
+    for name, tensor in expected.items():
+        assert torch.equal(found[name], tensor), name

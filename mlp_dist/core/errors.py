@@ -37,6 +37,14 @@ class TrainingError(MlpDistError):
     """A training that cannot go on."""
 
 
+class ProcessLostError(TrainingError):
+    """Another process of the training has died; of those that notice, one `speaks`."""
+
+    def __init__(self, lost: list[str], *, speaks: bool) -> None:
+        super().__init__(f"{' and '.join(lost)} of this training died, so it cannot go on")
+        self.speaks = speaks
+
+
 class TrackingError(MlpDistError):
     """A run that MLflow does not have, or that lacks what was asked of it."""
 

@@ -2,12 +2,16 @@
 
 import glob
 import os
+import re
 import secrets
 import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+
+_TEMPORARY = re.compile(r"\.(.+)\.\d+(?:-[0-9a-f]{8})?\.(tmp|old)")
+"""The names that are given here, with what they were made for and how."""
 
 STALE_SECONDS = 24 * 60 * 60
 """The age of a temporary file that no process writes any more."""
@@ -60,6 +64,24 @@ def replacing_directory(path: Path) -> Iterator[Path]:
         shutil.rmtree(aside, ignore_errors=True)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def remove_left(directory: Path) -> None:
+    """Clear up after a killed writer in a directory that has no other writer now.
+
+    A directory that was moved aside when it died, and not replaced, is put back.
+    """
+    for left in list(directory.glob(".*")):
+        found = _TEMPORARY.fullmatch(left.name)
+        if found is None:
+            continue
+        name, kind = found.groups()
+        if kind == "old" and not (directory / name).exists():
+            left.replace(directory / name)
+        elif left.is_dir():
+            shutil.rmtree(left, ignore_errors=True)
+        else:
+            left.unlink(missing_ok=True)
 
 
 def _remove_stale(path: Path) -> None:

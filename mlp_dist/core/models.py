@@ -23,6 +23,8 @@ class TensorMLP(nn.Module):
         super().__init__()
         self.layer_sizes = layer_sizes
         self.num_layers = len(layer_sizes) - 1
+        self.after_relu: nn.ModuleList | None = None
+        """For training: a module for each hidden layer, which takes and gives the layer's values."""
         for n, (fan_in, fan_out) in enumerate(pairwise(layer_sizes), start=1):
             self.register_parameter(f"W_{n}", nn.Parameter(torch.empty(fan_in, fan_out)))
             self.register_parameter(f"b_{n}", nn.Parameter(torch.empty(fan_out)))
@@ -36,6 +38,8 @@ class TensorMLP(nn.Module):
             values = torch.add(torch.matmul(values, getattr(self, f"W_{n}")), getattr(self, f"b_{n}"))
             if n < self.num_layers:
                 values = torch.relu(values)
+                if self.after_relu is not None:
+                    values = self.after_relu[n - 1](values)
         return values
 
 

@@ -4,14 +4,14 @@ The order is a function of (seed, epoch) alone, and each process takes its share
 so one process or eight take the same steps.
 """
 
-from collections.abc import Iterator
+from itertools import pairwise
 
 import numpy as np
 import torch
 
 from mlp_dist.data.dataset import ImageSet
 
-INITIALIZATION, ORDER = range(2)
+INITIALIZATION, ORDER, DROPOUT, AUGMENTATION = range(4)
 """The independent streams of random numbers that flow from a run's seed."""
 
 
@@ -36,15 +36,12 @@ def epoch_order(num_images: int, *, seed: int, epoch: int) -> torch.Tensor:
     return torch.randperm(num_images, generator=generator(seed, ORDER, epoch))
 
 
-def global_batches(
-    data: ImageSet, order: torch.Tensor, *, batch_size: int, rank: int = 0, world_size: int = 1
-) -> Iterator[tuple[ImageSet, int]]:
-    """For each global batch this process's share of it, and the whole batch's size.
+def shares(batch_size: int, *, rank: int = 0, world_size: int = 1, parts: int = 1) -> list[slice]:
+    """The positions in a global batch that are one process's share, in `parts` slices, some maybe empty.
 
-    Every process yields as many times as any other, so none waits for ever; of a batch smaller than
-    the world some shares are empty.
+    Every process has as many slices as any other, so none waits for ever. Together, those of all processes
+    are each position once.
     """
-    order = order.to(data.labels.device)
-    for start in range(0, len(order), batch_size):
-        batch = order[start : start + batch_size]
-        yield data[batch[rank::world_size]], len(batch)
+    rows = len(range(rank, batch_size, world_size))
+    bounds = [rank + rows * part // parts * world_size for part in range(parts + 1)]
+    return [slice(start, stop, world_size) for start, stop in pairwise(bounds)]
