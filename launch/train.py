@@ -10,6 +10,7 @@ The last line on stdout is one JSON object with the result.
 import argparse
 import json
 import os
+import shlex
 from dataclasses import replace
 from pathlib import Path
 
@@ -27,7 +28,7 @@ from mlp_dist.config import (
 from mlp_dist.core.errors import ProcessLostError
 from mlp_dist.core.spec import KINDS
 from mlp_dist.data.catalog import FOLDER_PREFIX
-from mlp_dist.processes import Interrupted, launch_command
+from mlp_dist.processes import Interrupted, end_with_launcher, launch_command
 from mlp_dist.recipes import get_recipe, recipe_table
 from mlp_dist.schedule import SCHEDULES
 
@@ -166,6 +167,8 @@ def configure(args: argparse.Namespace) -> tuple[TrainConfig, set[str]]:
 
 
 def main() -> None:
+    # The imports take seconds, in which the launcher may die too.
+    end_with_launcher()
     args = parse()
     if args.list_recipes:
         print(recipe_table())
@@ -178,7 +181,8 @@ def main() -> None:
     try:
         result = trainer.fit()
     except (Interrupted, ProcessLostError) as stop:
-        stop.add_note(f"go on with: {launch_command()} --resume --output-dir {trainer.output_dir}")
+        where = shlex.quote(str(trainer.output_dir))
+        stop.add_note(f"go on with: {launch_command()} --resume --output-dir {where}")
         raise
     if trainer.accelerator.is_main_process:
         print(json.dumps(result), flush=True)

@@ -1,5 +1,6 @@
 """How the processes of a training find each other, and what the launcher keeps for those that follow them."""
 
+import contextlib
 import functools
 import os
 import time
@@ -83,7 +84,9 @@ def _part(store: "Store", name: str) -> "Store":
 def remember(name: str, text: str) -> None:
     """Keep `text` for the attempts that follow under the launcher's --max_restarts, if it can restart."""
     if (store := _launcher_store()) is not None:
-        store.set(name, text.encode(errors="surrogateescape"))  # type: ignore[arg-type]
+        # One that has died restarts nothing.
+        with contextlib.suppress(RuntimeError):
+            store.set(name, text.encode(errors="surrogateescape"))  # type: ignore[arg-type]
 
 
 def recall(name: str) -> str | None:

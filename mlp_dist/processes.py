@@ -134,9 +134,15 @@ def set_threads() -> None:
 
 
 def end_with_launcher() -> None:
-    """Ask Linux for a SIGTERM when the launcher dies: it does not pass on all that ends it."""
+    """Ask Linux for a SIGTERM when the launcher dies: it does not pass on all that ends it.
+
+    Raises Interrupted where it has died already.
+    """
     if sys.platform == "linux" and _launched():
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+        # One that has died already has left this process to init.
+        if os.getppid() == 1 and not re.search("accelerate|torch", " ".join(_parent("cmdline"))):
+            raise Interrupted(signal.SIGTERM)
 
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)

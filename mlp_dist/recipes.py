@@ -1,7 +1,7 @@
 """Named functions, each returning one complete TrainConfig. A variant is a `replace` of another.
 
 Those below `mnist` are the perceptrons of tutorials, built and trained as their authors did: on all training
-images, without validation, tested after each epoch.
+images, without validation, tested after each epoch, with gradients in float32.
 """
 
 from collections.abc import Callable
@@ -29,7 +29,14 @@ def mnist() -> TrainConfig:
 
 def mnist_500() -> TrainConfig:
     """784-500-10 of nn.Linear, on what ToTensor gives, for one epoch."""
-    return replace(mnist(), recipe="mnist-500", normalize=TO_TENSOR, val_size=0, epochs=1)
+    return replace(
+        mnist(),
+        recipe="mnist-500",
+        normalize=TO_TENSOR,
+        val_size=0,
+        epochs=1,
+        gradient_dtype="float32",
+    )
 
 
 def mnist_500_4epochs() -> TrainConfig:

@@ -43,7 +43,6 @@ def start_training(config: TrainConfig, *, resume: str = "no", given: Set[str] =
     processes.check_launcher()
     use_cpu = processes.use_cpu()
     _check_machine(config, use_cpu)
-    processes.end_with_launcher()
     choose_interface()
     joining.join(use_cpu)
     processes.set_threads()

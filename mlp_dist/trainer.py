@@ -94,7 +94,7 @@ class Trainer:
             self.peers.on_main(report.open)
             if not self.saved:
                 self._save()
-            remember_output_dir(self.output_dir)
+            self.peers.on_main(lambda: remember_output_dir(self.output_dir))
             self.peers.on_main(report.describe)
             while not self.config.is_over(len(self.history), self.kept):
                 self.keep(self.train_epoch(signals) | self.evaluate())

@@ -42,11 +42,9 @@ def assert_same_training(one: dict[str, object], many: dict[str, object]) -> Non
 
 
 # Batches of 94 leave shares of different sizes, and of the last one, of a single image, three of none.
-@pytest.mark.parametrize(("number", "batch_size"), [(2, 100), (4, 94)])
-def test_any_number_of_processes_trains_the_same_weights(
-    number: int, batch_size: int, tmp_path: Path
-) -> None:
-    flags = [*DATASET, "--epochs", "3", "--batch-size", str(batch_size), "--log-every", "4"]
+def test_four_processes_train_the_same_weights(tmp_path: Path) -> None:
+    number = 4
+    flags = [*DATASET, "--epochs", "3", "--batch-size", "94", "--log-every", "4"]
     one = result(launch(*flags, "--output-dir", "one", cwd=tmp_path))
     done = launch(
         *flags, "--output-dir", "many", cwd=tmp_path, launcher=processes(number), ACCELERATE_USE_CPU="true"
@@ -67,19 +65,6 @@ def test_two_processes_on_mnist(mnist_dir: Path, tmp_path: Path) -> None:
     assert_same_training(one, result(many))
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="says what happens on a machine without a GPU")
-def test_without_a_gpu_multi_gpu_trains_on_the_cpu_and_says_so(tmp_path: Path) -> None:
-    done = launch(*DATASET, "--epochs", "1", cwd=tmp_path, launcher=processes(2))
-    assert result(done)["num_processes"] == 2
-    assert "training on 2 CPU processes" in done.stdout
-    assert "(there is no GPU)" in done.stdout
-    from mlflow.tracking import MlflowClient
-
-    client = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
-    runs = client.search_runs([each.experiment_id for each in client.search_experiments()])
-    assert [(run.info.status, run.data.params["num_processes"]) for run in runs] == [("FINISHED", "2")]
-
-
 @pytest.mark.parametrize("launcher", [("--cpu", "--num_processes", "2"), ("--cpu", "--num-processes=2")])
 def test_fewer_processes_than_asked_for_stop_and_name_the_command(
     launcher: tuple[str, ...], tmp_path: Path
@@ -91,29 +76,10 @@ def test_fewer_processes_than_asked_for_stop_and_name_the_command(
     assert "epoch 1" not in done.stdout
 
 
-def test_bf16_under_two_processes(tmp_path: Path) -> None:
-    flags = [*DATASET, "--epochs", "3", "--mixed-precision", "bf16"]
-    done = launch(*flags, cwd=tmp_path, launcher=processes(2), ACCELERATE_USE_CPU="true")
-    assert result(done)["test_accuracy"] > 0.85
-
-
 def test_a_mistake_is_told_once(tmp_path: Path) -> None:
     done = launch("--recipe", "nope", cwd=tmp_path, launcher=processes(2), ACCELERATE_USE_CPU="true")
     assert done.returncode != 0
     assert done.stderr.count("unknown recipe 'nope'") == 1
-
-
-def test_an_interrupted_run_goes_on_under_two_processes(tmp_path: Path) -> None:
-    flags = [*DATASET, "--epochs", "1", "--output-dir", "output"]
-    environment = {"launcher": processes(2), "ACCELERATE_USE_CPU": "true"}
-    first = result(launch(*flags, cwd=tmp_path, **environment))  # type: ignore[arg-type]
-    done = launch("--resume", "--output-dir", "output", "--epochs", "2", cwd=tmp_path, **environment)  # type: ignore[arg-type]
-    resumed = result(done)
-    assert "resumed after epoch 1 of 2" in done.stdout
-    assert resumed["run_id"] == first["run_id"]
-    whole = result(launch(*DATASET, "--epochs", "2", cwd=tmp_path, **environment))  # type: ignore[arg-type]
-    for name, tensor in final_weights(whole["output_dir"]).items():
-        assert torch.equal(final_weights(resumed["output_dir"])[name], tensor)
 
 
 @pytest.mark.gpu
