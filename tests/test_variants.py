@@ -18,6 +18,7 @@ from torch import nn
 from torch.optim import SGD, Adam, AdamW, lr_scheduler
 from variants import PLAIN, STEPS_PER_EPOCH, VARIANTS, copied, digits, fit, train, trainer
 
+from mlp_dist.checkpoint import load_checkpoint
 from mlp_dist.core.images import normalize
 from mlp_dist.gradients import ExactGradients
 
@@ -357,6 +358,26 @@ def test_bf16_learns_on_several_processes_and_agrees_loosely(
         for key in LOSSES:
             assert record[key] == pytest.approx(wanted[key], abs=0.05), key
     assert found["history"][-1]["val_accuracy"] > 0.8
+
+
+@pytest.mark.parametrize(
+    ("cpu", "precision"),
+    [
+        (True, "bf16"),
+        *(pytest.param(False, precision, marks=pytest.mark.gpu) for precision in ("no", "bf16", "fp16")),
+    ],
+)
+def test_in_any_precision_a_training_goes_on_to_the_same_weights(
+    cpu: bool, precision: str, tmp_path: Path
+) -> None:
+    config = replace(VARIANTS["everything"], mixed_precision=precision, checkpoint_every_steps=17)
+    with trainer(config, tmp_path, cpu=cpu) as made:
+        whole = fit(made)
+    checkpoint, _ = load_checkpoint(tmp_path)
+    assert checkpoint.progress == f"step {17 - STEPS_PER_EPOCH} of epoch 2"
+    with trainer(config, tmp_path, cpu=cpu, checkpoint=checkpoint) as made:
+        resumed = fit(made)
+    assert farthest(whole, resumed) == 0
 
 
 @pytest.mark.gpu

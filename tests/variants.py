@@ -11,6 +11,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 
+from mlp_dist.checkpoint import Checkpoint
 from mlp_dist.config import TrainConfig
 from mlp_dist.data.dataset import Dataset
 from mlp_dist.data.readers import read_dataset
@@ -93,13 +94,15 @@ def digits() -> Dataset:
 
 
 @contextmanager
-def trainer(config: TrainConfig, directory: Path, *, cpu: bool = True) -> Iterator[Trainer]:
+def trainer(
+    config: TrainConfig, directory: Path, *, cpu: bool = True, checkpoint: Checkpoint | None = None
+) -> Iterator[Trainer]:
     """On the processes there are."""
     AcceleratorState._reset_state(reset_partial_state=not cpu)
     accelerator = Accelerator(cpu=cpu, mixed_precision=config.mixed_precision)
     config, data = settle(config, digits())
     try:
-        yield Trainer(config, data, accelerator, directory, peers=Peers())
+        yield Trainer(config, data, accelerator, directory, peers=Peers(), checkpoint=checkpoint)
     finally:
         AcceleratorState._reset_state(reset_partial_state=not cpu)
 
