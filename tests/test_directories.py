@@ -1,0 +1,61 @@
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from mlp_dist.checkpoint import Checkpoint
+from mlp_dist.config import TrainConfig
+from mlp_dist.core.errors import UsageError
+from mlp_dist.directories import continued
+
+CONFIG = TrainConfig(
+    recipe="small",
+    dataset="digits",
+    hidden_sizes=(8,),
+    lr=0.1,
+    batch_size=8,
+    epochs=5,
+    gradient_dtype="float64",
+    output_dir=Path("outputs/run"),
+)
+
+
+def of_epoch(number: int, config: TrainConfig = CONFIG) -> Checkpoint:
+    history = [{"epoch": epoch + 1} for epoch in range(number)]
+    return Checkpoint(config, "run-id", {}, {}, {}, 0, history)
+
+
+def test_what_was_not_asked_for_is_the_run_s() -> None:
+    other = replace(CONFIG, lr=0.2, seed=7, epochs=1)
+    assert continued(of_epoch(2), other, set()) == CONFIG
+
+
+def test_what_may_change_changes() -> None:
+    asked = replace(CONFIG, epochs=9, log_every=3, checkpoint_every_steps=4, data_dir=Path("/data"))
+    given = {"epochs", "log_every", "checkpoint_every_steps", "data_dir"}
+    assert continued(of_epoch(2), asked, given) == asked
+
+
+def test_what_is_left_to_the_device_is_as_it_was_settled() -> None:
+    asked = replace(CONFIG, gradient_dtype="auto")
+    assert continued(of_epoch(2), asked, {"gradient_dtype"}) == CONFIG
+
+
+@pytest.mark.parametrize(
+    ("config", "change", "message"),
+    [
+        (CONFIG, {"lr": 0.2}, "the run was started with lr 0.1, not 0.2: leave that out"),
+        (CONFIG, {"gradient_dtype": "float32"}, "started with gradient_dtype float64, not float32"),
+        (CONFIG, {"epochs": 2}, "the run has trained 3 epochs already, more than the 2 asked for"),
+        (
+            replace(CONFIG, schedule="cosine"),
+            {"epochs": 9},
+            "the run's cosine schedule ends with epoch 5, so 9 epochs would be another training",
+        ),
+    ],
+)
+def test_what_would_be_another_training_is_refused(
+    config: TrainConfig, change: dict[str, object], message: str
+) -> None:
+    with pytest.raises(UsageError, match=message):
+        continued(of_epoch(3, config), replace(config, **change), set(change))  # type: ignore[arg-type]
