@@ -221,6 +221,7 @@ def test_a_later_try_succeeds(moody: Callable, tmp_path: Path, mood: str, bad_tr
     assert mirror.requests == ["first.gz"] * (bad_tries + 1) + ["second.gz", "empty.gz"]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("short_times")
 @pytest.mark.parametrize("before", [{}, {"first.gz": b"old"}], ids=["new", "over an old file"])
 @pytest.mark.parametrize(

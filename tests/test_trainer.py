@@ -264,7 +264,7 @@ EVERYTHING = replace(
     ],
     ids=["plain", "everything", "float32", "tensor", "layers"],
 )
-@pytest.mark.parametrize("stopped_at", [1, 9, 14, 20])
+@pytest.mark.parametrize("stopped_at", [1, 14, 20])
 def test_from_any_step_on_the_weights_are_the_same_bit_for_bit(
     config: TrainConfig, stopped_at: int, digits: Dataset, accelerator: Accelerator, tmp_path: Path
 ) -> None:
