@@ -97,6 +97,7 @@ def restore(trainer: "Trainer", checkpoint: Checkpoint) -> None:
     if trainer.accelerator.scaler is not None and checkpoint.scaler is not None:
         trainer.accelerator.scaler.load_state_dict(checkpoint.scaler)
     trainer.run_id, trainer.history = checkpoint.run_id, checkpoint.history
+    trainer.data_digest = checkpoint.data_digest
     trainer.kept, trainer.best = checkpoint.kept, checkpoint.best
     trainer.saved = checkpoint.progress
 

@@ -23,15 +23,18 @@ class Gradients:
         optimizer: torch.optim.Optimizer,
     ) -> None:
         self.accelerator, self.label_smoothing = accelerator, config.label_smoothing
-        self.model: Any = module
-        self.optimizer: Any = optimizer
+        self.model, self.optimizer = self._prepared(config, module, optimizer)
+
+    def _prepared(self, config: TrainConfig, module: Any, optimizer: Any) -> tuple[Any, Any]:
         if config.compile:
             # Each size of a batch gets kernels of its own, which don't depend on the sizes that came before.
-            self.model = torch.compile(module, dynamic=False)
+            module = torch.compile(module, dynamic=False)
         # Accelerate's wrappers cost a small model's step a good part of its time, and do nothing for one
         # process in float32.
-        if accelerator.num_processes > 1 or config.mixed_precision != "no":
-            self.model, self.optimizer = accelerator.prepare(self.model, optimizer)
+        if self.accelerator.num_processes == 1 and config.mixed_precision == "no":
+            return module, optimizer
+        model, optimizer = self.accelerator.prepare(module, optimizer)
+        return model, optimizer
 
     def add(
         self, inputs: torch.Tensor, labels: torch.Tensor, *, batch_size: int, last: bool
@@ -56,16 +59,8 @@ class Gradients:
 class ExactGradients(Gradients):
     """Computed and summed in float64, within a process and over all of them, without DDP."""
 
-    def __init__(
-        self,
-        config: TrainConfig,
-        accelerator: Accelerator,
-        module: nn.Module,
-        optimizer: torch.optim.Optimizer,
-    ) -> None:
-        self.accelerator, self.label_smoothing = accelerator, config.label_smoothing
-        self.model, self.optimizer = Float64Gradients(module), optimizer
-        self._reduce = distributed.all_reduce if accelerator.num_processes > 1 else None
+    def _prepared(self, config: TrainConfig, module: Any, optimizer: Any) -> tuple[Any, Any]:
+        return Float64Gradients(module), optimizer
 
     def add(
         self, inputs: torch.Tensor, labels: torch.Tensor, *, batch_size: int, last: bool
@@ -75,7 +70,8 @@ class ExactGradients(Gradients):
         loss = self._loss(logits, labels)
         loss.backward()  # type: ignore[no-untyped-call]
         if last:
-            self.model.write(scale=1 / batch_size, reduce=self._reduce)
+            several = self.accelerator.num_processes > 1
+            self.model.write(scale=1 / batch_size, reduce=distributed.all_reduce if several else None)
         return loss, logits
 
 

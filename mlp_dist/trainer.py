@@ -74,11 +74,12 @@ class Trainer:
         self.torch_optimizer = build_optimizer(config, self.module.parameters())
         self.gradients = build_gradients(config, accelerator, self.module, self.torch_optimizer)
         self.pace = Pace()
-        self.run_id, self.data_digest = "", data.digest()
+        self.run_id, self.data_digest = "", ""
         self.history: list[Record] = []
         self.kept, self.best, self.saved = 0, StateDict(), ""
         if checkpoint is not None:
             restore(self, checkpoint)
+        self.data_digest = self.data_digest or data.digest()
         self.epoch_steps = self._new_epoch()
         if checkpoint is not None and checkpoint.epoch_steps is not None:
             self.epoch_steps.load_state_dict(checkpoint.epoch_steps, is_main=accelerator.is_main_process)
