@@ -7,7 +7,7 @@ VENV := .venv
 ACTIVATE := . $(VENV)/bin/activate
 STAMP := $(VENV)/.installed
 
-.PHONY: help setup run test test-fast recipes lint clean
+.PHONY: help setup run test test-fast recipes bench gpu-check lint clean
 
 help:
 	@echo "make setup      make .venv and install the project; quick when nothing changed"
@@ -15,6 +15,8 @@ help:
 	@echo "make test       lint, types and all tests"
 	@echo "make test-fast  the tests that need no server and no second process"
 	@echo "make recipes    train every recipe on MNIST with five seeds, beside its published number"
+	@echo "make bench      time an epoch of training beside other frameworks, which it installs"
+	@echo "make gpu-check  where there is a GPU: its tests, and training timed, into benchmarks/results"
 	@echo "make lint       ruff and mypy"
 	@echo "make clean      remove .venv and caches; runs, models and data stay"
 
@@ -39,6 +41,13 @@ test-fast: setup
 
 recipes: setup
 	@$(ACTIVATE) && python -m benchmarks.recipes --seeds 5 $(ARGS)
+
+bench: setup
+	$(VENV)/bin/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[bench]'
+	@$(ACTIVATE) && python -m benchmarks.training $(ARGS)
+
+gpu-check: setup
+	@$(ACTIVATE) && python -m benchmarks.gpu_check $(ARGS)
 
 lint: setup
 	@$(ACTIVATE) && ruff check . && ruff format --check . && mypy

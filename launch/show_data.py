@@ -29,7 +29,7 @@ def parse() -> argparse.Namespace:
         "--dataset",
         default="mnist",
         metavar="NAME",
-        help="mnist (the default), fashion_mnist, kmnist, digits, or folder:DIR with one folder a class",
+        help="mnist (the default), fashion_mnist, kmnist, digits, folder:DIR or arrays:DIR",
     )
     parser.add_argument(
         "--data-dir", type=Path, metavar="DIR", help="torchvision's root ($MLP_DIST_DATA, else data)"

@@ -11,14 +11,18 @@ import argparse
 import json
 import os
 import shlex
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from mlp_dist import command
 from mlp_dist.config import (
     DEFAULT_EXPERIMENT,
     GRADIENT_DTYPES,
     INITIALIZATIONS,
+    MATMUL_PRECISIONS,
     OPTIMIZERS,
     PRECISIONS,
     RESUME,
@@ -27,10 +31,13 @@ from mlp_dist.config import (
 )
 from mlp_dist.core.errors import ProcessLostError
 from mlp_dist.core.spec import KINDS
-from mlp_dist.data.catalog import FOLDER_PREFIX
+from mlp_dist.data.catalog import ARRAYS_PREFIX, FOLDER_PREFIX
 from mlp_dist.processes import Interrupted, end_with_launcher, launch_command
 from mlp_dist.recipes import get_recipe, recipe_table
 from mlp_dist.schedule import SCHEDULES
+
+POPULATION = ("population", "sweep")
+"""The flags that ask for several members."""
 
 
 def parse() -> argparse.Namespace:
@@ -69,6 +76,12 @@ def parse() -> argparse.Namespace:
     what.add_argument("--patience", type=int, metavar="N", help="stop after N epochs that validate no better")
     what.add_argument("--seed", type=int, metavar="N", help="all randomness flows from it (0)")
     what.add_argument(
+        "--population", type=int, metavar="N", help="N members at once, with seeds from --seed on"
+    )
+    what.add_argument(
+        "--sweep", type=Path, metavar="FILE", help="... or as a JSON file says: [{lr: 0.1}, ...]"
+    )
+    what.add_argument(
         "--mixed-precision",
         choices=PRECISIONS,
         metavar="P",
@@ -78,7 +91,13 @@ def parse() -> argparse.Namespace:
         "--gradient-dtype",
         choices=GRADIENT_DTYPES,
         metavar="T",
-        help="auto (float64 on the CPU), float32 or float64",
+        help="float32, or float64: the same weights on any number of processes",
+    )
+    what.add_argument(
+        "--matmul-precision",
+        choices=MATMUL_PRECISIONS,
+        metavar="P",
+        help="auto (medium where it loses nothing), highest, high, medium",
     )
     what.add_argument("--compile", action="store_true", help="with torch.compile")
     better = parser.add_argument_group(
@@ -88,13 +107,16 @@ def parse() -> argparse.Namespace:
     better.add_argument("--dropout", type=float, metavar="P", help="share of hidden units left out of a step")
     better.add_argument("--label-smoothing", type=float, metavar="P")
     better.add_argument("--augment-shift", type=int, metavar="N", help="move images by up to N pixels")
+    better.add_argument("--deform", type=float, metavar="X", help="turn, slant and bend images (try 1)")
+    better.add_argument("--adversarial", type=float, metavar="X", help="move pixels by X against the model")
     better.add_argument("--ema-decay", type=float, metavar="X", help="keep the weights' moving average")
     better.add_argument("--clip-norm", type=float, metavar="X", help="largest norm of the gradient")
     data = parser.add_argument_group("data")
     data.add_argument(
         "--dataset",
         metavar="NAME",
-        help="mnist, fashion_mnist, kmnist, digits, or folder:DIR with one folder a class; "
+        help="mnist, fashion_mnist, kmnist, digits, folder:DIR with one folder a class, or arrays:DIR "
+        "with train_images.npy, train_labels.npy, test_...; "
         "auto (the default): the recipe's, or digits where it cannot be downloaded",
     )
     data.add_argument(
@@ -153,13 +175,15 @@ def normalization(text: str) -> tuple[float, float] | None:
 
 def configure(args: argparse.Namespace) -> tuple[TrainConfig, set[str]]:
     """The recipe with what the flags say, and the names of the fields they gave."""
-    given = {name: value for name, value in vars(args).items() if name not in ("list_recipes", "resume")}
+    others = ("list_recipes", "resume", *POPULATION)
+    given = {name: value for name, value in vars(args).items() if name not in others}
     if given.get("dataset") == "auto":
         del given["dataset"]
     fields = set(given)
-    if given.get("dataset", "").startswith(FOLDER_PREFIX) and given["dataset"] != FOLDER_PREFIX:
-        directory = Path(given["dataset"].removeprefix(FOLDER_PREFIX)).expanduser().resolve()
-        given["dataset"] = f"{FOLDER_PREFIX}{directory}"
+    for prefix in (FOLDER_PREFIX, ARRAYS_PREFIX):
+        if given.get("dataset", "").startswith(prefix) and given["dataset"] != prefix:
+            directory = Path(given["dataset"].removeprefix(prefix)).expanduser().resolve()
+            given["dataset"] = f"{prefix}{directory}"
     if "dataset" in given:
         given["fallback_dataset"] = None
     given.setdefault("mixed_precision", os.environ.get("ACCELERATE_MIXED_PRECISION", "no"))
@@ -175,18 +199,22 @@ def main() -> None:
         return
     config, given = configure(args)
     # Importing accelerate takes seconds; a wrong flag is told before.
+    from mlp_dist.population import start_population
     from mlp_dist.start import start_training
 
-    trainer = start_training(config, resume=args.resume, given=given)
+    population = {name: value for name in POPULATION if (value := getattr(args, name, None)) is not None}
+    start: Callable[..., Any] = partial(start_population, **population) if population else start_training
+    training = start(config, resume=args.resume, given=given)
     try:
-        result = trainer.fit()
+        result = training.fit()
     except (Interrupted, ProcessLostError) as stop:
-        where = shlex.quote(str(trainer.output_dir))
-        stop.add_note(f"go on with: {launch_command()} --resume --output-dir {where}")
+        directory = {**population, "output-dir": training.output_dir}
+        flags = "".join(f" --{name} {shlex.quote(str(value))}" for name, value in directory.items())
+        stop.add_note(f"go on with: {launch_command()} --resume{flags}")
         raise
-    if trainer.accelerator.is_main_process:
+    if training.accelerator.is_main_process:
         print(json.dumps(result), flush=True)
-    trainer.accelerator.end_training()
+    training.accelerator.end_training()
 
 
 if __name__ == "__main__":

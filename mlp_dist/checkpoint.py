@@ -174,9 +174,7 @@ def _read(path: Path) -> Checkpoint:
     if not isinstance(state, dict) or state.pop("format", None) != _FORMAT:
         raise CheckpointError(f"{path} is not a checkpoint of this package")
     try:
-        # What the first version, which did not say it, computed gradients in.
-        values = {"gradient_dtype": "float32", **json.loads(state.pop("config"))}
-        config = TrainConfig.from_json(values)
+        config = TrainConfig.from_json(json.loads(state.pop("config")))
         return Checkpoint(config=config, **state)
     except (CheckpointError, UsageError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{path} does not fit this version: {error}") from error

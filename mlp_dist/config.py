@@ -3,13 +3,13 @@
 import difflib
 import math
 from collections.abc import Iterable
-from dataclasses import MISSING, asdict, dataclass, fields, replace
+from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Self
 
 from mlp_dist.core.errors import CheckpointError, UsageError
 from mlp_dist.core.spec import KINDS, LARGEST_SIZE
-from mlp_dist.data.catalog import CATALOG, FOLDER_PREFIX
+from mlp_dist.data.catalog import ARRAYS_PREFIX, CATALOG, FOLDER_PREFIX
 from mlp_dist.schedule import SCHEDULES
 
 DEFAULT_EXPERIMENT = "mlp_dist"
@@ -24,7 +24,10 @@ INITIALIZATIONS = ("linear", "normal_fan_in", "normal_0.01", "normal_0.1")
 TO_TENSOR = (0.0, 1.0)
 """The `normalize` that leaves the images as ToTensor gives them."""
 
-GRADIENT_DTYPES = ("auto", "float32", "float64")
+MATMUL_PRECISIONS = ("auto", "highest", "high", "medium")
+"""torch.set_float32_matmul_precision's names; auto: medium where that costs no precision."""
+
+GRADIENT_DTYPES = ("float32", "float64")
 
 RESUME = ("no", "yes", "auto")
 """Whether to go on with a training; auto: where there is one."""
@@ -91,6 +94,12 @@ class TrainConfig:
     augment_shift: int = 0
     """Training images are moved by up to so many pixels, each time anew."""
 
+    deform: float = 0.0
+    """Strength of the random affine and elastic deformations of training images; 0: none."""
+
+    adversarial: float = 0.0
+    """How far each training image's pixels, from 0 to 1, are moved against the model; 0: not at all."""
+
     ema_decay: float = 0.0
     """Of the exponential moving average of the weights, which is then what is evaluated and kept; 0: none."""
 
@@ -105,9 +114,11 @@ class TrainConfig:
 
     mixed_precision: str = "no"
 
-    gradient_dtype: str = "auto"
-    """What gradients are computed in; float64: any number of processes trains the same weights. auto: float64
-    on the CPU, float32 on a GPU, in mixed precision and compiled."""
+    gradient_dtype: str = "float32"
+    """What gradients are computed in; float64: any number of processes trains the same weights."""
+
+    matmul_precision: str = "auto"
+    """How exactly float32 matrices are multiplied, one of MATMUL_PRECISIONS."""
 
     compile: bool = False
     """Compile the model with torch.compile."""
@@ -175,6 +186,8 @@ class TrainConfig:
             ("weight_decay", math.inf),
             ("label_smoothing", 1),
             ("dropout", 1),
+            ("deform", math.inf),
+            ("adversarial", 1),
             ("ema_decay", 1),
         ):
             value = getattr(self, name)
@@ -201,8 +214,9 @@ class TrainConfig:
             self.gradient_dtype != "float64" or (self.mixed_precision == "no" and not self.compile),
             "gradient-dtype",
             self.gradient_dtype,
-            "float32 or auto with mixed precision or --compile",
+            "float32 with mixed precision or --compile",
         )
+        _check_among(MATMUL_PRECISIONS, "matmul-precision", self.matmul_precision)
         _check(self.log_every >= 0, "log-every", self.log_every, "0 or more")
         _check(
             self.checkpoint_every_steps >= 0,
@@ -211,13 +225,6 @@ class TrainConfig:
             "0 or more",
         )
         _check(bool(self.experiment.strip()), "experiment", repr(self.experiment), "a name")
-
-    def on_device(self, kind: str) -> Self:
-        """With what is left to the device settled; `kind` is torch's name of it, as cpu or cuda."""
-        if self.gradient_dtype != "auto":
-            return self
-        exact = kind == "cpu" and self.mixed_precision == "no" and not self.compile
-        return replace(self, gradient_dtype="float64" if exact else "float32")
 
     def is_over(self, num_epochs: int, kept: int) -> bool:
         """Whether a training has ended that has done `num_epochs`, the best of them at index `kept`."""
@@ -256,10 +263,11 @@ def _check_among(known: Iterable[str], name: str, value: str) -> None:
 
 def check_dataset_name(name: str) -> None:
     """Raise UsageError, naming what is possible, for a name that is no data set's."""
-    if name in CATALOG or (name.startswith(FOLDER_PREFIX) and name != FOLDER_PREFIX):
+    prefixes = (FOLDER_PREFIX, ARRAYS_PREFIX)
+    if name in CATALOG or (name.startswith(prefixes) and name not in prefixes):
         return
     hint = f"; for the images in that folder: {FOLDER_PREFIX}{name}" if name and Path(name).is_dir() else ""
-    raise UsageError(unknown("data set", name, [*CATALOG, f"{FOLDER_PREFIX}DIR"]) + hint)
+    raise UsageError(unknown("data set", name, [*CATALOG, *(f"{prefix}DIR" for prefix in prefixes)]) + hint)
 
 
 def unknown(kind: str, name: str, known: Iterable[str]) -> str:

@@ -111,9 +111,6 @@ def continued(checkpoint: Checkpoint, config: TrainConfig, given: Set[str]) -> T
     """The checkpoint's configuration with what may change and was asked for."""
     saved = checkpoint.config
     asked = {name: getattr(config, name) for name in given - {"output_dir"}}
-    # What was left to the device stays as it was settled there.
-    if asked.get("gradient_dtype") == "auto":
-        del asked["gradient_dtype"]
     other = {name: value for name, value in asked.items() if value != getattr(saved, name)}
     fixed = [name for name in sorted(other) if name not in FREE_ON_RESUME]
     if fixed:

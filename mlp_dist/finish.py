@@ -22,7 +22,7 @@ def finish(trainer: "Trainer", run: RunTracker) -> dict[str, Any]:
     history, kept = trainer.history, trainer.history[trainer.kept]
     model = build_model(trainer.spec).to(trainer.accelerator.device)
     model.load_state_dict(trainer.best)
-    logits = predict(model, trainer.test_set.images, trainer.data.image)
+    logits = predict(model, trainer.test_set, trainer.data.image)
     test = evaluate(logits, trainer.test_set.labels)
     run.log_state_dicts({"best": trainer.best, "last": trainer.module.state_dict()})
     run.log_bundle(_write_bundle(trainer, model.cpu(), test))
@@ -60,7 +60,7 @@ def finish(trainer: "Trainer", run: RunTracker) -> dict[str, Any]:
 def _write_bundle(trainer: "Trainer", model: torch.nn.Module, test: Evaluation) -> Path:
     """Write the bundle and read it back: what it answers must be what the trained model answers."""
     directory, data = trainer.output_dir / BUNDLE, trainer.data
-    golden = data.test.images[0]
+    golden = data.test[:1].images[0]
     probabilities = to_probabilities(predict(model, golden[None], data.image))[0].tolist()
     spec = BundleSpec(
         model=trainer.spec,

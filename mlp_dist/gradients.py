@@ -23,6 +23,7 @@ class Gradients:
         optimizer: torch.optim.Optimizer,
     ) -> None:
         self.accelerator, self.label_smoothing = accelerator, config.label_smoothing
+        self.module = module
         self.model, self.optimizer = self._prepared(config, module, optimizer)
 
     def _prepared(self, config: TrainConfig, module: Any, optimizer: Any) -> tuple[Any, Any]:
@@ -52,6 +53,11 @@ class Gradients:
             self.accelerator.backward(loss * (self.accelerator.num_processes / batch_size))
         return loss, logits
 
+    def loss(self, inputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """The summed loss, without what a gradient of the parameters needs on several processes."""
+        with self.accelerator.autocast():
+            return self._loss(self.module(inputs), labels)
+
     def _loss(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         return functional.cross_entropy(logits, labels, reduction="sum", label_smoothing=self.label_smoothing)
 
@@ -61,6 +67,9 @@ class ExactGradients(Gradients):
 
     def _prepared(self, config: TrainConfig, module: Any, optimizer: Any) -> tuple[Any, Any]:
         return Float64Gradients(module), optimizer
+
+    def loss(self, inputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        return self._loss(self.model(inputs), labels)
 
     def add(
         self, inputs: torch.Tensor, labels: torch.Tensor, *, batch_size: int, last: bool

@@ -47,5 +47,5 @@ def build_optimizer(config: TrainConfig, parameters: Iterable[torch.nn.Parameter
     if config.optimizer == "scratch-sgd":
         return ScratchSGD(parameters, lr=lr, weight_decay=weight_decay)
     if weight_decay:
-        return torch.optim.AdamW(parameters, lr=lr, weight_decay=weight_decay)
-    return torch.optim.Adam(parameters, lr=lr)
+        return torch.optim.AdamW(parameters, lr=lr, weight_decay=weight_decay, fused=True)
+    return torch.optim.Adam(parameters, lr=lr, fused=True)

@@ -35,7 +35,6 @@ def mnist_500() -> TrainConfig:
         normalize=TO_TENSOR,
         val_size=0,
         epochs=1,
-        gradient_dtype="float32",
     )
 
 

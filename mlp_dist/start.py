@@ -189,7 +189,7 @@ def _announce(trainer: Trainer, checkpoint: Checkpoint | None) -> None:
         f"{len(data.test):,} test images\n"
         f"{config.recipe}: {spec}, {spec.num_parameters:,} parameters, "
         f"{config.optimizer} at {config.lr:g}, global batch {config.batch_size}, seed {config.seed}, "
-        f"gradients in {config.gradient_dtype}\n"
+        f"gradients in {config.gradient_dtype}, matmul precision {trainer.matmul_precision}\n"
         f"training on {workers} in {trainer.output_dir}",
         flush=True,
     )

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -10,6 +10,22 @@ import torch
 Record = dict[str, Any]
 Sum = Callable[[torch.Tensor], torch.Tensor]
 """A tensor -> its sum over all processes, on each of them."""
+
+
+def chunks(steps: range, size: int, every: Sequence[tuple[int, int]]) -> list[range]:
+    """`steps` in portions of at most `size`.
+
+    `every` has intervals and where each stands at the first of the steps: a portion ends with each step that
+    completes one. An interval of 0 is none.
+    """
+    found, start = [], steps.start
+    for step in steps:
+        done = step + 1 - steps.start
+        ends = any(interval and (before + done) % interval == 0 for interval, before in every)
+        if ends or step + 1 - start == size or step + 1 == steps.stop:
+            found.append(range(start, step + 1))
+            start = step + 1
+    return found
 
 
 class EpochSteps:
@@ -31,9 +47,9 @@ class EpochSteps:
         return self.epoch * len(self.batch_sizes)
 
     def add(self, totals: torch.Tensor) -> None:
-        """The next step's (summed loss, number correct), float64 (2,)."""
-        self._totals[self.done] = totals
-        self.done += 1
+        """(Summed loss, number correct) of the next K steps, float64 (K, 2)."""
+        self._totals[self.done : self.done + len(totals)] = totals
+        self.done += len(totals)
 
     def mean_loss(self, every: int, total: Sum) -> Record:
         """The mean loss of the last `every` steps; also kept in `losses`."""
@@ -75,9 +91,9 @@ class Pace:
         self._steps, self._left = 1, 1
         self._since = time.perf_counter()
 
-    def due(self) -> bool:
-        """To be called once a step."""
-        self._left -= 1
+    def due(self, number: int) -> bool:
+        """To be called after each `number` of steps."""
+        self._left -= number
         return self._left <= 0
 
     def elapsed(self) -> float:

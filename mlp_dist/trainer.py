@@ -2,34 +2,33 @@
 
 import math
 import time
+from contextlib import closing
 from pathlib import Path
 from typing import NoReturn
 
 import torch
 from accelerate import Accelerator
-from torch.nn import functional
 from tqdm import tqdm
 
-from mlp_dist.augment import offsets, shift
 from mlp_dist.checkpoint import Checkpoint, StateDict, capture, cpu_copy, restore, save_checkpoint
 from mlp_dist.config import TrainConfig
 from mlp_dist.core.errors import TrainingError
-from mlp_dist.core.images import normalize
 from mlp_dist.core.models import build_model
 from mlp_dist.core.spec import ModelSpec
-from mlp_dist.data.batches import INITIALIZATION, epoch_order, generator, shares, split_validation
+from mlp_dist.data.batches import INITIALIZATION, generator, split_validation
 from mlp_dist.data.dataset import Dataset, ImageSet
+from mlp_dist.data.streaming import Order, fetched, order_of
 from mlp_dist.directories import remember_output_dir
-from mlp_dist.dropout import Dropout
 from mlp_dist.ema import MovingAverage
-from mlp_dist.evaluation import predict
-from mlp_dist.gradients import build_gradients
+from mlp_dist.engines import Job, build_engine
+from mlp_dist.evaluation import loss_and_correct
 from mlp_dist.optim import build_optimizer
 from mlp_dist.peers import Peers
+from mlp_dist.precision import settle
 from mlp_dist.processes import Interrupted, StopSignals
 from mlp_dist.report import Report
 from mlp_dist.schedule import learning_rate
-from mlp_dist.steps import EpochSteps, Pace, Record
+from mlp_dist.steps import EpochSteps, Pace, Record, chunks
 
 
 class Trainer:
@@ -49,7 +48,6 @@ class Trainer:
         checkpoint: Checkpoint | None = None,
         workers: str = "",
     ) -> None:
-        config = config.on_device(accelerator.device.type)
         self.config, self.data, self.accelerator, self.output_dir = config, data, accelerator, output_dir
         self.peers, self.workers = peers or Peers(), workers
         self.rank, self.world_size = accelerator.process_index, accelerator.num_processes
@@ -67,12 +65,10 @@ class Trainer:
             generator=generator(config.seed, INITIALIZATION),
             initialization=config.initialization,
         ).to(self.device)
-        self.dropout = Dropout(self.module, config.dropout, seed=config.seed)
         self.average = MovingAverage(self.module, config.ema_decay) if config.ema_decay else None
         # Takes the weights to evaluate: the average where there is one, and never with dropout.
         self.evaluated = build_model(self.spec).to(self.device)
         self.torch_optimizer = build_optimizer(config, self.module.parameters())
-        self.gradients = build_gradients(config, accelerator, self.module, self.torch_optimizer)
         self.pace = Pace()
         self.run_id, self.data_digest = "", ""
         self.history: list[Record] = []
@@ -80,6 +76,18 @@ class Trainer:
         if checkpoint is not None:
             restore(self, checkpoint)
         self.data_digest = self.data_digest or data.digest()
+        self.matmul_precision = settle(config.matmul_precision, self.device)
+        self.job = Job(
+            config=config,
+            accelerator=accelerator,
+            module=self.module,
+            optimizer=self.torch_optimizer,
+            image=data.image,
+            set_learning_rate=self._set_learning_rate,
+            average=self.average,
+            matmul_precision=self.matmul_precision,
+        )
+        self.engine = build_engine(self.job)
         self.epoch_steps = self._new_epoch()
         if checkpoint is not None and checkpoint.epoch_steps is not None:
             self.epoch_steps.load_state_dict(checkpoint.epoch_steps, is_main=accelerator.is_main_process)
@@ -94,54 +102,32 @@ class Trainer:
         with StopSignals() as signals, Report(self) as report, self.peers.watched(signals):
             self.peers.on_main(report.open)
             if not self.saved:
-                self._save()
+                self.save()
             self.peers.on_main(lambda: remember_output_dir(self.output_dir))
             self.peers.on_main(report.describe)
             while not self.config.is_over(len(self.history), self.kept):
                 self.keep(self.train_epoch(signals) | self.evaluate())
-                self._save()
+                self.save()
                 self.peers.on_main(report.epoch)
             return self.peers.on_main(lambda: report.finish(signals))
 
     def train_epoch(self, signals: StopSignals) -> Record:
         """The steps that are left of one pass over the training images."""
         epoch, steps = len(self.history), self.epoch_steps
-        order = epoch_order(len(self.train_set), seed=self.config.seed, epoch=epoch).to(self.device)
-        started, before = time.perf_counter(), steps.seconds
-        with self._progress() as bar:
-            for batch in torch.split(order, self.config.batch_size)[steps.done :]:
-                steps.add(self.train_step(steps.first_step + steps.done, batch))
+        order = order_of(self.train_set, seed=self.config.seed, epoch=epoch)
+        chunks, before = self.portions(self.engine.steps_at_once), steps.seconds
+        rows = (self.engine.rows(self._batches(order, chunk)) for chunk in chunks)
+        started = time.perf_counter()
+        with self._progress() as bar, closing(fetched(self.train_set, rows)) as fetching:
+            for chunk, images in zip(chunks, fetching, strict=True):
+                sizes = steps.batch_sizes[chunk.start : chunk.stop]
+                steps.add(self.engine.train(steps.first_step + chunk.start, sizes, images))
                 steps.seconds = before + time.perf_counter() - started
-                bar.update(len(batch))
-                self._after_step(signals)
-        self._ask_others(signals)
+                bar.update(sum(sizes))
+                self.after_steps(len(chunk), signals)
+        self.ask_others(signals)
         steps.seconds = before + time.perf_counter() - started
-        return self._record()
-
-    def train_step(self, step: int, batch: torch.Tensor) -> torch.Tensor:
-        """Step `step` on the training images of the indices `batch`, int64 (B,).
-
-        Returns this process's part of (summed loss, number correct), float64 (2,).
-        """
-        config, totals = self.config, torch.zeros(2, dtype=torch.float64, device=self.device)
-        self._set_learning_rate(step)
-        parts = shares(
-            len(batch), rank=self.rank, world_size=self.world_size, parts=config.accumulation_steps
-        )
-        for positions in parts:
-            images = self.train_set[batch[positions]]
-            self.dropout.at(step, batch_size=len(batch), positions=positions)
-            inputs = self._inputs(images.images, step, len(batch), positions)
-            last = positions is parts[-1]
-            loss, logits = self.gradients.add(inputs, images.labels, batch_size=len(batch), last=last)
-            totals += _loss_and_correct(loss, logits, images.labels)
-        if config.clip_norm is not None:
-            self.accelerator.clip_grad_norm_(self.module.parameters(), config.clip_norm)
-        self.gradients.optimizer.step()
-        self.gradients.optimizer.zero_grad()
-        if self.average is not None:
-            self.average.update()
-        return totals
+        return self.record()
 
     def evaluate(self) -> Record:
         """Loss and accuracy on validation and test images, each counted once; None where there are none."""
@@ -162,33 +148,40 @@ class Trainer:
         share = part[slice(self.rank, len(part), self.world_size)]
         totals = torch.zeros(2, dtype=torch.float64, device=self.device)
         if len(share):
-            logits = predict(self.evaluated, share.images, self.data.image)
-            loss = functional.cross_entropy(logits, share.labels, reduction="sum")
-            totals += _loss_and_correct(loss, logits, share.labels)
+            totals += loss_and_correct(self.evaluated, share, self.data.image)
         loss_mean, accuracy = (self.total(totals) / len(part)).tolist()
         return loss_mean, accuracy
 
-    def _inputs(self, images: torch.Tensor, step: int, batch_size: int, positions: slice) -> torch.Tensor:
-        config = self.config
-        if config.augment_shift:
-            by = offsets(
-                config.augment_shift, seed=config.seed, step=step, batch_size=batch_size, positions=positions
-            )
-            images = shift(images, by.to(images.device))
-        return normalize(images, self.data.image)
-
-    def _set_learning_rate(self, step: int) -> None:
+    def _set_learning_rate(self, step: int) -> float:
         config, steps = self.config, self.steps_per_epoch
+        rate = learning_rate(
+            config.schedule,
+            lr=config.lr,
+            step=step,
+            num_steps=config.epochs * steps,
+            warmup_steps=round(config.warmup_epochs * steps),
+        )
         for group in self.torch_optimizer.param_groups:
-            group["lr"] = learning_rate(
-                config.schedule,
-                lr=config.lr,
-                step=step,
-                num_steps=config.epochs * steps,
-                warmup_steps=round(config.warmup_epochs * steps),
-            )
+            group["lr"] = rate
+        return rate
 
-    def _after_step(self, signals: StopSignals) -> None:
+    def portions(self, size: int) -> list[range]:
+        """The steps left of the epoch, at most `size` together; a portion ends where something is to be told
+        or saved."""
+        steps, config = self.epoch_steps, self.config
+        every = (
+            (config.log_every, steps.done),
+            (config.checkpoint_every_steps, steps.first_step + steps.done),
+        )
+        return chunks(range(steps.done, self.steps_per_epoch), size, every)
+
+    def _batches(self, order: Order, chunk: range) -> list[torch.Tensor]:
+        size = self.config.batch_size
+        rows = order[chunk.start * size : min(chunk.stop * size, len(self.train_set))]
+        return list(torch.split(rows.to(self.device), size))
+
+    def after_steps(self, number: int, signals: StopSignals) -> None:
+        """Tell and save what is due, after the `number` of steps that were added last."""
         steps, log_every, save_every = (
             self.epoch_steps,
             self.config.log_every,
@@ -199,12 +192,12 @@ class Trainer:
             if self.accelerator.is_main_process:
                 tqdm.write(f"  step {told['step']}  loss {told['loss']:.4f}")
         save = save_every > 0 and (steps.first_step + steps.done) % save_every == 0
-        if save or self.pace.due():
-            self._ask_others(signals)
+        if self.pace.due(number) or save:
+            self.ask_others(signals)
         if save:
-            self._save()
+            self.save()
 
-    def _ask_others(self, signals: StopSignals) -> None:
+    def ask_others(self, signals: StopSignals) -> None:
         """Stop here, all processes together, where one has got a signal or met a loss that is not finite."""
         signum, wrong, seconds = self.peers.largest(
             signals.received or 0, -self.epoch_steps.first_not_finite(), self.pace.elapsed()
@@ -215,10 +208,10 @@ class Trainer:
                 f"the loss of step {-wrong:.0f} (epoch {len(self.history) + 1}) is not finite"
             )
         if signum:
-            self._save()
+            self.save()
             raise Interrupted(int(signum))
 
-    def _record(self) -> Record:
+    def record(self) -> Record:
         """What the epoch's steps have cost: loss and accuracy are means over it, as the weights went."""
         steps, num_images = self.epoch_steps, len(self.train_set)
         loss, correct = steps.totals(self.total).sum(dim=0).tolist()
@@ -243,10 +236,12 @@ class Trainer:
             self.best = cpu_copy(self.weights())
 
     def _new_epoch(self) -> EpochSteps:
-        sizes = [len(batch) for batch in torch.split(self.train_set.labels, self.config.batch_size)]
+        num_images, size = len(self.train_set), self.config.batch_size
+        sizes = [min(size, num_images - start) for start in range(0, num_images, size)]
         return EpochSteps(len(self.history), sizes, self.device)
 
-    def _save(self) -> None:
+    def save(self) -> None:
+        """Write a checkpoint. Raises TrainingError where the weights are not finite."""
         if not all(parameter.isfinite().all() for parameter in self.module.parameters()):
             step = self.epoch_steps.first_step + self.epoch_steps.done
             raise self._not_finite(f"the weights after step {step} are not finite")
@@ -278,7 +273,3 @@ class Trainer:
             # None: no bar where stderr is no terminal.
             disable=None if self.accelerator.is_main_process else True,
         )
-
-
-def _loss_and_correct(loss: torch.Tensor, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    return torch.stack([loss.detach().double(), (logits.argmax(dim=1) == labels).sum().double()])

@@ -14,6 +14,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from mlp_dist.core.images import normalize
 from mlp_dist.data.batches import AUGMENTATION, DROPOUT, epoch_order, generator, split_validation
 from mlp_dist.data.dataset import Dataset, ImageSet
+from mlp_dist.deform import deform
 
 Parameters = Iterable[nn.Parameter]
 
@@ -28,6 +29,8 @@ class PlainLoop:
     max_norm: float | None = None
     dropout: float = 0.0
     shift: int = 0
+    deform: float = 0.0
+    adversarial: float = 0.0
     average: float | None = None
     autocast: torch.dtype | None = None
 
@@ -48,7 +51,14 @@ class PlainLoop:
             for indices in epoch_order(len(train), seed=0, epoch=epoch).split(batch_size):
                 rate = optimizer.param_groups[0]["lr"]
                 batch = train[indices]
-                logits = self._logits(model, normalize(self._moved(batch.images, step), data.image), step)
+                inputs = normalize(self._moved(batch.images, step), data.image).requires_grad_()
+                if self.adversarial:
+                    functional.cross_entropy(self._logits(model, inputs, step), batch.labels).backward()
+                    mean, std = data.image.mean[0], data.image.std[0]
+                    assert inputs.grad is not None
+                    moved = inputs + inputs.grad.sign() * self.adversarial / std
+                    inputs = moved.detach().clamp((0 - mean) / std, (1 - mean) / std)
+                logits = self._logits(model, inputs, step)
                 loss = self.loss(logits, batch.labels)
                 optimizer.zero_grad()
                 loss.backward()
@@ -87,6 +97,9 @@ class PlainLoop:
         return values.float()
 
     def _moved(self, images: torch.Tensor, step: int) -> torch.Tensor:
+        if self.deform:
+            of_all = {"batch_size": len(images), "positions": slice(None)}
+            return deform(images, self.deform, seed=0, step=step, **of_all)  # type: ignore[arg-type]
         if not (far := self.shift):
             return images
         moves = torch.randint(-far, far + 1, (len(images), 2), generator=generator(0, AUGMENTATION, step))

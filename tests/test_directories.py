@@ -36,11 +36,6 @@ def test_what_may_change_changes() -> None:
     assert continued(of_epoch(2), asked, given) == asked
 
 
-def test_what_is_left_to_the_device_is_as_it_was_settled() -> None:
-    asked = replace(CONFIG, gradient_dtype="auto")
-    assert continued(of_epoch(2), asked, {"gradient_dtype"}) == CONFIG
-
-
 @pytest.mark.parametrize(
     ("config", "change", "message"),
     [

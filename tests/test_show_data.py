@@ -121,7 +121,7 @@ def test_no_display_is_told_before_data_are_read(cwd: Path) -> None:
         (
             ("--dataset", "digit"),
             "unknown data set 'digit'; did you mean digits? "
-            "(there are: mnist, fashion_mnist, kmnist, digits, folder:DIR)",
+            "(there are: mnist, fashion_mnist, kmnist, digits, folder:DIR, arrays:DIR)",
         ),
         (("--image-size", "0"), "image-size is 0; it must be 1 or more pixels"),
         (("--seed", "-1"), "seed is -1; it must be from 0 to 2^63 - 1"),

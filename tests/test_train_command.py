@@ -100,7 +100,7 @@ def test_the_default_directory_is_new_for_each_run(tmp_path: Path) -> None:
         (["--schedule", "cosin"], ["--schedule: invalid choice: 'cosin'", "one-cycle"]),
         (
             ["--gradient-dtype", "float64", "--compile"],
-            ["gradient-dtype is float64; it must be float32 or auto with"],
+            ["gradient-dtype is float64; it must be float32 with mixed"],
         ),
         (
             [*DATASET, "--val-size", "1437"],

@@ -31,7 +31,6 @@ PLAIN = TrainConfig(
     batch_size=119,
     epochs=2,
     val_size=127,
-    gradient_dtype="float32",
 )
 STEPS_PER_EPOCH = 12
 WARMUP = {"warmup_epochs": 0.5}
@@ -72,6 +71,8 @@ VARIANTS = {
     "linear, warm-up": replace(PLAIN, schedule="linear", **WARMUP),
     "one-cycle": replace(PLAIN, schedule="one-cycle"),
     "one-cycle, warm-up": replace(PLAIN, schedule="one-cycle", **WARMUP),
+    "deformation": replace(PLAIN, deform=0.5),
+    "adversarial": replace(PLAIN, adversarial=0.05),
     "average": replace(PLAIN, ema_decay=0.9),
     "patience": replace(PLAIN, lr=0.02, epochs=30, patience=2),
     "log every": replace(PLAIN, log_every=5),
@@ -125,6 +126,12 @@ def fit(trainer: Trainer) -> dict[str, Any]:
 def train(config: TrainConfig, directory: Path) -> dict[str, Any]:
     with trainer(config, directory) as made:
         return fit(made)
+
+
+def take_step(trainer: Trainer, step: int, batch: torch.Tensor) -> torch.Tensor:
+    """Step `step` on the training images of the indices `batch`; (summed loss, number correct), (1, 2)."""
+    images = trainer.train_set[trainer.engine.rows([batch])]
+    return trainer.engine.train(step, [len(batch)], images)
 
 
 def copied(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -10,8 +10,9 @@ import numpy as np
 import torch
 
 from mlp_dist.data.dataset import ImageSet
+from mlp_dist.data.stored import StoredSet
 
-INITIALIZATION, ORDER, DROPOUT, AUGMENTATION = range(4)
+INITIALIZATION, ORDER, DROPOUT, AUGMENTATION, DEFORMATION = range(5)
 """The independent streams of random numbers that flow from a run's seed."""
 
 
@@ -27,8 +28,25 @@ def split_validation(train: ImageSet, val_size: int) -> tuple[ImageSet, ImageSet
     Which ones depends on nothing but the two numbers: runs with other seeds are compared on the same
     validation images.
     """
+    if isinstance(train, StoredSet):
+        return _split_stored(train, val_size)
     order = torch.randperm(len(train), generator=generator(0))
     return train[order[val_size:]], train[order[:val_size]]
+
+
+def _split_stored(train: StoredSet, val_size: int) -> tuple[ImageSet, ImageSet]:
+    """The same images, each part in the order of the file; an index of those held out is all that is kept."""
+    if not val_size:
+        return train, train[:0]
+    # torch draws the same permutation in int32, of half the size.
+    order = torch.randperm(len(train), generator=generator(0), dtype=torch.int32)
+    held_out = order[:val_size].sort().values.numpy().astype(np.int64)
+    rest_before = held_out - np.arange(val_size)
+    rest = train.located(
+        lambda positions: positions + np.searchsorted(rest_before, positions, side="right"),
+        len(train) - val_size,
+    )
+    return rest, train.located(lambda positions: held_out[positions], val_size)
 
 
 def epoch_order(num_images: int, *, seed: int, epoch: int) -> torch.Tensor:

@@ -76,11 +76,15 @@ def cached(
     return found
 
 
-def _entry(directory: Path, image_size: int) -> Path:
+def cache_root() -> Path:
+    """Where everything that is kept from one start to the next is. Raises RuntimeError without a home."""
     home = Path(os.environ.get("XDG_CACHE_HOME", ""))
-    root = home if home.is_absolute() else Path.home() / ".cache"
+    return (home if home.is_absolute() else Path.home() / ".cache") / "mlp_dist"
+
+
+def _entry(directory: Path, image_size: int) -> Path:
     name = hashlib.sha256(f"{json.dumps(str(directory))} {image_size}".encode()).hexdigest()[:32]
-    return root / "mlp_dist" / "folders" / f"{name}.npz"
+    return cache_root() / "folders" / f"{name}.npz"
 
 
 @contextmanager

@@ -10,6 +10,9 @@ from mlp_dist.core.spec import ImageSpec
 FOLDER_PREFIX = "folder:"
 """`folder:DIR` names a data set of one's own: one folder a class, or DIR/train and DIR/test."""
 
+ARRAYS_PREFIX = "arrays:"
+"""`arrays:DIR` names one of arrays that numpy.save wrote; arrays.py tells which."""
+
 
 @dataclass(frozen=True)
 class DatasetFacts:

@@ -18,6 +18,7 @@ from mlp_dist.data.cache import DecodedFolder, cached, folder_fingerprint
 from mlp_dist.data.catalog import FOLDER_PREFIX
 from mlp_dist.data.dataset import Dataset, ImageSet
 from mlp_dist.data.listing import ImageFile, Listing, check_classes, list_folder
+from mlp_dist.data.measure import mean_and_std, pixel_counts
 from mlp_dist.processes import is_main, num_cores
 
 TEST_SHARE = 7
@@ -65,7 +66,7 @@ def read_folder(directory: Path, *, image_size: int = 28, skip_bad_images: bool 
     if len(test) == 0:
         raise DataError(f"{directory / 'test'} has no image that can be read; it needs one or more")
     train, test = _shuffled(train), _shuffled(test)
-    mean, std = _measure(train.images)
+    mean, std = mean_and_std(pixel_counts(train.images))
     spec = ImageSpec(image_size, image_size, len(mean), mean, std)
     return Dataset(f"{FOLDER_PREFIX}{directory}", directory.name, spec, listing.classes, train, test)
 
@@ -191,22 +192,9 @@ def _split(directory: Path, images: ImageSet) -> tuple[ImageSet, ImageSet]:
         members = (images.labels == label).nonzero().flatten()
         order = torch.randperm(len(members), generator=generator(0, _SPLIT, label))
         held_out[members[order[:number]]] = True
-    return images[~held_out], images[held_out]
+    return images[(~held_out).nonzero().flatten()], images[held_out.nonzero().flatten()]
 
 
 def _shuffled(images: ImageSet) -> ImageSet:
     """In an order that is always the same, with the classes mixed: the first images stand for them all."""
     return images[torch.randperm(len(images), generator=generator(0, _SHUFFLE))]
-
-
-def _measure(images: torch.Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation a channel, in units of 0 to 1; a channel that never varies gets std 1."""
-    mean, std = [], []
-    for channel in images.unbind(dim=1):
-        counts = torch.bincount(channel.flatten(), minlength=256).double()
-        values = torch.arange(256, dtype=torch.float64) / 255
-        average = (counts * values).sum() / counts.sum()
-        variance = (counts * (values - average) ** 2).sum() / counts.sum()
-        mean.append(round(average.item(), 4))
-        std.append(round(variance.sqrt().item(), 4) or 1.0)
-    return tuple(mean), tuple(std)

@@ -1,4 +1,4 @@
-"""Files -> Dataset: MNIST and its relatives, scikit-learn's digits; folder.py reads folders of images."""
+"""Files -> Dataset: MNIST and its relatives, scikit-learn's digits; folder.py and arrays.py read others."""
 
 import gzip
 import hashlib
@@ -14,8 +14,9 @@ from PIL import Image
 
 from mlp_dist.core.errors import DataError, DownloadError
 from mlp_dist.core.spec import ImageSpec
+from mlp_dist.data.arrays import read_arrays
 from mlp_dist.data.batches import generator
-from mlp_dist.data.catalog import CATALOG, FOLDER_PREFIX, DatasetFacts
+from mlp_dist.data.catalog import ARRAYS_PREFIX, CATALOG, FOLDER_PREFIX, DatasetFacts
 from mlp_dist.data.dataset import Dataset, ImageSet
 from mlp_dist.data.download import download
 from mlp_dist.data.folder import read_folder
@@ -53,7 +54,7 @@ def prepare_dataset(name: str, data_dir: Path) -> None:
 def read_dataset(
     name: str, data_dir: Path, *, image_size: int = 28, skip_bad_images: bool = False
 ) -> Dataset:
-    """Read a data set of data/catalog.py, or `folder:DIR`, with images of image_size x image_size pixels.
+    """Read a data set of data/catalog.py, `folder:DIR` or `arrays:DIR`, of image_size x image_size pixels.
 
     `skip_bad_images` is for folders: files that cannot be read are left out.
 
@@ -62,6 +63,8 @@ def read_dataset(
     if name.startswith(FOLDER_PREFIX):
         directory = Path(name.removeprefix(FOLDER_PREFIX))
         return read_folder(directory, image_size=image_size, skip_bad_images=skip_bad_images)
+    if name.startswith(ARRAYS_PREFIX):
+        return read_arrays(Path(name.removeprefix(ARRAYS_PREFIX)), image_size=image_size)
     facts = CATALOG[name]
     if facts.torchvision_class is None:
         train, test = _read_digits()

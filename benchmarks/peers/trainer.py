@@ -1,0 +1,44 @@
+"""This project's trainer as its command starts it: Accelerate, progress bar, metrics, checkpoints, MLflow."""
+
+import os
+from dataclasses import replace
+from pathlib import Path
+
+from benchmarks.peers.cases import Case, Train, Trained
+from mlp_dist.config import TO_TENSOR
+from mlp_dist.precision import settle
+from mlp_dist.recipes import get_recipe
+from mlp_dist.start import start_training
+
+
+def prepare(case: Case) -> Train:
+    """Its seconds are the `train_seconds` that each epoch's record tells."""
+    here = Path.cwd()
+    os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{here}/mlflow.db"
+
+    def train(seed: int, num_epochs: int) -> Trained:
+        config = replace(
+            get_recipe("mnist"),
+            dataset=case.dataset,
+            fallback_dataset=None,
+            hidden_sizes=case.hidden_sizes,
+            normalize=TO_TENSOR,
+            optimizer=case.optimizer,
+            lr=case.lr,
+            batch_size=case.batch_size,
+            epochs=num_epochs,
+            seed=seed,
+            val_size=case.held_out,
+            gradient_dtype="float32",
+            output_dir=here / f"seed {seed}",
+        )
+        trainer = start_training(config)
+        trainer.fit()
+        return Trained(
+            [record["train_seconds"] for record in trainer.history],
+            trainer.history[0]["test_accuracy"],
+            trainer.device.type,
+            settle(trainer.config.matmul_precision, trainer.device),
+        )
+
+    return train

@@ -1,0 +1,83 @@
+"""A training that goes on beside others, in a population."""
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import partial
+from types import TracebackType
+from typing import Self, TypeVar
+
+import torch
+
+from mlp_dist.core.errors import TrainingError
+from mlp_dist.finish import finish
+from mlp_dist.processes import StopSignals
+from mlp_dist.report import Report
+from mlp_dist.steps import Record
+from mlp_dist.trainer import Trainer
+
+T = TypeVar("T")
+
+
+class Member:
+    """A training, and its report in a thread of its own: MLflow has one open run a thread.
+
+    `problem` is what has ended it before its time.
+    """
+
+    def __init__(self, trainer: Trainer) -> None:
+        self.trainer, self.report = trainer, Report(trainer)
+        self.problem: TrainingError | None = None
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="report")
+
+    def __enter__(self) -> Self:
+        self._reporting(self.report.__enter__)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._reporting(partial(self.report.__exit__, kind, error, trace))
+        self._thread.shutdown()
+
+    def begin(self) -> None:
+        self._reporting(self.report.open)
+        if not self.trainer.saved:
+            self.trainer.save()
+        self._reporting(self.report.describe)
+
+    @property
+    def goes_on(self) -> bool:
+        trainer = self.trainer
+        return self.problem is None and not trainer.config.is_over(len(trainer.history), trainer.kept)
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """What happens to this member's numbers inside leaves the others as they are."""
+        try:
+            yield
+        except TrainingError as error:
+            self.problem = error
+            print(f"{self.trainer.output_dir.name} ends here, the others go on: {error}", flush=True)
+            self._reporting(partial(self.report.__exit__, type(error), error, error.__traceback__))
+
+    def add(self, totals: torch.Tensor, seconds: float, signals: StopSignals) -> None:
+        """Steps that were taken for it: (summed loss, number correct) of each, float64 (K, 2)."""
+        if self.problem is None:
+            self.trainer.epoch_steps.add(totals)
+            self.trainer.epoch_steps.seconds = seconds
+            self.trainer.after_steps(len(totals), signals)
+
+    def end_epoch(self, signals: StopSignals) -> None:
+        """The steps that are left, none where they were taken for it; then what follows an epoch."""
+        if self.problem is None:
+            trainer = self.trainer
+            trainer.keep(trainer.train_epoch(signals) | trainer.evaluate())
+            trainer.save()
+            self.report.run.log_epochs([trainer.history[-1]])
+
+    def finish(self) -> Record:
+        return self._reporting(lambda: finish(self.trainer, self.report.run))
+
+    def _reporting(self, work: Callable[[], T]) -> T:
+        return self._thread.submit(work).result()
