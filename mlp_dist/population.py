@@ -1,7 +1,7 @@
 """Many trainings at once: members that differ in their seeds, or as a sweep file says.
 
 Each member is a training of its own, with a directory, checkpoints and a run in MLflow; an epoch's steps are
-taken for all together where that can be. In one process only.
+taken for all together where that is faster. In one process only.
 """
 
 import statistics

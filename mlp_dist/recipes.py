@@ -1,7 +1,7 @@
 """Named functions, each returning one complete TrainConfig. A variant is a `replace` of another.
 
 Those below `mnist` are the perceptrons of tutorials, built and trained as their authors did: on all training
-images, without validation, tested after each epoch, with gradients in float32.
+images, without validation, tested after each epoch.
 """
 
 from collections.abc import Callable

@@ -19,10 +19,6 @@ from mlp_dist.precision import matmul_precision
 _MOST_STEPS, _MOST_ROWS = 128, 2**20
 """What the tables of a call hold at most: their memory is some ten bytes a row."""
 
-_FEWEST, _LARGE = 8, 2e7
-"""On a CPU: so many members, and their largest product of fewer floating point operations. With larger ones
-a member's weights leave the cache before its next step."""
-
 
 class PopulationEngine:
     """For members of equal depth, batch size and optimizer; rates, widths and other numbers may differ.
@@ -66,11 +62,9 @@ class PopulationEngine:
 
     @staticmethod
     def pays(jobs: Sequence[Job]) -> bool:
-        """Whether that is faster than one after the other: on a GPU; on a CPU for many small members."""
-        if jobs[0].device.type != "cpu":
-            return True
-        largest = max(parameter.numel() for job in jobs for parameter in job.module.parameters())
-        return len(jobs) >= _FEWEST and 2 * largest * jobs[0].config.batch_size < _LARGE
+        """Whether that is faster than one after the other: on a GPU. On a CPU one member's weights stay in the
+        cache from step to step, and those of many do not."""
+        return jobs[0].device.type != "cpu"
 
     @torch.no_grad()
     def train(self, step: int, sizes: Sequence[int], rows: torch.Tensor) -> torch.Tensor:
