@@ -225,7 +225,7 @@ def test_free_on_resume_are_fields() -> None:
 
 @pytest.mark.parametrize("name", ["", "folder", "folder:", "MNIST", "auto", "cifar10"])
 def test_unknown_data_set_lists_all(name: str) -> None:
-    message = rf"unknown data set '{name}'.* \(there are: {', '.join(CATALOG)}, folder:DIR\)"
+    message = rf"unknown data set '{name}'.* \(there are: {', '.join(CATALOG)}, folder:DIR, arrays:DIR\)"
     with pytest.raises(UsageError, match=message):
         check_dataset_name(name)
 

@@ -136,6 +136,7 @@ def run_of(trainer: Trainer) -> Any:
     return MlflowClient().get_run(trainer.run_id)
 
 
+@pytest.mark.slow
 def test_each_member_is_a_run_and_one_that_diverges_ends_alone(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

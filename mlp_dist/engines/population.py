@@ -62,8 +62,10 @@ class PopulationEngine:
 
     @staticmethod
     def pays(jobs: Sequence[Job]) -> bool:
-        """Whether that is faster than one after the other: on a GPU. On a CPU one member's weights stay in the
-        cache from step to step, and those of many do not."""
+        """Whether that is faster than one after the other: on a GPU.
+
+        On a CPU one member's weights stay in the cache from step to step, and those of many do not.
+        """
         return jobs[0].device.type != "cpu"
 
     @torch.no_grad()
