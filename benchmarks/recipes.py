@@ -1,10 +1,11 @@
-"""Train every recipe on MNIST, and compare its test accuracy with the one that its author published.
+"""Train recipes on their data set, and compare their test accuracy with the one that an author published.
 
   python -m benchmarks.recipes --seeds 5
   python -m benchmarks.recipes --seeds 2 --recipes mnist-500 mnist-tensor
+  python -m benchmarks.recipes --seeds 5 --recipes mnist-best
 
 A published number holds where it lies within three standard deviations of the mean over the seeds, or below
-the mean. The last line on stdout is one JSON object.
+the mean. --matmul-precision trains all at one of torch's. The last line on stdout is one JSON object.
 """
 
 import argparse
@@ -14,16 +15,19 @@ import platform
 import statistics
 import tempfile
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 
 from mlp_dist import command, processes
+from mlp_dist.config import MATMUL_PRECISIONS, TrainConfig
 from mlp_dist.core.errors import UsageError
 from mlp_dist.data.dataset import Dataset
 from mlp_dist.data.readers import default_data_dir, prepare_dataset, read_dataset
-from mlp_dist.recipes import PUBLISHED, RECIPES, get_recipe
+from mlp_dist.recipes import PUBLISHED, TUTORIALS, get_recipe
 from mlp_dist.start import settle
 from mlp_dist.trainer import Trainer
 
@@ -79,19 +83,22 @@ class Row:
         }
 
 
-def measure(recipe: str, data: Dataset, accelerator: Accelerator, num_seeds: int) -> Row:
+def measure(recipe: TrainConfig, data: Dataset, num_seeds: int) -> Row:
     """Train the recipe once a seed, as the command does but for MLflow."""
+    # It is made for one precision, and kept for the process.
+    AcceleratorState._reset_state(reset_partial_state=True)
+    accelerator = Accelerator(cpu=processes.use_cpu(), mixed_precision=recipe.mixed_precision)
     accuracies, seconds = [], []
     with tempfile.TemporaryDirectory() as directory, processes.StopSignals() as signals:
         for seed in range(num_seeds):
-            config, normalized = settle(replace(get_recipe(recipe), seed=seed), data)
+            config, normalized = settle(replace(recipe, seed=seed), data)
             trainer = Trainer(config, normalized, accelerator, Path(directory))
             for _ in range(config.epochs):
                 record = trainer.train_epoch(signals)
                 seconds.append(record["train_seconds"])
                 trainer.keep(record | {"val_accuracy": None})
             accuracies.append(trainer.evaluate()["test_accuracy"])
-    return Row(recipe, config.epochs, accuracies, statistics.median(seconds))
+    return Row(recipe.recipe, config.epochs, accuracies, statistics.median(seconds))
 
 
 def parse() -> argparse.Namespace:
@@ -100,7 +107,12 @@ def parse() -> argparse.Namespace:
         description=__doc__,
     )
     parser.add_argument("--seeds", type=int, default=5, metavar="N", help="the seeds 0 to N-1 (5)")
-    parser.add_argument("--recipes", nargs="+", metavar="NAME", default=list(RECIPES), help="(all)")
+    parser.add_argument(
+        "--recipes", nargs="+", metavar="NAME", default=["mnist", *TUTORIALS], help="(mnist, the tutorials')"
+    )
+    parser.add_argument(
+        "--matmul-precision", choices=MATMUL_PRECISIONS, default="auto", metavar="P", help="(auto)"
+    )
     parser.add_argument(
         "--data-dir", type=Path, metavar="DIR", help="torchvision's root ($MLP_DIST_DATA, else data)"
     )
@@ -112,29 +124,36 @@ def parse() -> argparse.Namespace:
     return args
 
 
+@lru_cache(maxsize=1)
+def read(dataset: str, data_dir: Path | None) -> Dataset:
+    directory = data_dir or default_data_dir()
+    prepare_dataset(dataset, directory)
+    return read_dataset(dataset, directory)
+
+
 def main() -> None:
     args = parse()
     processes.set_threads()
-    data_dir = args.data_dir or default_data_dir()
-    prepare_dataset("mnist", data_dir)
-    data = read_dataset("mnist", data_dir)
-    accelerator = Accelerator(cpu=processes.use_cpu())
-    device = accelerator.device
-    kind = platform.machine() if device.type == "cpu" else torch.cuda.get_device_name(device)
-    print(f"{args.seeds} seeds, {kind}, {os.cpu_count()} cores, torch {torch.__version__}")
+    kind = platform.machine() if processes.use_cpu() else torch.cuda.get_device_name()
+    print(
+        f"{args.seeds} seeds, {kind}, {os.cpu_count()} cores, torch {torch.__version__}, "
+        f"matmul precision {args.matmul_precision}"
+    )
     print(
         COLUMNS.format("recipe", "epochs", "published", "test accuracy", "difference", "holds", "s an epoch"),
         flush=True,
     )
     rows = []
     for name in args.recipes:
-        rows.append(measure(name, data, accelerator, args.seeds))
+        recipe = replace(get_recipe(name), matmul_precision=args.matmul_precision)
+        rows.append(measure(recipe, read(recipe.dataset, args.data_dir), args.seeds))
         print(rows[-1], flush=True)
     result = {
         "benchmark": "recipes",
         "seeds": args.seeds,
         "device": kind,
         "torch": str(torch.__version__),
+        "matmul_precision": args.matmul_precision,
         "recipes": [row.to_json() for row in rows],
     }
     print(json.dumps(result))

@@ -85,7 +85,7 @@ def parse() -> argparse.Namespace:
         "--mixed-precision",
         choices=PRECISIONS,
         metavar="P",
-        help="no, bf16 or fp16 (the launcher's, else no)",
+        help="no, bf16 or fp16 (the launcher's, else the recipe's)",
     )
     what.add_argument(
         "--gradient-dtype",
@@ -186,7 +186,9 @@ def configure(args: argparse.Namespace) -> tuple[TrainConfig, set[str]]:
             given["dataset"] = f"{prefix}{directory}"
     if "dataset" in given:
         given["fallback_dataset"] = None
-    given.setdefault("mixed_precision", os.environ.get("ACCELERATE_MIXED_PRECISION", "no"))
+    # "no" is also what the launcher says where nobody has chosen: the recipe's own stands then.
+    if (precision := os.environ.get("ACCELERATE_MIXED_PRECISION", "no")) != "no":
+        given.setdefault("mixed_precision", precision)
     return replace(get_recipe(given.get("recipe", "mnist")), **given), fields
 
 

@@ -1,5 +1,6 @@
 import pytest
 
+from mlp_dist import recipes
 from mlp_dist.config import TrainConfig
 from mlp_dist.core.errors import UsageError
 from mlp_dist.core.spec import ModelSpec
@@ -38,7 +39,9 @@ def test_tutorials_are_built_and_trained_as_their_authors_did(name: str) -> None
 
 
 def test_there_is_nothing_else() -> None:
-    assert set(RECIPES) == {"mnist", *TUTORIALS}
+    best = {"mnist-best", "mnist-deformed", "mnist-deformed-full", "fashion-best"}
+    assert set(RECIPES) == {"mnist", *TUTORIALS, *best}
+    assert (set(recipes.TUTORIALS), set(recipes.BEST)) == (set(TUTORIALS), best)
     assert set(PUBLISHED) <= set(TUTORIALS)
 
 
