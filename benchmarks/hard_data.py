@@ -3,36 +3,31 @@
   python -m benchmarks.hard_data
   python -m benchmarks.hard_data --recipes mnist --seeds 1 --cases "labels 20% wrong" --epochs 2
 
-The training images are made so anew for each seed; the test images stay as they are. None are held out, and
-the weights after the last epoch are tested; of short epochs there are more, for at least 1,000 steps. The
-last line on stdout is one JSON object.
+All seeds train on the same images; the test images stay as they are. None are held out, and the weights after
+the last epoch are tested; of short epochs there are more, for at least 1,000 steps. The last line on stdout
+is one JSON object.
 """
 
 import argparse
 import json
 import math
 import os
-import statistics
-import tempfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import torch
-from accelerate import Accelerator
 
+from benchmarks.recipes import measure, read
 from mlp_dist import command, processes
 from mlp_dist.config import TrainConfig, unknown
 from mlp_dist.core.errors import UsageError
 from mlp_dist.data.batches import generator
 from mlp_dist.data.dataset import Dataset, ImageSet
-from mlp_dist.data.readers import default_data_dir, prepare_dataset, read_dataset
 from mlp_dist.recipes import get_recipe
-from mlp_dist.start import settle
-from mlp_dist.trainer import Trainer
 
 HARD_DATA = 100
-"""The stream of random numbers that the training images are made hard by; not one of a training's."""
+"""The stream of random numbers by which images are made hard; none of a training's."""
 
 MIN_STEPS = 1000
 RAREST = 0.01
@@ -72,47 +67,20 @@ CASES: dict[str, Callable[[ImageSet, torch.Generator], ImageSet]] = {
 
 
 def hardened(config: TrainConfig, data: Dataset, case: str) -> tuple[TrainConfig, Dataset]:
-    """The data made hard by the configuration's seed, and the configuration with epochs enough."""
-    train = CASES[case](data.train, generator(config.seed, HARD_DATA))
+    """The data made hard, and the configuration with epochs enough."""
+    train = CASES[case](data.train, generator(0, HARD_DATA))
     epochs = max(config.epochs, math.ceil(MIN_STEPS / math.ceil(len(train) / config.batch_size)))
     config = replace(config, val_size=0, patience=0, epochs=epochs)
-    return settle(config, replace(data, train=train, known_digest=""))
+    return config, replace(data, train=train, known_digest="")
 
 
-def accuracy_after(config: TrainConfig, data: Dataset, accelerator: Accelerator) -> float:
-    """On the test images, after the last epoch."""
-    with tempfile.TemporaryDirectory() as directory, processes.StopSignals() as signals:
-        trainer = Trainer(config, data, accelerator, Path(directory))
-        for _ in range(config.epochs):
-            trainer.keep(trainer.train_epoch(signals) | {"val_accuracy": None})
-        accuracy: float = trainer.evaluate()["test_accuracy"]
-    return accuracy
-
-
-def measure(
-    recipe: str, case: str, data: Dataset, accelerator: Accelerator, *, seeds: int, epochs: int | None
-) -> dict[str, object]:
-    """A row of the table, printed and for JSON: the recipe on the case, once a seed."""
-    accuracies = []
-    for seed in range(seeds):
-        config = replace(get_recipe(recipe), seed=seed)
-        if epochs is not None:
-            config = replace(config, epochs=epochs, warmup_epochs=min(config.warmup_epochs, epochs))
-        config, hard = hardened(config, data, case)
-        accuracies.append(accuracy_after(config, hard, accelerator))
-    mean = statistics.mean(accuracies)
-    std = statistics.stdev(accuracies) if len(accuracies) > 1 else 0.0
-    row = COLUMNS.format(case, recipe, f"{len(hard.train):,}", config.epochs, f"{mean:.4f} ± {std:.4f}")
-    print(row, flush=True)
-    return {
-        "case": case,
-        "recipe": recipe,
-        "images": len(hard.train),
-        "epochs": config.epochs,
-        "accuracies": accuracies,
-        "mean": mean,
-        "std": std,
-    }
+def row(config: TrainConfig, data: Dataset, case: str, num_seeds: int) -> dict[str, object]:
+    """One of the table, printed and for JSON: the configuration's recipe on the case."""
+    config, hard = hardened(config, data, case)
+    found = measure(config, hard, num_seeds)
+    accuracy = f"{found.mean:.4f} ± {found.std:.4f}"
+    print(COLUMNS.format(case, config.recipe, f"{len(hard.train):,}", config.epochs, accuracy), flush=True)
+    return {"case": case, "images": len(hard.train), **found.to_json()}
 
 
 def parse() -> argparse.Namespace:
@@ -142,26 +110,18 @@ def parse() -> argparse.Namespace:
 def main() -> None:
     args = parse()
     processes.set_threads()
-    data_dir = args.data_dir or default_data_dir()
-    prepare_dataset("mnist", data_dir)
-    data = read_dataset("mnist", data_dir)
-    # There is one precision a process; a recipe of mixed precision "no" trains in float32 beside it.
-    precisions = {get_recipe(recipe).mixed_precision for recipe in args.recipes} - {"no"}
-    accelerator = Accelerator(cpu=processes.use_cpu(), mixed_precision=next(iter(precisions), "no"))
     print(COLUMNS.format("training images", "recipe", "number", "epochs", "test accuracy"), flush=True)
-    rows = [
-        measure(recipe, case, data, accelerator, seeds=args.seeds, epochs=args.epochs)
-        for case in args.cases
-        for recipe in args.recipes
-    ]
-    result = {
-        "benchmark": "hard_data",
-        "seeds": args.seeds,
-        "device": accelerator.device.type,
-        "cores": os.cpu_count(),
-        "rows": rows,
-    }
-    print(json.dumps(result))
+    rows = []
+    for case in args.cases:
+        for name in args.recipes:
+            config = get_recipe(name)
+            if args.epochs is not None:
+                warm_up = min(config.warmup_epochs, args.epochs)
+                config = replace(config, epochs=args.epochs, warmup_epochs=warm_up)
+            rows.append(row(config, read(config.dataset, args.data_dir), case, args.seeds))
+    device = "CPU" if processes.use_cpu() else torch.cuda.get_device_name()
+    shown = {"benchmark": "hard_data", "device": device, "cores": os.cpu_count(), "seeds": args.seeds}
+    print(json.dumps({**shown, "rows": rows}))
 
 
 if __name__ == "__main__":

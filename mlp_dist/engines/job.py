@@ -43,6 +43,21 @@ class Job:
     def world_size(self) -> int:
         return int(self.accelerator.num_processes)
 
+    @property
+    def is_plain(self) -> bool:
+        """Whether a step is no more than products, ReLU, cross entropy and SGD or Adam, in float32."""
+        config = self.config
+        return (
+            config.model == "module"
+            and config.optimizer in ("sgd", "adam")
+            and config.mixed_precision == "no"
+            and config.gradient_dtype == "float32"
+            and config.accumulation_steps == 1
+            and config.clip_norm is None
+            and not (config.compile or config.dropout or config.augment_shift)
+            and not (config.deform or config.adversarial)
+        )
+
 
 class Engine(Protocol):
     """Runs training steps, several in a call where that is faster: about `steps_at_once`."""

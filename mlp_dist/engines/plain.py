@@ -7,6 +7,8 @@ of the product that makes the gradient.
 """
 
 from collections.abc import Sequence
+from functools import lru_cache
+from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -44,36 +46,27 @@ class PlainEngine:
             for values in (job.image.mean, job.image.std)
         )
         self._offset, self._scale = (-mean / std).float(), (1 / (255 * std)).float()
+        self._layout = lru_cache(maxsize=4)(self._layout_of)
         most = self.steps_at_once * batch_size
         self._inputs = torch.empty(most, linears[0].in_features)
         self._logits, self._targets = (torch.empty(most, linears[-1].out_features) for _ in range(2))
 
     @staticmethod
     def takes(job: Job) -> bool:
-        """Whether the job is plain enough."""
-        config = job.config
-        return (
-            job.device.type == "cpu"
-            and config.model == "module"
-            and config.optimizer in ("sgd", "adam")
-            and config.mixed_precision == "no"
-            and config.gradient_dtype == "float32"
-            and config.accumulation_steps == 1
-            and config.clip_norm is None
-            and not (config.compile or config.dropout or config.augment_shift)
-            and not (config.deform or config.adversarial)
-        )
+        return job.is_plain and job.device.type == "cpu"
 
     def rows(self, batches: Sequence[torch.Tensor]) -> torch.Tensor:
+        if self.job.world_size == 1:
+            return torch.cat(list(batches))
         return torch.cat([batch[self._rows.needed(len(batch))] for batch in batches])
 
     @torch.no_grad()
     def train(self, step: int, sizes: Sequence[int], images: ImageSet) -> torch.Tensor:
-        shares = [self._rows.own(size) for size in sizes]
-        given = [_length(self._rows.needed(size)) for size in sizes]
-        own = [_length(share) for share in shares]
-        parts = zip(torch.split(images.labels, given), shares, strict=True)
-        labels = torch.cat([part[share] for part, share in parts])
+        shares, given, own, step_of = self._layout(tuple(sizes))
+        labels = images.labels
+        if given != own:
+            parts = zip(torch.split(labels, given), shares, strict=True)
+            labels = torch.cat([part[share] for part, share in parts])
         inputs = self._normalized(images.images)
         targets, logits = self._one_hot(labels), self._logits[: len(labels)]
         views = zip(
@@ -96,7 +89,14 @@ class PlainEngine:
         self._update.finish()
         smoothing = self.job.config.label_smoothing
         losses = functional.cross_entropy(logits, labels, reduction="none", label_smoothing=smoothing)
-        return _by_step(torch.stack([losses, logits.argmax(dim=1) == labels], dim=1), own)
+        told = torch.stack([losses, logits.argmax(dim=1) == labels], dim=1).double()
+        return torch.zeros(len(sizes), 2, dtype=torch.float64).index_add_(0, step_of, told)
+
+    def _layout_of(self, sizes: tuple[int, ...]) -> "_Layout":
+        shares = [self._rows.own(size) for size in sizes]
+        given = [_length(self._rows.needed(size)) for size in sizes]
+        own = [_length(share) for share in shares]
+        return _Layout(shares, given, own, torch.repeat_interleave(torch.tensor(own)))
 
     def _normalized(self, images: torch.Tensor) -> torch.Tensor:
         """As core's `normalize` but for rounding, in one pass instead of three."""
@@ -145,8 +145,11 @@ def _length(part: slice) -> int:
     return int(part.stop - part.start)
 
 
-def _by_step(images: torch.Tensor, sizes: list[int]) -> torch.Tensor:
-    """The sums over consecutive steps of so many images, float64 (steps, columns)."""
-    step = torch.repeat_interleave(torch.tensor(sizes))
-    sums = torch.zeros(len(sizes), images.shape[1], dtype=torch.float64)
-    return sums.index_add_(0, step, images.double())
+class _Layout(NamedTuple):
+    """Of consecutive steps: the process's share of the rows given for each, the numbers of both, and of each
+    of its rows the step, counted from the first."""
+
+    shares: list[slice]
+    given: list[int]
+    own: list[int]
+    step_of: torch.Tensor

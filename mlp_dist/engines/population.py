@@ -14,6 +14,7 @@ from mlp_dist.data.dataset import ImageSet
 from mlp_dist.engines.graph import CudaGraphs, Work
 from mlp_dist.engines.job import Job
 from mlp_dist.engines.stacks import Stack, Tables
+from mlp_dist.engines.updates import adam_states
 from mlp_dist.precision import matmul_precision
 
 _MOST_STEPS, _MOST_ROWS = 128, 2**20
@@ -58,7 +59,8 @@ class PopulationEngine:
             for job in jobs
             for config in [job.config]
         }
-        return len(alike) == 1 and all(_is_plain(job) for job in jobs)
+        plain = all(job.is_plain and job.world_size == 1 and job.average is None for job in jobs)
+        return len(alike) == 1 and plain
 
     @staticmethod
     def pays(jobs: Sequence[Job]) -> bool:
@@ -168,7 +170,7 @@ class _Adam:
     def __init__(
         self, jobs: Sequence[Job], parameters: list[torch.Tensor], stacked: Callable[..., torch.Tensor]
     ) -> None:
-        states = [_adam_states(job) for job in jobs]
+        states = [adam_states(job) for job in jobs]
         members = list(zip(*states, strict=True))
         self._averages = [stacked([state["exp_avg"] for state in each]) for each in members]
         self._squares = [stacked([state["exp_avg_sq"] for state in each]) for each in members]
@@ -212,31 +214,3 @@ class _Adam:
     def finish(self) -> None:
         for step in self._steps:
             step.copy_(self._step)
-
-
-def _adam_states(job: Job) -> list[dict[str, torch.Tensor]]:
-    """Of each parameter, made where there is none yet."""
-    parameters, states = list(job.module.parameters()), job.optimizer.state
-    for parameter in parameters:
-        if not states[parameter]:
-            states[parameter] = {
-                "step": torch.zeros((), device=job.device),
-                "exp_avg": torch.zeros_like(parameter),
-                "exp_avg_sq": torch.zeros_like(parameter),
-            }
-    return [states[parameter] for parameter in parameters]
-
-
-def _is_plain(job: Job) -> bool:
-    config = job.config
-    return (
-        job.world_size == 1
-        and config.model == "module"
-        and config.optimizer in ("sgd", "adam")
-        and config.mixed_precision == "no"
-        and config.gradient_dtype == "float32"
-        and config.accumulation_steps == 1
-        and config.clip_norm is None
-        and not (config.compile or config.dropout or config.augment_shift)
-        and not (config.deform or config.adversarial or config.ema_decay)
-    )

@@ -118,14 +118,7 @@ class _Adam:
     """torch's fused one on the state of the job's optimizer, whose own step would take twice as long."""
 
     def __init__(self, job: Job) -> None:
-        parameters, states = list(job.module.parameters()), job.optimizer.state
-        for parameter in parameters:
-            if not states[parameter]:
-                states[parameter] = {
-                    "step": torch.zeros((), device=parameter.device),
-                    "exp_avg": torch.zeros_like(parameter),
-                    "exp_avg_sq": torch.zeros_like(parameter),
-                }
+        states = adam_states(job)
         (group,) = job.optimizer.param_groups
         self._options = {
             "beta1": group["betas"][0],
@@ -136,10 +129,10 @@ class _Adam:
             "maximize": False,
         }
         self._update = torch._fused_adamw_ if job.config.weight_decay else torch._fused_adam_
-        self._parameters = [parameter.detach() for parameter in parameters]
-        self._averages = [states[parameter]["exp_avg"] for parameter in parameters]
-        self._squares = [states[parameter]["exp_avg_sq"] for parameter in parameters]
-        self._steps = [states[parameter]["step"] for parameter in parameters]
+        self._parameters = [parameter.detach() for parameter in job.module.parameters()]
+        self._averages = [state["exp_avg"] for state in states]
+        self._squares = [state["exp_avg_sq"] for state in states]
+        self._steps = [state["step"] for state in states]
         self._step = self._steps[0].clone()
 
     def step(self, gradients: list[torch.Tensor], rate: float | torch.Tensor) -> None:
@@ -158,6 +151,19 @@ class _Adam:
     def finish(self) -> None:
         for step in self._steps:
             step.copy_(self._step)
+
+
+def adam_states(job: Job) -> list[dict[str, torch.Tensor]]:
+    """The optimizer's state of each parameter, made as torch's fused Adam would where there is none yet."""
+    parameters, states = list(job.module.parameters()), job.optimizer.state
+    for parameter in parameters:
+        if not states[parameter]:
+            states[parameter] = {
+                "step": torch.zeros((), device=parameter.device),
+                "exp_avg": torch.zeros_like(parameter),
+                "exp_avg_sq": torch.zeros_like(parameter),
+            }
+    return [states[parameter] for parameter in parameters]
 
 
 def build_rule(job: Job) -> Rule:
