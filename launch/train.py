@@ -8,6 +8,7 @@ The last line on stdout is one JSON object with the result.
 """
 
 import argparse
+import gc
 import json
 import os
 import shlex
@@ -200,6 +201,8 @@ def main() -> None:
         print(recipe_table())
         return
     config, given = configure(args)
+    # What imports make stays to the end; a garbage collector that looks at it over and over takes a second.
+    gc.disable()
     # Importing accelerate takes seconds; a wrong flag is told before.
     from mlp_dist.population import start_population
     from mlp_dist.start import start_training
@@ -207,6 +210,8 @@ def main() -> None:
     population = {name: value for name in POPULATION if (value := getattr(args, name, None)) is not None}
     start: Callable[..., Any] = partial(start_population, **population) if population else start_training
     training = start(config, resume=args.resume, given=given)
+    gc.freeze()
+    gc.enable()
     try:
         result = training.fit()
     except (Interrupted, ProcessLostError) as stop:

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,6 @@ def _without_backend() -> Iterator[None]:
 
 
 with _without_backend():
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
@@ -35,6 +35,10 @@ FORMATS = ("jpeg", "jpg", "pdf", "png", "svg", "webp")
 MOST_NAMED = 40
 _LONGEST_NAME = 18
 _WINDOWLESS = ("agg", "cairo", "pdf", "pgf", "ps", "svg", "template")
+_CELL, _LARGEST, _BAR = (1.9, 2.2), 1.75, 1.2
+"""Inches: a grid's cell with room for two lines of title, an image's longer side, room for a colour bar."""
+
+_GRAY: dict[str, Any] = {"cmap": "gray", "vmin": 0, "vmax": 255}
 _PARTS = (("train", "tab:blue"), ("val", "tab:orange"), ("test", "tab:green"))
 
 
@@ -43,7 +47,8 @@ def learning_curves(history: list[dict[str, Any]], kept_epoch: int) -> Figure:
 
     Training, validation and test each have a curve where the records hold their values.
     """
-    figure = Figure(figsize=(10, 4), layout="constrained")
+    figure = Figure(figsize=(10, 4))
+    figure.subplots_adjust(left=0.08, right=0.98, bottom=0.13, top=0.96)
     for axes, name in zip(figure.subplots(1, 2), ("loss", "accuracy"), strict=True):
         for part, colour in _PARTS:
             key = f"{part}_{name}"
@@ -89,7 +94,7 @@ def samples_grid(
 ) -> Figure:
     """The first of the uint8 images (N, C, H, W) with the class names of their int64 labels (N,)."""
     titles = [(_short(classes[label]), "black") for label in labels[: rows * columns].tolist()]
-    return _image_grid(images, titles, rows, columns)
+    return _image_grid(images, titles, rows, columns, **_GRAY)
 
 
 def predictions_grid(
@@ -107,7 +112,7 @@ def predictions_grid(
         predicted = int(row.argmax())
         text = f"{_short(classes[predicted])} ({row[predicted]:.0%})\ntrue: {_short(classes[label])}"
         titles.append((text, "black" if predicted == label else "tab:red"))
-    return _image_grid(images, titles, rows, columns)
+    return _image_grid(images, titles, rows, columns, **_GRAY)
 
 
 def mistakes_grid(
@@ -146,17 +151,17 @@ def first_layer(weights: torch.Tensor, image: ImageSpec, *, rows: int = 4, colum
     order = weights.norm(dim=1).argsort(descending=True, stable=True)[: rows * columns]
     shown = weights[order].reshape(-1, image.channels, image.height, image.width)
     scale = shown.abs().max().item() or 1.0
-    figure, all_axes = _cells(rows, columns)
-    for axes, unit, pixels in zip(all_axes, order.tolist(), shown, strict=False):
-        if image.channels == 1:
-            gray = axes.imshow(pixels[0].numpy(), cmap="RdBu_r", vmin=-scale, vmax=scale)
-        else:
-            axes.imshow((0.5 + pixels / (2 * scale)).permute(1, 2, 0).numpy())
-        axes.set_title(f"unit {unit}", fontsize=9)
-    if image.channels == 1:
-        # The images would shrink to make room.
-        figure.set_figwidth(figure.get_figwidth() + 1.2)
-        figure.colorbar(gray, ax=all_axes, label="weight", shrink=0.6)
+    titles = [(f"unit {unit}", "black") for unit in order.tolist()]
+    if image.channels != 1:
+        return _image_grid(0.5 + shown / (2 * scale), titles, rows, columns)
+    figure = _image_grid(shown, titles, rows, columns, cmap="RdBu_r", vmin=-scale, vmax=scale)
+    width = figure.get_figwidth()
+    # The grid keeps its inches; the bar gets some of its own.
+    figure.set_figwidth(width + _BAR)
+    axes = figure.axes[0]
+    axes.set_position((0, 0, width / (width + _BAR), 1))
+    bar = figure.add_axes((width / (width + _BAR), 0.2, 0.2 / (width + _BAR), 0.6))
+    figure.colorbar(axes.images[0], cax=bar, label="weight")
     return figure
 
 
@@ -213,20 +218,26 @@ def _short(name: str) -> str:
     return name if len(name) <= _LONGEST_NAME else f"{name[: _LONGEST_NAME - 1]}…"
 
 
-def _cells(rows: int, columns: int) -> tuple[Figure, list[Axes]]:
-    """A figure of empty cells, of which the first ones get an image each."""
-    figure = Figure(figsize=(1.9 * columns, 2.2 * rows), layout="constrained")
-    all_axes = list(figure.subplots(rows, columns, squeeze=False).flat)
-    for axes in all_axes:
-        axes.axis("off")
-    return figure, all_axes
+def _image_grid(
+    images: torch.Tensor, titles: list[tuple[str, str]], rows: int, columns: int, **colours: Any
+) -> Figure:
+    """The first of the images (N, C, H, W) under (title, colour), as many as there are of both.
 
-
-def _image_grid(images: torch.Tensor, titles: list[tuple[str, str]], rows: int, columns: int) -> Figure:
-    """The first of the uint8 images (N, C, H, W) under (title, colour), as many as there are of both."""
-    figure, all_axes = _cells(rows, columns)
-    for axes, pixels, (title, colour) in zip(all_axes, images[: rows * columns].cpu(), titles, strict=False):
+    All stand in one Axes, measured in inches: one for each would take five times as long to draw.
+    """
+    width, height = _CELL
+    figure = Figure(figsize=(width * columns, height * rows))
+    axes = figure.add_axes((0, 0, 1, 1))
+    cells = product(range(rows), range(columns))
+    for (row, column), pixels, (title, colour) in zip(cells, images.cpu(), titles, strict=False):
         shown = pixels[0] if len(pixels) == 1 else pixels.permute(1, 2, 0)
-        axes.imshow(shown.numpy(), cmap="gray", vmin=0, vmax=255)
-        axes.set_title(title, fontsize=9, color=colour, parse_math=False)
+        inch = _LARGEST / max(shown.shape[:2])
+        middle, top = (column + 0.5) * width, (row + 1) * height - _LARGEST
+        left, right = middle - inch * shown.shape[1] / 2, middle + inch * shown.shape[1] / 2
+        axes.imshow(shown.numpy(), extent=(left, right, top + inch * shown.shape[0], top), **colours)
+        axes.text(
+            *(middle, top - 0.05, title), color=colour, fontsize=9, ha="center", va="bottom", parse_math=False
+        )
+    axes.axis("off")
+    axes.set(xlim=(0, width * columns), ylim=(height * rows, 0))
     return figure

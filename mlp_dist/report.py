@@ -1,6 +1,8 @@
 """What a training tells as it goes on: lines on stdout and its run in MLflow. On the main process alone."""
 
-from contextlib import ExitStack
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
@@ -11,6 +13,22 @@ from mlp_dist.steps import Record
 
 if TYPE_CHECKING:
     from mlp_dist.trainer import Trainer
+
+
+@contextmanager
+def imports_meanwhile() -> Iterator[None]:
+    """While what is inside reads files, a thread imports what the report needs: that takes a second."""
+    thread = threading.Thread(target=_import_ahead, daemon=True)
+    thread.start()
+    yield
+    thread.join()
+
+
+def _import_ahead() -> None:
+    # What fails here fails again, and is told, where it is needed.
+    with suppress(Exception):
+        tracking.import_ahead()
+        from mlp_dist import figures  # noqa: F401
 
 
 class Report:

@@ -11,9 +11,12 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
+
+import torch
 
 from mlp_dist.checkpoint import StateDict
 from mlp_dist.config import TrainConfig
@@ -53,6 +56,12 @@ def _mlflow() -> ModuleType:
     import mlflow
 
     return mlflow
+
+
+def import_ahead() -> None:
+    """Import what opening a run will need."""
+    if _mlflow().get_tracking_uri().startswith("sqlite"):
+        import_module("mlflow.store.tracking.sqlalchemy_store")
 
 
 @dataclass(frozen=True)
@@ -106,12 +115,14 @@ class RunTracker:
             _mlflow().log_figure(figure, f"figures/{name}.png")
 
     def log_state_dicts(self, state_dicts: dict[str, StateDict]) -> None:
-        _mlflow()
-        from mlflow.pytorch import log_state_dict
-
-        for name, state_dict in state_dicts.items():
-            cpu = {key: tensor.detach().cpu() for key, tensor in state_dict.items()}
-            log_state_dict(cpu, f"checkpoint/{name}")  # type: ignore[no-untyped-call]
+        """Each as `mlflow.pytorch.log_state_dict` writes it, whose import takes longer than all the rest."""
+        with tempfile.TemporaryDirectory() as directory:
+            for name, state_dict in state_dicts.items():
+                cpu = {key: tensor.detach().cpu() for key, tensor in state_dict.items()}
+                path = Path(directory, name, "state_dict.pth")
+                path.parent.mkdir()
+                torch.save(cpu, path)
+            _mlflow().log_artifacts(directory, "checkpoint")
 
     def log_bundle(self, bundle: Path) -> None:
         _mlflow().log_artifacts(str(bundle), BUNDLE)

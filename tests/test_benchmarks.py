@@ -65,6 +65,8 @@ def test_folders_start_sooner_the_second_time() -> None:
         ("recipes", ["--seeds", "0"], "seeds is 0; it must be 1 or more"),
         ("recipes", ["--recipes", "mnist-50"], "unknown recipe 'mnist-50'; did you mean mnist-500?"),
         ("folders", ["--scale", "0"], "scale is 0; it must be from 0.001 to 100"),
+        ("command", ["--repeats", "0"], "repeats is 0; it must be 1 or more"),
+        ("processes", ["--repeats", "0"], "repeats is 0; it must be 1 or more"),
     ],
 )
 def test_wrong_use(benchmark: str, flags: list[str], message: str) -> None:

@@ -56,14 +56,29 @@ def unpacked(raw: Path) -> Path:
 
 @pytest.fixture
 def packed(monkeypatch: pytest.MonkeyPatch) -> dict[str, bytes]:
-    """The files of a small MNIST, packed; torchvision's list of checksums is theirs."""
+    """The files of a small MNIST, packed; the catalog's checksums are theirs."""
     files = {f"{name}.gz": gzip.compress(idx(array)) for name, array in ARRAYS.items()}
-    resources = [(name, hashlib.md5(data).hexdigest()) for name, data in files.items()]
-    monkeypatch.setattr(datasets.MNIST, "resources", resources)
+    use_files(monkeypatch, md5=tuple(hashlib.md5(data).hexdigest() for data in files.values()))
     return files
 
 
+def use_files(monkeypatch: pytest.MonkeyPatch, **values: tuple[str, ...]) -> None:
+    """MNIST's files with other checksums or mirrors."""
+    facts = CATALOG["mnist"]
+    assert facts.files is not None
+    monkeypatch.setitem(CATALOG, "mnist", replace(facts, files=replace(facts.files, **values)))
+
+
 # MNIST
+
+
+@pytest.mark.parametrize("name", ["mnist", "fashion_mnist", "kmnist"])
+def test_files_are_those_that_torchvision_knows(name: str) -> None:
+    files = CATALOG[name].files
+    assert files is not None
+    source = getattr(datasets, files.directory)
+    assert list(files.resources.items()) == source.resources
+    assert list(files.mirrors) == source.mirrors
 
 
 def test_mnist_is_read_as_torchvision_reads_it_and_nothing_is_written(mnist_dir: Path, raw: Path) -> None:
@@ -248,7 +263,7 @@ def test_files_that_are_there_need_no_network(
     raw: Path, packed: dict[str, bytes], serve_files: Callable, monkeypatch: pytest.MonkeyPatch, form: str
 ) -> None:
     mirror = serve_files(packed)
-    monkeypatch.setattr(datasets.MNIST, "mirrors", [mirror.url])
+    use_files(monkeypatch, mirrors=(mirror.url,))
     for name in ARRAYS:
         (raw / f"{name}{form}").touch()
     before = snapshot(raw)
@@ -267,7 +282,7 @@ def test_only_missing_files_are_downloaded(
     raw: Path, packed: dict[str, bytes], serve_files: Callable, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     mirror = serve_files(packed)
-    monkeypatch.setattr(datasets.MNIST, "mirrors", [mirror.url])
+    use_files(monkeypatch, mirrors=(mirror.url,))
     there, *missing = packed
     (raw / there).write_bytes(packed[there])
     prepare_dataset("mnist", raw.parents[1])
@@ -281,7 +296,7 @@ def test_without_a_network_the_message_says_what_to_do(
 ) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         url = f"http://127.0.0.1:{server.getsockname()[1]}/"
-    monkeypatch.setattr(datasets.MNIST, "mirrors", [url])
+    use_files(monkeypatch, mirrors=(url,))
     monkeypatch.setattr("mlp_dist.data.download.PAUSES", (0.01,) * 4)
     with pytest.raises(DownloadError) as raised:
         prepare_dataset("mnist", tmp_path)

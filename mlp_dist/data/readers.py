@@ -6,7 +6,6 @@ import os
 import struct
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -16,7 +15,7 @@ from mlp_dist.core.errors import DataError, DownloadError
 from mlp_dist.core.spec import ImageSpec
 from mlp_dist.data.arrays import read_arrays
 from mlp_dist.data.batches import generator
-from mlp_dist.data.catalog import ARRAYS_PREFIX, CATALOG, FOLDER_PREFIX, DatasetFacts
+from mlp_dist.data.catalog import ARRAYS_PREFIX, CATALOG, FOLDER_PREFIX, DatasetFacts, Files
 from mlp_dist.data.dataset import Dataset, ImageSet
 from mlp_dist.data.download import download
 from mlp_dist.data.folder import read_folder
@@ -30,24 +29,23 @@ def default_data_dir() -> Path:
 def prepare_dataset(name: str, data_dir: Path) -> None:
     """Download what `read_dataset` needs and finds missing. Raises DownloadError where that fails."""
     facts = CATALOG.get(name)
-    if facts is None or facts.torchvision_class is None:
+    if facts is None or facts.files is None:
         return
-    source = _torchvision_class(facts.torchvision_class)
-    directory = _raw_directory(facts.torchvision_class, data_dir)
+    directory = _raw_directory(facts.files, data_dir)
     missing = {
         file: md5
-        for file, md5 in source.resources
+        for file, md5 in facts.files.resources.items()
         if not (directory / file).exists() and not (directory / file).with_suffix("").exists()
     }
     if not missing:
         return
     try:
-        download(missing, source.mirrors, directory)
+        download(missing, facts.files.mirrors, directory)
     except DownloadError as error:
         raise DownloadError(
             f"{facts.title} could not be had: {error}\n"
             f"To use files you have, put {', '.join(missing)} into {directory}, or name the directory that "
-            f"holds {facts.torchvision_class}/raw with --data-dir; --dataset digits needs no network."
+            f"holds {facts.files.directory}/raw with --data-dir; --dataset digits needs no network."
         ) from error
 
 
@@ -66,10 +64,10 @@ def read_dataset(
     if name.startswith(ARRAYS_PREFIX):
         return read_arrays(Path(name.removeprefix(ARRAYS_PREFIX)), image_size=image_size)
     facts = CATALOG[name]
-    if facts.torchvision_class is None:
+    if facts.files is None:
         train, test = _read_digits()
     else:
-        train, test = _read_idx(facts, facts.torchvision_class, data_dir)
+        train, test = _read_idx(facts, facts.files, data_dir)
     spec = replace(facts.image, height=image_size, width=image_size)
     train, test = _resized(train, spec), _resized(test, spec)
     return Dataset(name, facts.title, spec, facts.classes, train, test)
@@ -89,22 +87,16 @@ def _resized(data: ImageSet, spec: ImageSpec) -> ImageSet:
 # MNIST and its relatives
 
 
-def _torchvision_class(name: str) -> Any:
-    from torchvision import datasets
-
-    return getattr(datasets, name)
+def _raw_directory(files: Files, data_dir: Path) -> Path:
+    return data_dir / files.directory / "raw"
 
 
-def _raw_directory(torchvision_class: str, data_dir: Path) -> Path:
-    return data_dir / torchvision_class / "raw"
-
-
-def _read_idx(facts: DatasetFacts, torchvision_class: str, data_dir: Path) -> tuple[ImageSet, ImageSet]:
-    directory = _raw_directory(torchvision_class, data_dir)
+def _read_idx(facts: DatasetFacts, files: Files, data_dir: Path) -> tuple[ImageSet, ImageSet]:
+    directory = _raw_directory(files, data_dir)
     size = (facts.image.height, facts.image.width)
     train_images, train_labels, test_images, test_labels = (
         _read_idx_file(directory / file, md5, size if "images" in file else ())
-        for file, md5 in _torchvision_class(torchvision_class).resources
+        for file, md5 in files.resources.items()
     )
     for labels in (train_labels, test_labels):
         if labels.max(initial=0) >= len(facts.classes):
