@@ -1,5 +1,6 @@
 """TrainConfig -> optimizer, and plain SGD written out."""
 
+import sys
 from collections.abc import Callable, Iterable
 
 import torch
@@ -42,6 +43,8 @@ def build_optimizer(config: TrainConfig, parameters: Iterable[torch.nn.Parameter
     Adam's weight decay is decoupled from its gradient's scale: AdamW (Loshchilov and Hutter, 2019).
     """
     lr, weight_decay = config.lr, config.weight_decay
+    if not config.compile:
+        _leave_out_the_compiler()
     if config.optimizer == "sgd":
         return torch.optim.SGD(parameters, lr=lr, weight_decay=weight_decay)
     if config.optimizer == "scratch-sgd":
@@ -49,3 +52,15 @@ def build_optimizer(config: TrainConfig, parameters: Iterable[torch.nn.Parameter
     if weight_decay:
         return torch.optim.AdamW(parameters, lr=lr, weight_decay=weight_decay, fused=True)
     return torch.optim.Adam(parameters, lr=lr, fused=True)
+
+
+def _leave_out_the_compiler() -> None:
+    """Let optimizers be made without torch._dynamo, whose import takes a second and 150 MB.
+
+    torch imports it at the first call of these methods, to have them left out of what is being compiled. Here
+    nothing is: each is told to stand for itself, as `torch._disable_dynamo` would remember it.
+    """
+    for name in ("state_dict", "load_state_dict", "zero_grad", "add_param_group"):
+        method = getattr(getattr(torch.optim.Optimizer, name), "__wrapped__", None)
+        if method is not None and "torch._dynamo" not in sys.modules:
+            method.__dynamo_disable = method

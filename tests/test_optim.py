@@ -1,3 +1,5 @@
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -75,3 +77,17 @@ def test_a_closure_is_called_with_gradients() -> None:
     ask: Callable[[], float] = closure
     assert optimizer.step(ask) == 4.0
     assert value.item() == 0.0
+
+
+def test_an_optimizer_is_made_without_the_compiler() -> None:
+    code = (
+        "import sys, torch\n"
+        "from mlp_dist.optim import build_optimizer\n"
+        "from mlp_dist.recipes import get_recipe\n"
+        "weight = torch.nn.Parameter(torch.ones(2))\n"
+        "optimizer = build_optimizer(get_recipe('mnist'), [weight])\n"
+        "optimizer.load_state_dict(optimizer.state_dict())\n"
+        "optimizer.zero_grad()\n"
+        "sys.exit('torch._dynamo' in sys.modules)\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)

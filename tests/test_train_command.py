@@ -200,7 +200,7 @@ def test_a_store_that_cannot_be_opened_is_an_error(uri: str, tmp_path: Path) -> 
 def test_a_loss_that_is_not_finite_ends_the_run_failed(tmp_path: Path) -> None:
     done = train(*DATASET, "--epochs", "3", "--lr", "1e30", cwd=tmp_path)
     assert done.returncode == 1
-    assert "the loss of step 3 (epoch 1) is not finite at learning rate 1e+30; try a smaller" in done.stderr
+    assert "the loss of step 2 (epoch 1) is not finite at learning rate 1e+30; try a smaller" in done.stderr
     assert "(the checkpoint of epoch 0 is kept in " in done.stderr
     assert "Traceback" not in done.stderr
     assert [run.info.status for run in all_runs(tmp_path)] == ["FAILED"]
