@@ -10,25 +10,23 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from accelerate import Accelerator
-from torch import distributed
 
 from mlp_dist import processes
 from mlp_dist.data.readers import default_data_dir, read_dataset
+from mlp_dist.engines.exchange import Exchange
 from mlp_dist.joining import join
 from mlp_dist.recipes import get_recipe
 from mlp_dist.start import settle
 from mlp_dist.trainer import Trainer
 
-CALLS = ("all_gather_into_tensor", "all_reduce")
-
 
 @dataclass
 class Epoch:
-    """Seconds of one epoch, of its part in torch.distributed's calls, and of one without any of them."""
+    """Seconds of one epoch, of its part in the engine's exchange, and of one without it."""
 
     whole: float
     talking: float
@@ -36,69 +34,71 @@ class Epoch:
     bytes_a_step: int
 
 
-class Calls:
-    """Takes the place of torch.distributed's calls and counts their seconds and bytes; while `silent` is set,
-    they do nothing."""
+class Timed:
+    """In place of an engine's exchange: counts its seconds and bytes, and while `silent` does nothing."""
 
-    def __init__(self) -> None:
+    def __init__(self, exchange: Exchange) -> None:
+        self.exchange, self.flat = exchange, exchange.flat
         self.seconds, self.bytes, self.silent = 0.0, 0, False
-        for name in CALLS:
-            setattr(distributed, name, self._timed(getattr(distributed, name)))
+        self._last: Any = None
 
-    def _timed(self, call: Callable[..., Any]) -> Callable[..., Any]:
-        def timed(*given: Any, **options: Any) -> Any:
-            if self.silent:
-                return _Done() if options.get("async_op") else None
-            started = time.perf_counter()
-            work = call(*given, **options)
-            self.seconds += time.perf_counter() - started
-            sent = [tensor for tensor in given if isinstance(tensor, torch.Tensor)][-1]
-            self.bytes += sent.numel() * sent.element_size()
-            return work if work is None else _Waiting(work, self)
+    def gather(self) -> tuple[int, list[torch.Tensor]]:
+        self._last = self._timed(self.exchange.gather, self.flat)
+        found: tuple[int, list[torch.Tensor]] = self._last
+        return found
 
-        return timed
+    def start(self, part: slice) -> None:
+        self._timed(lambda: self.exchange.start(part), self.flat[part])
 
+    def finish(self) -> None:
+        self._timed(self.exchange.finish)
 
-class _Done:
-    def wait(self) -> None:
-        pass
-
-
-class _Waiting:
-    def __init__(self, work: Any, calls: Calls) -> None:
-        self.work, self.calls = work, calls
-
-    def wait(self) -> None:
+    def _timed(self, call: Callable[[], Any], sent: torch.Tensor | None = None) -> Any:
+        if self.silent:
+            return self._last
         started = time.perf_counter()
-        self.work.wait()
-        self.calls.seconds += time.perf_counter() - started
+        answer = call()
+        self.seconds += time.perf_counter() - started
+        self.bytes += 0 if sent is None else sent.numel() * sent.element_size()
+        return answer
+
+
+def timed(engine: Any) -> Timed | None:
+    """In place of the engine's exchange; None where it has none."""
+    for part in (engine._rows, engine._update):
+        if getattr(part, "exchange", None) is not None:
+            part.exchange = Timed(part.exchange)
+            return cast(Timed, part.exchange)
+    return None
 
 
 def train(batch_size: int, output: Path) -> None:
     """A warm-up epoch, one as it is, and one in which nobody talks; main writes an Epoch as JSON."""
     join(use_cpu=True)
     processes.set_threads()
-    accelerator, calls = Accelerator(cpu=True), Calls()
+    accelerator = Accelerator(cpu=True)
     data = read_dataset("mnist", default_data_dir())
     config, data = settle(replace(get_recipe("mnist"), batch_size=batch_size, epochs=9), data)
     with tempfile.TemporaryDirectory() as directory, processes.StopSignals() as signals:
         trainer = Trainer(config, data, accelerator, Path(directory))
+        calls = timed(trainer.engine)
 
         def epoch() -> float:
-            calls.seconds, calls.bytes = 0.0, 0
+            if calls is not None:
+                calls.seconds, calls.bytes = 0.0, 0
             record = trainer.train_epoch(signals)
             trainer.keep(record | {"val_accuracy": None})
             return float(record["train_seconds"])
 
         epoch()
         whole = epoch()
-        talking, sent = calls.seconds, calls.bytes
-        calls.silent = True
-        alone = epoch()
+        talking, sent, alone = 0.0, 0, whole
+        if calls is not None:
+            talking, sent, calls.silent = calls.seconds, calls.bytes, True
+            alone = epoch()
     if accelerator.is_main_process:
         found = Epoch(whole, talking, alone, sent // trainer.steps_per_epoch)
         output.write_text(json.dumps(asdict(found)))
-    calls.silent = False
     accelerator.end_training()
 
 

@@ -11,7 +11,7 @@ from variants import EVERYTHING, PLAIN, copied, take_step, trainer
 
 from mlp_dist.config import TrainConfig
 from mlp_dist.engines.eager import EagerEngine
-from mlp_dist.engines.plain import PlainEngine
+from mlp_dist.engines.plain import PlainEngine, rows_at_once
 from mlp_dist.engines.products import Products
 from mlp_dist.trainer import Trainer
 
@@ -104,10 +104,11 @@ def test_what_is_not_plain_goes_by_autograd(changes: dict[str, Any], tmp_path: P
         assert isinstance(made.engine, EagerEngine)
 
 
-def test_steps_at_once_fit_the_cache(tmp_path: Path) -> None:
-    for batch_size, steps in ((1, 2048), (100, 20), (5000, 1)):
+def test_steps_at_once_need_bounded_memory(tmp_path: Path) -> None:
+    for batch_size, steps in ((1, 5349), (100, 53), (10_000, 1)):
         with trainer(replace(PLAIN, batch_size=batch_size), tmp_path) as made:
             assert made.engine.steps_at_once == steps
+    assert 4 * 224 * 224 * 3 * rows_at_once(224 * 224 * 3) <= 2**24 < 4 * 784 * rows_at_once(784) * 2
 
 
 def test_small_products_are_made_by_one_thread_in_full_precision() -> None:

@@ -20,8 +20,11 @@ from mlp_dist.engines.products import Products
 from mlp_dist.engines.rows import Buffers, SharedRows, build_rows
 from mlp_dist.engines.updates import build_update
 
-_ROWS_AT_ONCE = 2048
-"""So many images are normalized in one go: enough to hide the cost of the calls, and still in the cache."""
+_ROWS_AT_ONCE, _BYTES_AT_ONCE = 2**13, 2**24
+"""Images that are normalized in one go, and what they may take: enough to hide the cost of the calls."""
+
+_WIDE = 100_000
+"""Elements from which on a second thread takes off more than it costs."""
 
 
 class PlainEngine:
@@ -29,7 +32,8 @@ class PlainEngine:
 
     def __init__(self, job: Job) -> None:
         self.job, batch_size = job, job.config.batch_size
-        self.steps_at_once = max(1, _ROWS_AT_ONCE // batch_size)
+        num_features = job.image.num_features
+        self.steps_at_once = max(1, rows_at_once(num_features) // batch_size)
         linears = [module for module in job.module.modules() if isinstance(module, nn.Linear)]
         self._weights = [linear.weight.detach() for linear in linears]
         self._biases = [linear.bias.detach() for linear in linears]
@@ -48,7 +52,7 @@ class PlainEngine:
         self._offset, self._scale = (-mean / std).float(), (1 / (255 * std)).float()
         self._layout = lru_cache(maxsize=4)(self._layout_of)
         most = self.steps_at_once * batch_size
-        self._inputs = torch.empty(most, linears[0].in_features)
+        self._inputs = torch.empty(most, num_features)
         self._logits, self._targets = (torch.empty(most, linears[-1].out_features) for _ in range(2))
 
     @staticmethod
@@ -82,7 +86,7 @@ class PlainEngine:
                 buffers = self._rows.buffers(size)
                 rate = self.job.set_learning_rate(step + number)
                 self._forward(x[share], buffers.values, answers)
-                self._backward(answers, target, buffers, scale=1 / size)
+                self._backward(answers, target, buffers, scale=self._update.scale(size, rate))
                 self._update_from(x, self._rows.known(size), rate)
                 if self.job.average is not None:
                     self.job.average.update()
@@ -115,7 +119,10 @@ class PlainEngine:
         before = inputs
         for layer, after in enumerate([*values, logits]):
             self._products.use(self._large[layer])
-            torch.addmm(self._biases[layer], before, self._transposed[layer], out=after)
+            # addmm would first spread the bias over all rows, and then add the product to it.
+            torch.mm(before, self._transposed[layer], out=after)
+            self._products.use(after.numel() > _WIDE)
+            after.add_(self._biases[layer])
             before = after if after is logits else after.relu_()
 
     def _backward(
@@ -136,9 +143,13 @@ class PlainEngine:
         for layer in range(len(self._weights) - 1, -1, -1):
             self._products.use(self._large[layer])
             before = known.values[layer - 1] if layer else inputs
-            self._update.add(layer, before, known.derivatives[layer], rate)
+            self._update.add(layer, before, known.derivatives[layer])
         self._products.use(True)
         self._update.step(rate)
+
+
+def rows_at_once(num_features: int) -> int:
+    return min(_ROWS_AT_ONCE, _BYTES_AT_ONCE // (4 * num_features))
 
 
 def _length(part: slice) -> int:

@@ -4,8 +4,8 @@ from functools import lru_cache
 from typing import NamedTuple
 
 import torch
-from torch import distributed
 
+from mlp_dist.engines.exchange import build_exchange
 from mlp_dist.engines.job import Job
 
 
@@ -77,8 +77,10 @@ class SharedRows(OwnRows):
 
     def __init__(self, job: Job, widths: list[int]) -> None:
         super().__init__(job, widths)
-        self._received = torch.empty(self.world_size, self._flat.numel())
-        self._parts = lru_cache(maxsize=2)(self._of_all)
+        self.exchange = build_exchange(self._flat)
+        self._found = lru_cache(maxsize=2)(self._room)
+        # Of two sizes, in one of two places each.
+        self._parts = lru_cache(maxsize=4)(self._parts_of)
 
     @staticmethod
     def pays(job: Job, widths: list[int], num_parameters: int) -> bool:
@@ -93,16 +95,19 @@ class SharedRows(OwnRows):
         return self._share(batch_size, self.rank)
 
     def known(self, batch_size: int) -> Buffers:
-        distributed.all_gather_into_tensor(self._received.view(-1), self._flat)
-        found, parts = self._parts(batch_size)
-        for whole, pieces in zip(found, parts, strict=True):
+        place, self._received = self.exchange.gather()
+        found = self._found(batch_size)
+        for whole, pieces in zip(found, self._parts(batch_size, place), strict=True):
             torch.cat(pieces, out=whole)
         return self._named(found)
 
-    def _of_all(self, batch_size: int) -> tuple[list[torch.Tensor], list[tuple[torch.Tensor, ...]]]:
-        """Memory for what is known of a batch, and where in what was received its parts are."""
+    def _room(self, batch_size: int) -> list[torch.Tensor]:
+        return [torch.empty(batch_size, width) for width in self._columns]
+
+    def _parts_of(self, batch_size: int, place: int) -> list[tuple[torch.Tensor, ...]]:
+        """Each layer's parts in what was received, which is the same memory for the same `place`."""
         views = [self._views(flat, self._size(batch_size, rank)) for rank, flat in enumerate(self._received)]
-        return [torch.empty(batch_size, width) for width in self._columns], list(zip(*views, strict=True))
+        return list(zip(*views, strict=True))
 
 
 def build_rows(job: Job, widths: list[int], num_parameters: int) -> OwnRows:

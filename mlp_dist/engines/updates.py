@@ -1,16 +1,20 @@
 """Gradient products of a plain perceptron's layers, and what the optimizer makes of them."""
 
-from typing import Any, Protocol
+from itertools import accumulate
+from typing import Protocol
 
 import torch
-from torch import distributed
 
+from mlp_dist.engines.exchange import build_exchange
 from mlp_dist.engines.job import Job
 
 
 class Update(Protocol):
-    def add(self, layer: int, inputs: torch.Tensor, derivatives: torch.Tensor, rate: float) -> None:
-        """The part in the step of a layer, of the rows' inputs and the loss's derivatives by its outputs."""
+    def scale(self, batch_size: int, rate: float) -> float:
+        """What `add` wants the derivatives of a batch's summed loss to be multiplied with."""
+
+    def add(self, layer: int, inputs: torch.Tensor, derivatives: torch.Tensor) -> None:
+        """The part in the step of a layer, of the rows' inputs and the derivatives by its outputs."""
 
     def step(self, rate: float) -> None:
         """The rest, once all layers are added."""
@@ -24,16 +28,19 @@ class SGDInProduct:
 
     def __init__(self, weights: list[torch.Tensor], biases: list[torch.Tensor], weight_decay: float) -> None:
         self._weights, self._biases, self._decay = weights, biases, weight_decay
-        self._sums = [torch.empty_like(bias) for bias in biases]
+        self._sums, self._kept = [torch.empty_like(bias) for bias in biases], 1.0
 
-    def add(self, layer: int, inputs: torch.Tensor, derivatives: torch.Tensor, rate: float) -> None:
-        kept = 1 - rate * self._decay
-        self._weights[layer].addmm_(derivatives.t(), inputs, beta=kept, alpha=-rate)
+    def scale(self, batch_size: int, rate: float) -> float:
+        self._kept = 1 - rate * self._decay
+        return -rate / batch_size
+
+    def add(self, layer: int, inputs: torch.Tensor, derivatives: torch.Tensor) -> None:
+        self._weights[layer].addmm_(derivatives.t(), inputs, beta=self._kept)
         bias, total = self._biases[layer], self._sums[layer]
         torch.sum(derivatives, 0, out=total)
         if self._decay:
-            bias.mul_(kept)
-        bias.add_(total, alpha=-rate)
+            bias.mul_(self._kept)
+        bias.add_(total)
 
     def step(self, rate: float) -> None:
         pass
@@ -51,27 +58,31 @@ class ByGradient:
     def __init__(
         self, job: Job, weights: list[torch.Tensor], biases: list[torch.Tensor], *, reduce: bool
     ) -> None:
-        self._reduce, self._waiting = reduce, list[Any]()
         self._optimizer = build_rule(job)
         sizes = [weight.numel() + bias.numel() for weight, bias in zip(weights, biases, strict=True)]
-        self._parts = torch.split(torch.empty(sum(sizes)), sizes)
+        flat, ends = torch.empty(sum(sizes)), list(accumulate(sizes))
+        self.exchange = build_exchange(flat) if reduce else None
+        self._parts = [slice(end - size, end) for size, end in zip(sizes, ends, strict=True)]
+        parts = torch.split(flat, sizes)
         self._weights = [
-            part[: weight.numel()].view_as(weight) for part, weight in zip(self._parts, weights, strict=True)
+            part[: weight.numel()].view_as(weight) for part, weight in zip(parts, weights, strict=True)
         ]
-        self._biases = [part[weight.numel() :] for part, weight in zip(self._parts, weights, strict=True)]
+        self._biases = [part[weight.numel() :] for part, weight in zip(parts, weights, strict=True)]
         pairs = zip(self._weights, self._biases, strict=True)
         self._gradients = [gradient for pair in pairs for gradient in pair]
 
-    def add(self, layer: int, inputs: torch.Tensor, derivatives: torch.Tensor, rate: float) -> None:
+    def scale(self, batch_size: int, rate: float) -> float:
+        return 1 / batch_size
+
+    def add(self, layer: int, inputs: torch.Tensor, derivatives: torch.Tensor) -> None:
         torch.mm(derivatives.t(), inputs, out=self._weights[layer])
         torch.sum(derivatives, 0, out=self._biases[layer])
-        if self._reduce:
-            self._waiting.append(distributed.all_reduce(self._parts[layer], async_op=True))
+        if self.exchange is not None:
+            self.exchange.start(self._parts[layer])
 
     def step(self, rate: float) -> None:
-        for part in self._waiting:
-            part.wait()
-        self._waiting.clear()
+        if self.exchange is not None:
+            self.exchange.finish()
         self._optimizer.step(self._gradients, rate)
 
     def finish(self) -> None:
