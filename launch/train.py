@@ -18,7 +18,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from mlp_dist import command
+from mlp_dist import command, recorder
 from mlp_dist.config import (
     DEFAULT_EXPERIMENT,
     GRADIENT_DTYPES,
@@ -33,7 +33,7 @@ from mlp_dist.config import (
 from mlp_dist.core.errors import ProcessLostError
 from mlp_dist.core.spec import KINDS
 from mlp_dist.data.catalog import ARRAYS_PREFIX, FOLDER_PREFIX
-from mlp_dist.processes import Interrupted, end_with_launcher, launch_command
+from mlp_dist.processes import Interrupted, end_with_launcher, is_main, launch_command
 from mlp_dist.recipes import get_recipe, recipe_table
 from mlp_dist.schedule import SCHEDULES
 
@@ -201,6 +201,9 @@ def main() -> None:
         print(recipe_table())
         return
     config, given = configure(args)
+    if is_main():
+        # It imports mlflow while this process imports torch.
+        recorder.start()
     # What imports make stays to the end; a garbage collector that looks at it over and over takes a second.
     gc.disable()
     # Importing accelerate takes seconds; a wrong flag is told before.

@@ -1,13 +1,17 @@
-"""Pictures of data and of trainings. The one file that imports matplotlib: pyplot only to open a window."""
+"""Pictures of data and of trainings, from arrays. The one file that imports matplotlib: pyplot only to open a
+window. torch is not imported: tensors on the CPU are taken, as NumPy takes them.
+"""
 
+import io
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import product
 from pathlib import Path
 from typing import Any
 
-import torch
+import numpy as np
+from numpy.typing import ArrayLike
 
 from mlp_dist.core.errors import UsageError
 from mlp_dist.core.files import replacing_file
@@ -63,7 +67,7 @@ def learning_curves(history: list[dict[str, Any]], kept_epoch: int) -> Figure:
     return figure
 
 
-def confusion_matrix(confusion: torch.Tensor, classes: Sequence[str]) -> Figure:
+def confusion_matrix(confusion: ArrayLike, classes: Sequence[str]) -> Figure:
     """Counts of (true class, predicted class); colour is the share of the true class.
 
     Of more than MOST_NAMED classes the picture shows colours alone: names and counts would not be legible.
@@ -72,14 +76,15 @@ def confusion_matrix(confusion: torch.Tensor, classes: Sequence[str]) -> Figure:
     size = max(5.0, 0.6 * min(len(classes), MOST_NAMED))
     figure = Figure(figsize=(size + 1, size), layout="constrained")
     axes = figure.subplots()
-    shares = confusion / confusion.sum(dim=1, keepdim=True).clamp(min=1)
-    image = axes.imshow(shares.numpy(), cmap="Blues", vmin=0, vmax=1)
-    for true, row in enumerate(confusion.tolist() if names else []):
+    counts = np.asarray(confusion)
+    shares = counts / counts.sum(axis=1, keepdims=True).clip(min=1)
+    image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    for true, row in enumerate(counts.tolist() if names else []):
         for predicted, count in enumerate(row):
             if count:
                 colour = "white" if shares[true, predicted] > 0.5 else "black"
                 axes.text(predicted, true, str(count), ha="center", va="center", color=colour, fontsize=8)
-    accuracy = confusion.trace().item() / confusion.sum().item()
+    accuracy = counts.trace() / counts.sum()
     axes.set(xlabel="predicted", ylabel="true", title=f"test accuracy {accuracy:.2%}")
     if names:
         rotation = 45 if max(map(len, names)) > 2 else 0
@@ -90,25 +95,28 @@ def confusion_matrix(confusion: torch.Tensor, classes: Sequence[str]) -> Figure:
 
 
 def samples_grid(
-    images: torch.Tensor, labels: torch.Tensor, classes: Sequence[str], *, rows: int = 4, columns: int = 5
+    images: ArrayLike, labels: ArrayLike, classes: Sequence[str], *, rows: int = 4, columns: int = 5
 ) -> Figure:
     """The first of the uint8 images (N, C, H, W) with the class names of their int64 labels (N,)."""
-    titles = [(_short(classes[label]), "black") for label in labels[: rows * columns].tolist()]
+    titles = [(_short(classes[label]), "black") for label in np.asarray(labels)[: rows * columns]]
     return _image_grid(images, titles, rows, columns, **_GRAY)
 
 
 def predictions_grid(
-    images: torch.Tensor,
-    labels: torch.Tensor,
-    probabilities: torch.Tensor,
+    images: ArrayLike,
+    labels: ArrayLike,
+    probabilities: ArrayLike,
     classes: Sequence[str],
     *,
     rows: int = 4,
     columns: int = 5,
 ) -> Figure:
-    """The first of the uint8 images (N, C, H, W) with prediction, probability and label; wrong ones red."""
+    """The first of the uint8 images (N, C, H, W) with prediction, probability and label; wrong ones red.
+
+    `labels` are int64 (N,), `probabilities` float (N, classes).
+    """
     titles = []
-    for label, row in zip(labels[: rows * columns].tolist(), probabilities.cpu(), strict=False):
+    for label, row in zip(np.asarray(labels)[: rows * columns], np.asarray(probabilities), strict=False):
         predicted = int(row.argmax())
         text = f"{_short(classes[predicted])} ({row[predicted]:.0%})\ntrue: {_short(classes[label])}"
         titles.append((text, "black" if predicted == label else "tab:red"))
@@ -116,42 +124,27 @@ def predictions_grid(
 
 
 def mistakes_grid(
-    images: torch.Tensor,
-    labels: torch.Tensor,
-    probabilities: torch.Tensor,
-    classes: Sequence[str],
-    *,
-    rows: int = 4,
-    columns: int = 5,
+    images: ArrayLike, labels: ArrayLike, probabilities: ArrayLike, classes: Sequence[str]
 ) -> Figure:
-    """The wrongly answered of the uint8 images (N, C, H, W), the most confident answer first.
-
-    `labels` are int64 (N,), `probabilities` float (N, classes). Equally confident ones keep their order.
-    """
-    images, labels, probabilities = images.cpu(), labels.cpu(), probabilities.cpu()
-    wrong = (probabilities.argmax(dim=1) != labels).nonzero().flatten()
-    if len(wrong) == 0:
-        figure = Figure(figsize=(5, 2), layout="constrained")
-        figure.text(0.5, 0.5, "no mistakes", ha="center", va="center", fontsize=16, color="gray")
-        return figure
-    confidence = probabilities[wrong].amax(dim=1)
-    worst = wrong[confidence.argsort(descending=True, stable=True)[: rows * columns]]
-    return predictions_grid(
-        images[worst], labels[worst], probabilities[worst], classes, rows=rows, columns=columns
-    )
+    """As `predictions_grid`; of no images it says that there are no mistakes."""
+    if len(np.asarray(labels)):
+        return predictions_grid(images, labels, probabilities, classes)
+    figure = Figure(figsize=(5, 2))
+    figure.text(0.5, 0.5, "no mistakes", ha="center", va="center", fontsize=16, color="gray")
+    return figure
 
 
-def first_layer(weights: torch.Tensor, image: ImageSpec, *, rows: int = 4, columns: int = 5) -> Figure:
-    """The units with the largest weights (by their norm), as images with one common scale.
+def first_layer(
+    weights: ArrayLike, units: ArrayLike, image: ImageSpec, *, rows: int = 4, columns: int = 5
+) -> Figure:
+    """The first of the units as images with one common scale; `units` int64 (N,) are their numbers.
 
-    `weights` are float (units, channels * height * width), in the order of a flattened image. Gray: blue is
+    `weights` are float (N, channels * height * width), in the order of a flattened image. Gray: blue is
     below 0, white is 0, red is above. RGB: a channel's 0.5 is the weight 0.
     """
-    weights = weights.detach().float().cpu()
-    order = weights.norm(dim=1).argsort(descending=True, stable=True)[: rows * columns]
-    shown = weights[order].reshape(-1, image.channels, image.height, image.width)
-    scale = shown.abs().max().item() or 1.0
-    titles = [(f"unit {unit}", "black") for unit in order.tolist()]
+    shown = np.asarray(weights).reshape(-1, image.channels, image.height, image.width)[: rows * columns]
+    scale = float(abs(shown).max()) or 1.0
+    titles = [(f"unit {unit}", "black") for unit in np.asarray(units)[: rows * columns]]
     if image.channels != 1:
         return _image_grid(0.5 + shown / (2 * scale), titles, rows, columns)
     figure = _image_grid(shown, titles, rows, columns, cmap="RdBu_r", vmin=-scale, vmax=scale)
@@ -163,6 +156,23 @@ def first_layer(weights: torch.Tensor, image: ImageSpec, *, rows: int = 4, colum
     bar = figure.add_axes((width / (width + _BAR), 0.2, 0.2 / (width + _BAR), 0.6))
     figure.colorbar(axes.images[0], cax=bar, label="weight")
     return figure
+
+
+FIGURES: dict[str, Callable[..., Figure]] = {
+    "samples": samples_grid,
+    "learning_curves": learning_curves,
+    "confusion_matrix": confusion_matrix,
+    "predictions": predictions_grid,
+    "mistakes": mistakes_grid,
+    "first_layer": first_layer,
+}
+"""What a run in MLflow has, by name."""
+
+
+def warm_up() -> None:
+    """Draw something: the first picture finds fonts, and imports what writes it."""
+    figure = learning_curves([{"epoch": 1, "train_loss": 1.0, "train_accuracy": 1.0}], 1)
+    figure.savefig(io.BytesIO(), format="png")
 
 
 def picture_format(path: Path) -> str:
@@ -219,7 +229,7 @@ def _short(name: str) -> str:
 
 
 def _image_grid(
-    images: torch.Tensor, titles: list[tuple[str, str]], rows: int, columns: int, **colours: Any
+    images: ArrayLike, titles: list[tuple[str, str]], rows: int, columns: int, **colours: Any
 ) -> Figure:
     """The first of the images (N, C, H, W) under (title, colour), as many as there are of both.
 
@@ -229,12 +239,12 @@ def _image_grid(
     figure = Figure(figsize=(width * columns, height * rows))
     axes = figure.add_axes((0, 0, 1, 1))
     cells = product(range(rows), range(columns))
-    for (row, column), pixels, (title, colour) in zip(cells, images.cpu(), titles, strict=False):
-        shown = pixels[0] if len(pixels) == 1 else pixels.permute(1, 2, 0)
+    for (row, column), pixels, (title, colour) in zip(cells, np.asarray(images), titles, strict=False):
+        shown = pixels[0] if len(pixels) == 1 else pixels.transpose(1, 2, 0)
         inch = _LARGEST / max(shown.shape[:2])
         middle, top = (column + 0.5) * width, (row + 1) * height - _LARGEST
         left, right = middle - inch * shown.shape[1] / 2, middle + inch * shown.shape[1] / 2
-        axes.imshow(shown.numpy(), extent=(left, right, top + inch * shown.shape[0], top), **colours)
+        axes.imshow(shown, extent=(left, right, top + inch * shown.shape[0], top), **colours)
         axes.text(
             *(middle, top - 0.05, title), color=colour, fontsize=9, ha="center", va="bottom", parse_math=False
         )

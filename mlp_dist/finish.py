@@ -1,17 +1,21 @@
 """The end of a training: the kept weights tested, the bundle written, and what people compare logged."""
 
 import platform
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 import mlp_dist
+from mlp_dist import pictured
+from mlp_dist.checkpoint import cpu_copy
 from mlp_dist.core.bundle import load_bundle, save_bundle, to_probabilities
 from mlp_dist.core.models import build_model, first_layer
 from mlp_dist.core.spec import BundleSpec
 from mlp_dist.evaluation import Evaluation, evaluate, predict
-from mlp_dist.tracking import BUNDLE, RunTracker
+from mlp_dist.recorder import RunTracker
+from mlp_dist.tracking import BUNDLE
 
 if TYPE_CHECKING:
     from mlp_dist.trainer import Trainer
@@ -22,21 +26,29 @@ def finish(trainer: "Trainer", run: RunTracker) -> dict[str, Any]:
     history, kept = trainer.history, trainer.history[trainer.kept]
     model = build_model(trainer.spec).to(trainer.accelerator.device)
     model.load_state_dict(trainer.best)
-    logits = predict(model, trainer.test_set, trainer.data.image)
+    data = trainer.data
+    # What is drawn first is drawn while the test images are predicted.
+    run.log_figure("learning_curves", history, kept["epoch"])
+    run.log_figure("first_layer", *pictured.largest_units(first_layer(model, trainer.spec)), data.image)
+    logits = predict(model, trainer.test_set, data.image)
     test = evaluate(logits, trainer.test_set.labels)
-    run.log_state_dicts({"best": trainer.best, "last": trainer.module.state_dict()})
-    run.log_bundle(_write_bundle(trainer, model.cpu(), test))
-    # What makes this a run to choose comes before the pictures, which may fail.
-    run.log_summary(
-        {
-            "best_epoch": kept["epoch"],
-            "best_val_accuracy": kept["val_accuracy"],
-            "best_val_loss": kept["val_loss"],
-            "test_accuracy": test.accuracy,
-            "test_loss": test.loss,
-        }
-    )
-    _log_figures(trainer, run, model, logits, test)
+    probabilities = to_probabilities(logits)
+    run.log_figure("confusion_matrix", pictured.array(test.confusion), data.classes)
+    run.log_figure("predictions", *pictured.first(data.test, probabilities), data.classes)
+    run.log_figure("mistakes", *pictured.mistakes(data.test, probabilities), data.classes)
+    with tempfile.TemporaryDirectory() as name:
+        run.log_checkpoint(_write_weights(trainer, Path(name)))
+        run.log_bundle(_write_bundle(trainer, model.cpu(), test))
+        run.log_summary(
+            {
+                "best_epoch": kept["epoch"],
+                "best_val_accuracy": kept["val_accuracy"],
+                "best_val_loss": kept["val_loss"],
+                "test_accuracy": test.accuracy,
+                "test_loss": test.loss,
+            }
+        )
+        run.wait()
     train_seconds = sum(record["train_seconds"] for record in history)
     return {
         "run_id": trainer.run_id,
@@ -55,6 +67,14 @@ def finish(trainer: "Trainer", run: RunTracker) -> dict[str, Any]:
         "samples_per_second": round(len(trainer.train_set) * len(history) / train_seconds, 1),
         "output_dir": str(trainer.output_dir),
     }
+
+
+def _write_weights(trainer: "Trainer", directory: Path) -> Path:
+    """As `mlflow.pytorch.log_state_dict` writes them."""
+    for name, state_dict in (("best", trainer.best), ("last", trainer.module.state_dict())):
+        (directory / name).mkdir()
+        torch.save(cpu_copy(state_dict), directory / name / "state_dict.pth")
+    return directory
 
 
 def _write_bundle(trainer: "Trainer", model: torch.nn.Module, test: Evaluation) -> Path:
@@ -85,23 +105,3 @@ def _write_bundle(trainer: "Trainer", model: torch.nn.Module, test: Evaluation) 
     save_bundle(directory, spec, model.state_dict(), golden)
     load_bundle(directory).check_golden()
     return directory
-
-
-def _log_figures(
-    trainer: "Trainer", run: RunTracker, model: torch.nn.Module, logits: torch.Tensor, test: Evaluation
-) -> None:
-    from mlp_dist import figures
-
-    data = trainer.data
-    answered = (data.test.images, data.test.labels, to_probabilities(logits).cpu(), data.classes)
-    run.log_figures(
-        {
-            "learning_curves": figures.learning_curves(
-                trainer.history, trainer.history[trainer.kept]["epoch"]
-            ),
-            "confusion_matrix": figures.confusion_matrix(test.confusion, data.classes),
-            "predictions": figures.predictions_grid(*answered),
-            "mistakes": figures.mistakes_grid(*answered),
-            "first_layer": figures.first_layer(first_layer(model, trainer.spec), data.image),
-        }
-    )

@@ -1,11 +1,9 @@
 """A training that goes on beside others, in a population."""
 
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
 from types import TracebackType
-from typing import Self, TypeVar
+from typing import Self
 
 import torch
 
@@ -16,35 +14,28 @@ from mlp_dist.report import Report
 from mlp_dist.steps import Record
 from mlp_dist.trainer import Trainer
 
-T = TypeVar("T")
-
 
 class Member:
-    """A training, and its report in a thread of its own: MLflow has one open run a thread.
-
-    `problem` is what has ended it before its time.
-    """
+    """A training, and its report. `problem` is what has ended it before its time."""
 
     def __init__(self, trainer: Trainer) -> None:
         self.trainer, self.report = trainer, Report(trainer)
         self.problem: TrainingError | None = None
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="report")
 
     def __enter__(self) -> Self:
-        self._reporting(self.report.__enter__)
+        self.report.__enter__()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._reporting(partial(self.report.__exit__, kind, error, trace))
-        self._thread.shutdown()
+        self.report.__exit__(kind, error, trace)
 
     def begin(self) -> None:
-        self._reporting(self.report.open)
+        self.report.open()
         if not self.trainer.saved:
             self.trainer.save()
-        self._reporting(self.report.describe)
+        self.report.describe()
 
     @property
     def goes_on(self) -> bool:
@@ -59,7 +50,7 @@ class Member:
         except TrainingError as error:
             self.problem = error
             print(f"{self.trainer.output_dir.name} ends here, the others go on: {error}", flush=True)
-            self._reporting(partial(self.report.__exit__, type(error), error, error.__traceback__))
+            self.report.__exit__(type(error), error, error.__traceback__)
 
     def add(self, totals: torch.Tensor, seconds: float, signals: StopSignals) -> None:
         """Steps that were taken for it: (summed loss, number correct) of each, float64 (K, 2)."""
@@ -77,7 +68,4 @@ class Member:
             self.report.run.log_epochs([trainer.history[-1]])
 
     def finish(self) -> Record:
-        return self._reporting(lambda: finish(self.trainer, self.report.run))
-
-    def _reporting(self, work: Callable[[], T]) -> T:
-        return self._thread.submit(work).result()
+        return finish(self.trainer, self.report.run)

@@ -1,12 +1,10 @@
 """What a training tells as it goes on: lines on stdout and its run in MLflow. On the main process alone."""
 
-import threading
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
-from mlp_dist import tracking
+from mlp_dist import pictured, recorder
 from mlp_dist.finish import finish
 from mlp_dist.processes import StopSignals
 from mlp_dist.steps import Record
@@ -15,29 +13,13 @@ if TYPE_CHECKING:
     from mlp_dist.trainer import Trainer
 
 
-@contextmanager
-def imports_meanwhile() -> Iterator[None]:
-    """While what is inside reads files, a thread imports what the report needs: that takes a second."""
-    thread = threading.Thread(target=_import_ahead, daemon=True)
-    thread.start()
-    yield
-    thread.join()
-
-
-def _import_ahead() -> None:
-    # What fails here fails again, and is told, where it is needed.
-    with suppress(Exception):
-        tracking.import_ahead()
-        from mlp_dist import figures  # noqa: F401
-
-
 class Report:
     """Once `open`, the MLflow run is; it ends as what happens until this is closed says."""
 
     def __init__(self, trainer: "Trainer") -> None:
         self.trainer = trainer
         self._closing = ExitStack()
-        self._run: tracking.RunTracker | None = None
+        self._run: recorder.RunTracker | None = None
 
     def __enter__(self) -> Self:
         self._closing.__enter__()
@@ -49,14 +31,14 @@ class Report:
         self._closing.__exit__(kind, error, trace)
 
     @property
-    def run(self) -> tracking.RunTracker:
+    def run(self) -> recorder.RunTracker:
         assert self._run is not None, "the report is not open"
         return self._run
 
     def open(self) -> None:
         """A new run, or the trainer's opened again."""
         trainer, config = self.trainer, self.trainer.config
-        opening = tracking.open_run(config.experiment, config.run_name, trainer.run_id or None)
+        opening = recorder.open_run(config.experiment, config.run_name, trainer.run_id or None)
         self._run = self._closing.enter_context(opening)
         trainer.run_id = self.run.run_id
 
@@ -64,7 +46,7 @@ class Report:
         """What a kill may have kept from MLflow, and for a new run that is everything."""
         trainer, data = self.trainer, self.trainer.data
         if not self.run.is_described:
-            self._log_samples()
+            self.run.log_figure("samples", *pictured.first(data.train), data.classes)
             self.run.log_dataset(data.name, trainer.data_digest)
             self.run.log_config(
                 trainer.config.to_json(),
@@ -98,11 +80,3 @@ class Report:
             print(f"stopped early: {better}", flush=True)
         signals.at_once()
         return finish(trainer, self.run)
-
-    def _log_samples(self) -> None:
-        from mlp_dist import figures
-
-        data = self.trainer.data
-        first = data.train[:20]
-        grid = figures.samples_grid(first.images, first.labels, data.classes)
-        self.run.log_figures({"samples": grid})

@@ -7,7 +7,6 @@ need is sent to them, so machines need no common disk.
 import os
 import shutil
 from collections.abc import Set
-from contextlib import nullcontext
 from dataclasses import replace
 from typing import cast
 
@@ -25,7 +24,6 @@ from mlp_dist.data.readers import default_data_dir, prepare_dataset, read_datase
 from mlp_dist.directories import continued, find_checkpoint, new_output_dir
 from mlp_dist.network import choose_interface
 from mlp_dist.peers import Peers
-from mlp_dist.report import imports_meanwhile
 from mlp_dist.trainer import Trainer
 
 VALIDATION_SHARE = 12
@@ -76,8 +74,7 @@ def _agreed(
     output_dir, checkpoint = peers.on_main(lambda: find_checkpoint(config, resume=resume))
     if checkpoint is not None:
         config = continued(checkpoint, config, given)
-    with imports_meanwhile() if state.is_main_process else nullcontext():
-        config, data = _load_data(state, config)
+    config, data = _load_data(state, config)
     if checkpoint is not None:
         _check_same_data(checkpoint, data)
     if output_dir is None:

@@ -1,6 +1,7 @@
-"""Runs in MLflow: writing one while it trains, finding the best one. The one file that imports mlflow.
+"""Runs in MLflow: writing one, finding the best one. The one file that imports mlflow.
 
-Only the main process comes here. mlflow is imported when the first run is, since that takes seconds.
+That takes seconds, so it is imported when it is needed first. A training's run is written by `recording`, a
+process without torch: none is imported here.
 """
 
 import fcntl
@@ -16,9 +17,6 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-import torch
-
-from mlp_dist.checkpoint import StateDict
 from mlp_dist.config import TrainConfig
 from mlp_dist.core.errors import MlpDistError, TrackingError, UsageError
 
@@ -65,14 +63,17 @@ def import_ahead() -> None:
 
 
 @dataclass(frozen=True)
-class RunTracker:
-    """An open MLflow run. When it was opened it had params where it `is_described`, and these `epochs`."""
+class OpenRun:
+    """This thread's open run. When it was opened it had params where it `is_described`, and these `epochs`.
+
+    `recorder.RunTracker` does from a training what this does here.
+    """
 
     run_id: str
     is_described: bool = False
     epochs: frozenset[int] = frozenset()
 
-    def log_config(self, config: dict[str, Any], **facts: str | int) -> None:
+    def log_config(self, config: dict[str, Any], facts: dict[str, str | int]) -> None:
         """`config` as a JSON artifact; both as params."""
         mlflow = _mlflow()
         mlflow.log_dict(config, CONFIG)
@@ -110,19 +111,11 @@ class RunTracker:
         for start in range(0, len(metrics), 1000):
             client.log_batch(self.run_id, metrics=metrics[start : start + 1000])
 
-    def log_figures(self, figures: dict[str, "Figure"]) -> None:
-        for name, figure in figures.items():
-            _mlflow().log_figure(figure, f"figures/{name}.png")
+    def log_figure(self, name: str, figure: "Figure") -> None:
+        _mlflow().log_figure(figure, f"figures/{name}.png")
 
-    def log_state_dicts(self, state_dicts: dict[str, StateDict]) -> None:
-        """Each as `mlflow.pytorch.log_state_dict` writes it, whose import takes longer than all the rest."""
-        with tempfile.TemporaryDirectory() as directory:
-            for name, state_dict in state_dicts.items():
-                cpu = {key: tensor.detach().cpu() for key, tensor in state_dict.items()}
-                path = Path(directory, name, "state_dict.pth")
-                path.parent.mkdir()
-                torch.save(cpu, path)
-            _mlflow().log_artifacts(directory, "checkpoint")
+    def log_checkpoint(self, directory: Path) -> None:
+        _mlflow().log_artifacts(str(directory), "checkpoint")
 
     def log_bundle(self, bundle: Path) -> None:
         _mlflow().log_artifacts(str(bundle), BUNDLE)
@@ -131,29 +124,22 @@ class RunTracker:
         """The figures that runs are compared by."""
         _mlflow().log_metrics({name: value for name, value in summary.items() if value is not None})
 
+    def end(self, status: str) -> None:
+        _mlflow().end_run(status)
 
-@contextmanager
-def open_run(experiment: str, run_name: str | None, run_id: str | None = None) -> Iterator[RunTracker]:
-    """A new run of `experiment`, or the run `run_id` opened again; it ends as what happens inside says.
 
-    FINISHED; KILLED on KeyboardInterrupt; FAILED on any other exception. Raises TrackingError where
-    MLflow cannot open it.
+def open_run(experiment: str, run_name: str | None, run_id: str | None = None) -> OpenRun:
+    """A new run of `experiment`, or the run `run_id` opened again, in this thread.
+
+    Raises TrackingError where MLflow cannot open it.
     """
     mlflow = _mlflow()
-    with _asking_to(f"open run {run_id}" if run_id else f"open a run of the experiment {experiment!r}"):
+    with _one_asking_to(f"open run {run_id}" if run_id else f"open a run of the experiment {experiment!r}"):
         if run_id is None:
             mlflow.set_experiment(experiment)
         run = mlflow.start_run(run_id=run_id, run_name=None if run_id else run_name)
         found = _logged_epochs(run_id) if run_id else frozenset()
-    status = "FAILED"
-    try:
-        yield RunTracker(run.info.run_id, is_described=bool(run.data.params), epochs=found)
-        status = "FINISHED"
-    except KeyboardInterrupt:
-        status = "KILLED"
-        raise
-    finally:
-        mlflow.end_run(status)
+    return OpenRun(run.info.run_id, is_described=bool(run.data.params), epochs=found)
 
 
 def _logged_epochs(run_id: str) -> frozenset[int]:
@@ -225,7 +211,7 @@ def _note(text: str) -> None:
 def _finished_runs(experiment: str) -> list[StoredRun]:
     """Those of this package, the latest first."""
     mlflow = _mlflow()
-    with _asking_to("be asked") as uri:
+    with _one_asking_to("be asked") as uri:
         found = mlflow.get_experiment_by_name(experiment)
         if found is None:
             names = sorted(experiment.name for experiment in mlflow.search_experiments())
@@ -243,12 +229,11 @@ def _finished_runs(experiment: str) -> list[StoredRun]:
 
 
 @contextmanager
-def _asking_to(what: str) -> Iterator[str]:
+def asking_to(what: str) -> Iterator[str]:
     """Makes a TrackingError of what a store raises that is damaged or cannot be reached; yields its URI."""
     uri = _mlflow().get_tracking_uri()
     try:
-        with _one_at_a_time(uri):
-            yield uri
+        yield uri
     except MlpDistError:
         raise
     # A damaged database is no MlflowException, but what the store's library makes of it.
@@ -257,10 +242,16 @@ def _asking_to(what: str) -> Iterator[str]:
         raise TrackingError(f"MLflow at {uri} cannot {what}: {reason}; see MLFLOW_TRACKING_URI") from error
 
 
+@contextmanager
+def _one_asking_to(what: str) -> Iterator[str]:
+    with asking_to(what) as uri, _one_at_a_time(uri):
+        yield uri
+
+
 def get_run(run_id: str) -> StoredRun:
     """Raises UsageError for an id that MLflow does not know, TrackingError for a run that did not finish."""
     mlflow = _mlflow()
-    with _asking_to("be asked") as uri:
+    with _one_asking_to("be asked") as uri:
         try:
             run = mlflow.get_run(run_id)
         except mlflow.MlflowException as error:

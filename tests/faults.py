@@ -51,16 +51,17 @@ MOMENTS: dict[str, dict[str, tuple[int, int]]] = {
     "training": {"": FIRST},
     "saving": {"": ANY, "torch:save": ANY, "os:link": ANY, "os:replace": (1, 24), "os:fsync": (1, 48)},
     "evaluating": {"": (1, 2), "torch.nn.functional:cross_entropy": (1, 4)},
-    "logging": {"": (1, 3), "mlflow:MlflowClient.log_batch": (1, 2)},
+    "logging": {"": (1, 3), "mlp_dist.recorder:Recorder._ask": (1, 2)},
     "finishing": {
         "": FIRST,
         "torch:save": (1, 3),
         "os:replace": FIRST,
         "os:fsync": (1, 4),
-        "mlp_dist.tracking:RunTracker.log_bundle": FIRST,
-        "mlp_dist.tracking:RunTracker.log_summary": FIRST,
-        "mlp_dist.tracking:RunTracker.log_figures": FIRST,
-        "mlflow:end_run": FIRST,
+        "mlp_dist.recorder:RunTracker.log_bundle": FIRST,
+        "mlp_dist.recorder:RunTracker.log_summary": FIRST,
+        "mlp_dist.recorder:RunTracker.log_figure": FIRST,
+        "mlp_dist.recorder:RunTracker.wait": (1, 2),
+        "mlp_dist.recorder:RunTracker.end": FIRST,
     },
 }
 """Where in each phase a kill comes: before the n-th call of one of these, n from and to; "": of its own."""

@@ -17,6 +17,7 @@ from PIL import Image
 
 from mlp_dist.core.errors import UsageError
 from mlp_dist.core.spec import ImageSpec
+from mlp_dist.data.dataset import ImageSet
 from mlp_dist.figures import (
     FORMATS,
     confusion_matrix,
@@ -27,6 +28,7 @@ from mlp_dist.figures import (
     samples_grid,
     save,
 )
+from mlp_dist.pictured import first, largest_units, mistakes
 
 
 def drawn(figure: Figure) -> np.ndarray:
@@ -223,7 +225,7 @@ def doubted() -> torch.Tensor:
 
 def test_the_most_confident_mistakes_come_first() -> None:
     images, labels = random_images(6), torch.tensor([0, 1, 0, 0, 0, 1])
-    figure = mistakes_grid(images, labels, doubted(), ("cat", "dog"))
+    figure = mistakes_grid(*mistakes(ImageSet(images, labels), doubted()), ("cat", "dog"))
     assert titles(figure) == [
         "dog (100%)\ntrue: cat",
         "dog (75%)\ntrue: cat",
@@ -261,7 +263,7 @@ def layer(units: int, channels: int) -> torch.Tensor:
 
 def test_gray_units_share_one_scale_around_zero() -> None:
     weights = layer(24, 1).requires_grad_()
-    figure = first_layer(weights, image_spec(1))
+    figure = first_layer(*largest_units(weights), image_spec(1))
     cells = images_of(figure)
     assert titles(figure) == [f"unit {23 - position}" for position in range(20)]
     for position, image in enumerate(cells):
@@ -278,7 +280,7 @@ def test_gray_units_share_one_scale_around_zero() -> None:
 def test_rgb_units_are_gray_where_the_weight_is_zero() -> None:
     weights = layer(3, 3)
     weights[0] = 0
-    figure = first_layer(weights, image_spec(3))
+    figure = first_layer(*largest_units(weights), image_spec(3))
     assert titles(figure) == ["unit 2", "unit 1", "unit 0"]
     cells = images_of(figure)
     for image, unit in zip(cells, (2, 1, 0), strict=True):
@@ -291,7 +293,12 @@ def test_rgb_units_are_gray_where_the_weight_is_zero() -> None:
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
 @pytest.mark.parametrize("channels", [1, 3])
 def test_weights_of_zero_and_of_any_dtype_are_drawn(channels: int, dtype: torch.dtype) -> None:
-    assert drawn(first_layer(torch.zeros(10, channels * 6, dtype=dtype), image_spec(channels))).std() > 0
+    assert (
+        drawn(
+            first_layer(*largest_units(torch.zeros(10, channels * 6, dtype=dtype)), image_spec(channels))
+        ).std()
+        > 0
+    )
 
 
 @pytest.mark.gpu
@@ -302,7 +309,7 @@ def test_tensors_on_a_gpu_are_drawn() -> None:
         samples_grid(images, labels, "ab"),
         predictions_grid(images, labels, answers, "ab"),
         mistakes_grid(images, labels, answers, "ab"),
-        first_layer(layer(3, 1).cuda(), image_spec(1)),
+        first_layer(*largest_units(layer(3, 1).cuda()), image_spec(1)),
     ):
         assert drawn(figure).std() > 0
 

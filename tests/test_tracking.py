@@ -9,7 +9,7 @@ import pytest
 import torch
 from launching import Trained
 
-from mlp_dist import tracking
+from mlp_dist import recorder, tracking
 from mlp_dist.core.errors import TrackingError, UsageError
 
 pytestmark = pytest.mark.slow
@@ -35,19 +35,19 @@ def stored(trained: Trained, mlflow: Any) -> Any:
 
 
 def finished(mlflow: Any, experiment: str, dataset: str = "mnist", **metrics: float) -> str:
-    with tracking.open_run(experiment, None) as run:
+    mlflow.set_experiment(experiment)
+    with mlflow.start_run() as run:
         mlflow.log_params({"dataset": dataset})
         mlflow.log_metrics({"best_epoch": 1, **metrics})
-    return run.run_id
+    return str(run.info.run_id)
 
 
 def failed(mlflow: Any, experiment: str, **metrics: float) -> str:
-    run_id = ""
-    with contextlib.suppress(RuntimeError), tracking.open_run(experiment, None) as run:
-        run_id = run.run_id
+    mlflow.set_experiment(experiment)
+    with contextlib.suppress(RuntimeError), mlflow.start_run() as run:
         mlflow.log_metrics({"best_epoch": 1, **metrics})
         raise RuntimeError
-    return run_id
+    return str(run.info.run_id)
 
 
 def test_a_training_is_in_mlflow_whole(trained: Trained, stored: Any) -> None:
@@ -108,7 +108,7 @@ def test_its_artifacts(trained: Trained, stored: Any, tmp_path: Path) -> None:
 def test_a_run_ends_as_what_happened(raised: type[BaseException] | None, status: str, mlflow: Any) -> None:
     run_id = ""
     try:
-        with tracking.open_run("x", "name") as run:
+        with recorder.open_run("x", "name") as run:
             run_id = run.run_id
             if raised is not None:
                 raise raised
@@ -124,7 +124,7 @@ def test_epochs_told_twice_stand_once(mlflow: Any) -> None:
         **{"val_loss": None, "val_accuracy": None, "epoch": 1, "timestamp_ms": 1000},
         "steps": [{"step": 100, "loss": 0.75, "timestamp_ms": 900}],
     }
-    with tracking.open_run("x", None) as run:
+    with recorder.open_run("x", None) as run:
         run.log_epochs([record])
         run.log_epochs([record, {**record, "epoch": 2, "timestamp_ms": 2000, "steps": []}])
     client = mlflow.MlflowClient()
@@ -192,7 +192,7 @@ def test_what_cannot_choose_or_be_chosen(mlflow: Any) -> None:
     with pytest.raises(TrackingError, match=f"run {run_id} is FAILED, not FINISHED"):
         tracking.get_run(run_id)
     with pytest.raises(TrackingError, match="cannot open run nope"):
-        tracking.open_run("x", None, "nope").__enter__()
+        recorder.open_run("x", None, "nope").__enter__()
     empty = tracking.get_run(finished(mlflow, "x"))
     with pytest.raises(TrackingError, match="has no bundle to download"):
         tracking.download_bundle(empty, Path("there"))
