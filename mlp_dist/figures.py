@@ -124,11 +124,11 @@ def predictions_grid(
 
 
 def mistakes_grid(
-    images: ArrayLike, labels: ArrayLike, probabilities: ArrayLike, classes: Sequence[str]
+    images: ArrayLike, labels: ArrayLike, probabilities: ArrayLike, classes: Sequence[str], **size: int
 ) -> Figure:
     """As `predictions_grid`; of no images it says that there are no mistakes."""
     if len(np.asarray(labels)):
-        return predictions_grid(images, labels, probabilities, classes)
+        return predictions_grid(images, labels, probabilities, classes, **size)
     figure = Figure(figsize=(5, 2))
     figure.text(0.5, 0.5, "no mistakes", ha="center", va="center", fontsize=16, color="gray")
     return figure

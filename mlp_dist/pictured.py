@@ -1,4 +1,6 @@
-"""What the pictures of a training show: chosen here, on any device, and drawn by `figures` from arrays."""
+"""What the pictures of a training show, in arrays that `figures` draws. Images are on the CPU, other tensors
+on any device.
+"""
 
 from typing import Any
 

@@ -5,6 +5,7 @@ Nothing here waits for what is logged; it is stored in the order it was logged i
 
 import atexit
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -54,12 +55,13 @@ class Recorder:
         return self._process.poll() is None
 
     def ask(self, number: int, what: str, *arguments: Any) -> "Future[Any]":
-        """What comes of asking the run `number` for `what`, a method of tracking.OpenRun, or TrackingError."""
-        return self._thread.submit(self._ask, (number, what, arguments))
+        """What comes of asking the run `number` for `what`, a method of tracking.OpenRun."""
+        # Now, since the training goes on and changes what it has logged.
+        return self._thread.submit(self._ask, pickle.dumps((number, what, arguments)))
 
-    def _ask(self, request: tuple[int, str, tuple[Any, ...]]) -> Any:
+    def _ask(self, request: bytes) -> Any:
         try:
-            self._connection.send(request)
+            self._connection.send_bytes(request)
             answer = self._connection.recv()
         except (EOFError, OSError) as error:
             raise TrackingError(

@@ -240,12 +240,13 @@ def test_the_most_confident_mistakes_come_first() -> None:
 
 def test_the_grid_holds_only_the_first_mistakes() -> None:
     labels = torch.zeros(6, dtype=torch.int64)
-    figure = mistakes_grid(random_images(6), labels, doubted(), "ab", rows=1, columns=3)
+    figure = mistakes_grid(*mistakes(ImageSet(random_images(6), labels), doubted()), "ab", rows=1, columns=3)
     assert titles(figure) == ["b (100%)\ntrue: a", "b (100%)\ntrue: a", "b (75%)\ntrue: a"]
 
 
 def test_no_mistakes_are_said_to_be_none() -> None:
-    figure = mistakes_grid(random_images(2), torch.tensor([0, 1]), torch.eye(2), ("cat", "dog"))
+    none = mistakes(ImageSet(random_images(2), torch.tensor([0, 1])), torch.eye(2))
+    figure = mistakes_grid(*none, ("cat", "dog"))
     assert (figure.axes, [text.get_text() for text in figure.texts]) == ([], ["no mistakes"])
     assert drawn(figure).std() > 0
 
@@ -303,15 +304,21 @@ def test_weights_of_zero_and_of_any_dtype_are_drawn(channels: int, dtype: torch.
 
 @pytest.mark.gpu
 def test_tensors_on_a_gpu_are_drawn() -> None:
-    images, labels = random_images(6).cuda(), torch.tensor([0, 1, 0, 0, 0, 1]).cuda()
-    answers = doubted().cuda()
+    images, answers = ImageSet(random_images(6), torch.tensor([0, 1, 0, 0, 0, 1])), doubted().cuda()
     for figure in (
-        samples_grid(images, labels, "ab"),
-        predictions_grid(images, labels, answers, "ab"),
-        mistakes_grid(images, labels, answers, "ab"),
+        predictions_grid(*first(images, answers), "ab"),
+        mistakes_grid(*mistakes(images, answers), "ab"),
         first_layer(*largest_units(layer(3, 1).cuda()), image_spec(1)),
     ):
         assert drawn(figure).std() > 0
+
+
+def test_of_many_images_and_units_the_first_and_the_largest_are_sent() -> None:
+    images = ImageSet(random_images(60), torch.arange(60) % 2)
+    assert [len(each) for each in first(images, torch.full((60, 2), 0.5))] == [20, 20, 20]
+    assert first(images)[1].tolist() == [0, 1] * 10
+    assert [len(each) for each in mistakes(images, torch.eye(2).flip(0).repeat(30, 1))] == [20, 20, 20]
+    assert [len(each) for each in largest_units(layer(24, 1))] == [20, 20]
 
 
 @pytest.mark.parametrize(
