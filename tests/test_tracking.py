@@ -227,15 +227,18 @@ def test_the_recorder_has_no_torch_and_the_run_is_named_after_this_command(mlflo
 def failing() -> Iterator[recorder.RunTracker]:
     with recorder.open_run("x", None) as run:
         yield run
-        run.log_bundle(Path("not there"))
+        run.log_config({"lr": 0.1})
         run.log_summary({"best_epoch": 1})
 
 
 def test_what_cannot_be_stored_fails_the_run(mlflow: Any) -> None:
     going = failing()
     run = next(going)
+    in_the_way = Path(mlflow.get_run(run.run_id).info.artifact_uri)
+    in_the_way.parent.mkdir(parents=True)
+    in_the_way.touch()
     with pytest.raises(
-        TrackingError, match=r"MLflow at .* cannot record the run: .*not there.*; see MLFLOW_TR"
+        TrackingError, match=r"MLflow at .* cannot record the run: .*Not a directory: .*; see MLFLOW_"
     ):
         next(going)
     found = mlflow.get_run(run.run_id)
