@@ -74,7 +74,11 @@ def confusion_matrix(confusion: ArrayLike, classes: Sequence[str]) -> Figure:
     """
     names = [_short(name) for name in classes] if len(classes) <= MOST_NAMED else []
     size = max(5.0, 0.6 * min(len(classes), MOST_NAMED))
-    figure = Figure(figsize=(size + 1, size), layout="constrained")
+    rotated = max(map(len, names), default=0) > 2
+    # Finding the room that names need takes as long as all the rest.
+    figure = Figure(figsize=(size + 1, size), layout="constrained" if rotated else None)
+    if not rotated:
+        figure.subplots_adjust(left=0.1, right=1, bottom=0.1, top=0.94)
     axes = figure.subplots()
     counts = np.asarray(confusion)
     shares = counts / counts.sum(axis=1, keepdims=True).clip(min=1)
@@ -87,8 +91,7 @@ def confusion_matrix(confusion: ArrayLike, classes: Sequence[str]) -> Figure:
     accuracy = counts.trace() / counts.sum()
     axes.set(xlabel="predicted", ylabel="true", title=f"test accuracy {accuracy:.2%}")
     if names:
-        rotation = 45 if max(map(len, names)) > 2 else 0
-        axes.set_xticks(range(len(names)), names, rotation=rotation, parse_math=False)
+        axes.set_xticks(range(len(names)), names, rotation=45 if rotated else 0, parse_math=False)
         axes.set_yticks(range(len(names)), names, parse_math=False)
     figure.colorbar(image, ax=axes, label="share of the true class")
     return figure
