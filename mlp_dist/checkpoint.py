@@ -32,10 +32,11 @@ class Checkpoint:
     """A training after `len(history)` epochs, and the steps of one more that `epoch_steps` holds.
 
     `history` has one record an epoch: epoch (from 1), losses, accuracies, learning rate, samples_per_second,
-    train_seconds, the time it ended in milliseconds since 1970, and the losses told of its `steps`. `kept` is
-    the index in it of the epoch whose weights are in `best`. `data_digest` is Dataset.digest(). `average` is
-    the state of the weights' moving average, `scaler` that of fp16's loss scaling, `epoch_steps` that of an
-    EpochSteps; each empty where there is none. `workers` tells on what it ran.
+    train_seconds, evaluate_seconds, the time it ended in milliseconds since 1970, and the losses told of its
+    `steps`. `kept` is the index in it of the epoch whose weights are in `best`. `data_digest` is
+    Dataset.digest(). `average` is the state of the weights' moving average, `scaler` that of fp16's loss
+    scaling, `epoch_steps` that of an EpochSteps; each empty where there is none. `workers` tells on what it
+    ran.
     """
 
     config: TrainConfig

@@ -131,6 +131,7 @@ class Trainer:
 
     def evaluate(self) -> Record:
         """Loss and accuracy on validation and test images, each counted once; None where there are none."""
+        started = time.perf_counter()
         self.evaluated.load_state_dict(self.weights())
         record: Record = {}
         for name, part in (("val", self.val_set), ("test", self.test_set)):
@@ -138,7 +139,7 @@ class Trainer:
             if loss is not None and not math.isfinite(loss):
                 raise self._not_finite(f"the {name} loss after epoch {len(self.history) + 1} is {loss}")
             record |= {f"{name}_loss": loss, f"{name}_accuracy": accuracy}
-        return record
+        return record | {"evaluate_seconds": time.perf_counter() - started}
 
     def weights(self) -> StateDict:
         """What is evaluated and kept: the model's weights, or their moving average."""
