@@ -4,8 +4,8 @@
   python -m benchmarks.processes --batch-sizes 100 1000 --repeats 7
 
 Trains 784-500-10 on MNIST by the project's Trainer, under `accelerate launch`, in turn. An epoch of two
-processes is then divided: "alone" is the epoch of each as if there were nobody to talk to, "talking" the time
-in torch.distributed's calls, of which the part that waits for the other process cannot be told apart.
+processes is then divided: "alone" is the epoch of each as if there were nobody to talk to, "in calls" the
+time in the engine's exchange, of which the part that waits for the other process cannot be told apart.
 
 Beside it the step on paper for more processes: the model's bytes a step over a network, by ring all-reduce of
 its gradient (2 (n - 1) / n times its size) or by all-gather of what SharedRows sends. The last line on

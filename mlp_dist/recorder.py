@@ -107,6 +107,9 @@ class RunTracker:
         self._recorder, self._number = start(), next(_numbers)
         self._unanswered: deque[Future[Any]] = deque()
         variables = {name: value for name, value in os.environ.items() if name.startswith("MLFLOW_")}
+        # A notebook may have told mlflow itself where runs are kept.
+        if "mlflow" in sys.modules:
+            variables["MLFLOW_TRACKING_URI"] = sys.modules["mlflow"].get_tracking_uri()
         where = {"cwd": str(Path.cwd()), "words": sys.argv, "variables": variables}
         opened = self._recorder.ask(self._number, "open", where, experiment, run_name, run_id)
         self.run_id: str

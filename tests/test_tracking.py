@@ -245,6 +245,16 @@ def test_what_cannot_be_stored_fails_the_run(mlflow: Any) -> None:
     assert (found.info.status, found.data.metrics) == ("FAILED", {"best_epoch": 1})
 
 
+def test_runs_are_kept_where_mlflow_was_told(
+    mlflow: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/other.db")
+    with recorder.open_run("x", None) as run:
+        pass
+    assert mlflow.get_run(run.run_id).info.status == "FINISHED"
+    assert not (tmp_path / "other.db").exists()
+
+
 def test_several_runs_are_open_at_once(mlflow: Any) -> None:
     with recorder.open_run("x", "a") as first, recorder.open_run("x", "b") as second:
         first.log_summary({"best_epoch": 1})
