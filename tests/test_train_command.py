@@ -57,6 +57,7 @@ def test_the_last_line_and_the_output_directory(trained: Trained) -> None:
     assert {path.name for path in output.iterdir()} == {"last.pt", "previous.pt", "metrics.jsonl", "bundle"}
     records = metrics(output)
     assert [record["epoch"] for record in records] == list(range(1, values["epochs"] + 1))
+    assert all(record["evaluate_seconds"] > 0 for record in records)
     kept = max(records, key=lambda record: (record["val_accuracy"], -record["epoch"]))
     assert kept["epoch"] == values["best_epoch"]
     for name in ("train_loss", "train_accuracy", "val_accuracy"):
