@@ -8,11 +8,12 @@ import time
 import zipfile
 from pathlib import Path
 
-from mlp_dist import command, export, tracking
+from mlp_dist import command, export
 from mlp_dist.core.bundle import GOLDEN, SPEC
 from mlp_dist.core.errors import UsageError
 from mlp_dist.core.images import encode_png
 from mlp_dist.core.spec import BundleSpec
+from mlp_dist.tracking import find
 from serve.server import running
 
 
@@ -26,7 +27,7 @@ def main() -> None:
     with zipfile.ZipFile(args.mar) as archive:
         spec = BundleSpec.from_json(json.loads(archive.read(SPEC)))
         golden = archive.read(GOLDEN)
-    data = export.run_dataset(tracking.get_run(spec.run_id))
+    data = export.run_dataset(find.get_run(spec.run_id))
     if not 0 <= args.image < len(data.test):
         raise UsageError(f"image is {args.image}; {data.title} has test images 0 to {len(data.test) - 1}")
     image = encode_png(data.test.images[args.image])

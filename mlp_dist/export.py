@@ -8,7 +8,7 @@ from mlp_dist.core.errors import BundleError
 from mlp_dist.data.dataset import Dataset
 from mlp_dist.data.readers import default_data_dir, prepare_dataset, read_dataset
 from mlp_dist.evaluation import evaluate, predict
-from mlp_dist.tracking import StoredRun, download_bundle, load_config
+from mlp_dist.tracking.find import StoredRun, download_bundle, load_config
 
 ACCURACY_TOLERANCE = 1e-3
 """Test accuracies of the same weights, on another device or machine, agree to this."""

@@ -15,7 +15,7 @@ from mlp_dist.core.models import build_model, first_layer
 from mlp_dist.core.spec import BundleSpec
 from mlp_dist.evaluation import Evaluation, evaluate, predict
 from mlp_dist.recorder import RunTracker
-from mlp_dist.tracking import BUNDLE
+from mlp_dist.tracking.client import BUNDLE
 
 if TYPE_CHECKING:
     from mlp_dist.trainer import Trainer

@@ -57,11 +57,11 @@ def _is_path(source: str | Path) -> bool:
 
 def _load_from_mlflow(source: str, experiment: str, metric: str, device: torch.device | str) -> Bundle:
     # MLflow takes seconds to import, and a bundle or a file is loaded without it.
-    from mlp_dist import tracking
+    from mlp_dist.tracking import find
 
-    run = tracking.best_run(experiment, metric) if source == BEST else tracking.get_run(source)
+    run = find.best_run(experiment, metric) if source == BEST else find.get_run(source)
     with tempfile.TemporaryDirectory(prefix="mlp_dist-") as directory:
-        return load_bundle(tracking.download_bundle(run, Path(directory)), device=device)
+        return load_bundle(find.download_bundle(run, Path(directory)), device=device)
 
 
 def _check_device(device: torch.device | str) -> None:

@@ -17,8 +17,8 @@ from functools import partial
 from multiprocessing.connection import Connection
 from typing import Any
 
-from mlp_dist import tracking
 from mlp_dist.core.errors import MlpDistError, TrackingError
+from mlp_dist.tracking import client, send
 
 Request = tuple[int, str, tuple[Any, ...]]
 
@@ -27,7 +27,7 @@ class Recording:
     """The runs that are open. MLflow has one open run a thread, so that each is in a thread of its own."""
 
     def __init__(self) -> None:
-        self._runs: dict[int, tracking.OpenRun] = {}
+        self._runs: dict[int, send.OpenRun] = {}
         self._threads: defaultdict[int, ThreadPoolExecutor] = defaultdict(partial(ThreadPoolExecutor, 1))
 
     def start(self, request: Request) -> "Future[Any]":
@@ -35,7 +35,7 @@ class Recording:
 
     def _answer(self, number: int, what: str, arguments: tuple[Any, ...]) -> Any:
         try:
-            with tracking.asking_to("record the run"):
+            with client.asking_to("record the run"):
                 return self._do(number, what, arguments)
         except MlpDistError as error:
             return error
@@ -46,7 +46,7 @@ class Recording:
         if what == "open":
             where, *named = arguments
             _move(**where)
-            run = self._runs[number] = tracking.open_run(*named)
+            run = self._runs[number] = send.open_run(*named)
             return run.run_id, run.is_described
         if what == "log_figure":
             from mlp_dist import figures
@@ -70,7 +70,7 @@ def _move(cwd: str, words: list[str], variables: dict[str, str]) -> None:
 
 
 def _get_ready() -> None:
-    tracking.import_ahead()
+    client.import_ahead()
     from mlp_dist import figures
 
     figures.warm_up()

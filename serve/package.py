@@ -18,11 +18,12 @@ import zipfile
 from pathlib import Path
 
 import mlp_dist
-from mlp_dist import command, export, tracking
+from mlp_dist import command, export
 from mlp_dist.config import DEFAULT_EXPERIMENT
 from mlp_dist.core.bundle import GOLDEN, SPEC, WEIGHTS, Bundle, check_probabilities
 from mlp_dist.core.errors import BundleError, PackagingError, UsageError
 from mlp_dist.core.files import replacing_file
+from mlp_dist.tracking import find
 
 HERE = Path(__file__).resolve().parent
 
@@ -83,7 +84,7 @@ def _run(words: list[str], **environment: str) -> str:
 
 
 def package(
-    run: tracking.StoredRun, model_name: str, export_path: Path, data_dir: Path | None
+    run: find.StoredRun, model_name: str, export_path: Path, data_dir: Path | None
 ) -> dict[str, object]:
     """Export, build, check, and only then put in place; returns what the last line says."""
     with tempfile.TemporaryDirectory(prefix="mlp-package-") as name:
@@ -127,7 +128,7 @@ def main() -> None:
     args = parser.parse_args()
     if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", args.model_name):
         raise UsageError(f"model-name {args.model_name!r} must be letters, digits, '-', '_' and '.'")
-    run = tracking.get_run(args.run_id) if args.run_id else tracking.best_run(args.experiment, args.metric)
+    run = find.get_run(args.run_id) if args.run_id else find.best_run(args.experiment, args.metric)
     print(f"packaging run {run.name} ({run.run_id}), trained on {run.dataset}", flush=True)
     print(json.dumps(package(run, args.model_name, args.export_path, args.data_dir)))
 

@@ -15,8 +15,9 @@ import pytest
 import torch
 from launching import ROOT, Trained, environment, result, train
 
-from mlp_dist import recorder, tracking
+from mlp_dist import recorder
 from mlp_dist.core.errors import TrackingError, UsageError
+from mlp_dist.tracking import find
 
 pytestmark = pytest.mark.slow
 
@@ -148,20 +149,20 @@ def test_the_best_run_is_chosen_by_validation_never_by_test(mlflow: Any) -> None
     finished(mlflow, "x", best_val_accuracy=math.nan)
     finished(mlflow, "other", best_val_accuracy=1.0)
     failed(mlflow, "x", best_val_accuracy=0.99)
-    assert tracking.best_run("x").run_id == best
-    assert tracking.best_run("x", "val_loss").metrics["best_val_loss"] == 0.1
+    assert find.best_run("x").run_id == best
+    assert find.best_run("x", "val_loss").metrics["best_val_loss"] == 0.1
     same = finished(mlflow, "x", best_val_accuracy=0.95)
-    assert tracking.best_run("x").run_id == same
+    assert find.best_run("x").run_id == same
 
 
 def test_only_runs_on_the_latest_s_data_set_compare(mlflow: Any, capsys: pytest.CaptureFixture[str]) -> None:
     first = finished(mlflow, "x", "mnist", best_val_accuracy=0.98)
     finished(mlflow, "x", "mnist", best_val_accuracy=0.97)
-    assert tracking.best_run("x").run_id == first
+    assert find.best_run("x").run_id == first
     assert capsys.readouterr().out == ""
     best = finished(mlflow, "x", "folder:/pets", best_val_accuracy=0.6)
     finished(mlflow, "x", "folder:/pets", best_val_accuracy=0.5)
-    assert tracking.best_run("x").run_id == best
+    assert find.best_run("x").run_id == best
     out = capsys.readouterr().out
     assert "those on folder:/pets, the data set of the latest, are compared, and not those on mnist" in out
     assert "--run-id" in out
@@ -172,13 +173,13 @@ def test_without_validation_the_latest_run_is_taken_and_said(
 ) -> None:
     finished(mlflow, "x", test_accuracy=0.9)
     latest = finished(mlflow, "x", test_accuracy=0.8)
-    assert tracking.best_run("x").run_id == latest
+    assert find.best_run("x").run_id == latest
     assert "note: no run on mnist held out validation images to choose by" in capsys.readouterr().out
     rated = finished(mlflow, "x", best_val_accuracy=0.1)
-    assert tracking.best_run("x").run_id == rated
+    assert find.best_run("x").run_id == rated
     assert capsys.readouterr().out == ""
     newer = finished(mlflow, "x", test_accuracy=0.99)
-    assert tracking.best_run("x").run_id == rated
+    assert find.best_run("x").run_id == rated
     assert f"({newer}), held out no validation images to compare; --run-id" in capsys.readouterr().out
 
 
@@ -186,24 +187,24 @@ def test_what_cannot_choose_or_be_chosen(mlflow: Any) -> None:
     with pytest.raises(
         UsageError, match=r"cannot be chosen by 'test_accuracy'; there are: val_accuracy, val_loss"
     ):
-        tracking.best_run("x", "test_accuracy")
+        find.best_run("x", "test_accuracy")
     with pytest.raises(UsageError, match=r"has no experiment 'x' \(there are: Default\)"):
-        tracking.best_run("x")
+        find.best_run("x")
     with pytest.raises(UsageError, match="has no run 'nope'"):
-        tracking.get_run("nope")
+        find.get_run("nope")
     mlflow.set_experiment("x")
     with pytest.raises(TrackingError, match=r"the experiment 'x' has no finished run; train one"):
-        tracking.best_run("x")
+        find.best_run("x")
     run_id = failed(mlflow, "x")
     with pytest.raises(TrackingError, match=f"run {run_id} is FAILED, not FINISHED"):
-        tracking.get_run(run_id)
+        find.get_run(run_id)
     with pytest.raises(TrackingError, match="cannot open run nope"):
         recorder.open_run("x", None, "nope").__enter__()
-    empty = tracking.get_run(finished(mlflow, "x"))
+    empty = find.get_run(finished(mlflow, "x"))
     with pytest.raises(TrackingError, match="has no bundle to download"):
-        tracking.download_bundle(empty, Path("there"))
+        find.download_bundle(empty, Path("there"))
     with pytest.raises(TrackingError, match=r"has no config\.json"):
-        tracking.load_config(empty)
+        find.load_config(empty)
 
 
 # The process that records

@@ -1,0 +1,1 @@
+"""Runs in MLflow, and in their directories before it has them. Nothing else imports mlflow."""
