@@ -118,7 +118,7 @@ def test_mlp_dist_imports_nothing_above_it() -> None:
     [
         ("mlflow", {f"mlp_dist.tracking.{name}" for name in ("client", "send")}),
         ("accelerate", {f"mlp_dist.{name}" for name in ("trainer", "gradients", "start", "engines.job")}),
-        ("matplotlib", {"mlp_dist.figures"}),
+        ("matplotlib", {f"mlp_dist.figures.{name}" for name in ("base", "files")}),
         ("sklearn", {"mlp_dist.data.readers"}),
         ("torchvision", set()),
     ],

@@ -6,9 +6,9 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 import pytest
+from drawing import WINDOW, without_display
 from launching import ROOT, run
 from PIL import Image
-from test_figures import WINDOW, without_display
 
 pytestmark = pytest.mark.slow
 

@@ -1,0 +1,30 @@
+"""Pictures of data and of trainings, from arrays. Nothing else imports matplotlib. torch is not imported:
+tensors on the CPU are taken, as NumPy takes them.
+"""
+
+import io
+from collections.abc import Callable
+
+from mlp_dist.figures.base import Figure
+from mlp_dist.figures.curves import learning_curves
+from mlp_dist.figures.files import check_window, picture_format, save, show
+from mlp_dist.figures.grids import first_layer, mistakes_grid, predictions_grid, samples_grid
+from mlp_dist.figures.matrices import confusion_matrix
+
+__all__ = ["FIGURES", "check_window", "picture_format", "samples_grid", "save", "show", "warm_up"]
+
+FIGURES: dict[str, Callable[..., Figure]] = {
+    "samples": samples_grid,
+    "learning_curves": learning_curves,
+    "confusion_matrix": confusion_matrix,
+    "predictions": predictions_grid,
+    "mistakes": mistakes_grid,
+    "first_layer": first_layer,
+}
+"""What a run in MLflow has, by name."""
+
+
+def warm_up() -> None:
+    """Draw something: the first picture finds fonts, and imports what writes it."""
+    figure = learning_curves([{"epoch": 1, "train_loss": 1.0, "train_accuracy": 1.0}], 1)
+    figure.savefig(io.BytesIO(), format="png")
