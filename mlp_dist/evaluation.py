@@ -12,16 +12,50 @@ from mlp_dist.data.dataset import ImageSet
 from mlp_dist.data.stored import StoredSet
 from mlp_dist.data.streaming import fetched
 
+NUM_BINS = 15
 _BATCH = 2000
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """`loss` is the mean cross entropy in nats; `confusion` counts (true class, predicted class), int64."""
+    """`loss` is the mean cross entropy in nats; `confusion` counts (true class, predicted class), int64;
+    `calibration` is what `calibration` returns. Both are on the CPU.
+    """
 
     loss: float
     accuracy: float
     confusion: torch.Tensor
+    calibration: torch.Tensor
+
+    @property
+    def class_accuracy(self) -> list[float | None]:
+        """The share of each class's images that is answered rightly; None of a class without images."""
+        return _shares(self.confusion.diagonal(), self.confusion.sum(dim=1))
+
+    @property
+    def class_precision(self) -> list[float | None]:
+        """The share of the answers of each class that is right; None of a class that is never the answer."""
+        return _shares(self.confusion.diagonal(), self.confusion.sum(dim=0))
+
+    @property
+    def class_f1(self) -> list[float | None]:
+        """The harmonic mean of both; None of a class that has neither images nor answers."""
+        either = self.confusion.sum(dim=0) + self.confusion.sum(dim=1)
+        return _shares(2 * self.confusion.diagonal(), either)
+
+    @property
+    def ece(self) -> float:
+        """The expected calibration error: how far a bin's confidence and accuracy lie apart, in the mean over
+        all images (Naeini et al. 2015, "Obtaining Well Calibrated Probabilities Using Bayesian Binning").
+        """
+        num_images, confidence, correct = self.calibration.unbind(dim=1)
+        return ((confidence - correct).abs().sum() / num_images.sum()).item()
+
+
+def _shares(parts: torch.Tensor, wholes: torch.Tensor) -> list[float | None]:
+    return [
+        part / whole if whole else None for part, whole in zip(parts.tolist(), wholes.tolist(), strict=True)
+    ]
 
 
 @torch.inference_mode()
@@ -66,4 +100,29 @@ def evaluate(logits: torch.Tensor, labels: torch.Tensor) -> Evaluation:
         loss=functional.cross_entropy(logits.double(), labels).item(),
         accuracy=confusion.trace().item() / num_images,
         confusion=confusion,
+        calibration=calibration(torch.softmax(logits.double(), dim=1), labels),
     )
+
+
+def calibration(probabilities: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """How many images there are by the confidence of their answer, and how many of these answers are right.
+
+    Float64 (NUM_BINS, 3) on the CPU: images, the sum of their confidence, which is the largest probability,
+    and right answers, in bins of equal width, each with its upper end (Guo et al. 2017, "On Calibration of
+    Modern Neural Networks", arXiv:1706.04599). `probabilities` are float64 (N, classes), `labels` int64 (N,).
+    """
+    confidence, answers = (each.cpu() for each in probabilities.max(dim=1))
+    ends = torch.arange(1, NUM_BINS, dtype=torch.float64) / NUM_BINS
+    correct = (answers == labels.cpu()).double()
+    columns = torch.stack([torch.ones_like(confidence), confidence, correct], dim=1)
+    return columns.new_zeros(NUM_BINS, 3).index_add_(0, torch.bucketize(confidence, ends), columns)
+
+
+def confident_mistakes(probabilities: torch.Tensor, labels: torch.Tensor, most: int) -> torch.Tensor:
+    """The rows of at most `most` wrong answers, the most confident first; equal ones keep their order.
+
+    Int64 on the CPU. `probabilities` are float (N, classes), `labels` int64 (N,).
+    """
+    confidence, answers = (each.cpu() for each in probabilities.max(dim=1))
+    wrong = (answers != labels.cpu()).nonzero().flatten()
+    return wrong[confidence[wrong].argsort(descending=True, stable=True)[:most]]

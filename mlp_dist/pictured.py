@@ -9,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 
 from mlp_dist.data.dataset import ImageSet
+from mlp_dist.evaluation import confident_mistakes
 
 MOST = 20
 """Images, or units, of a picture."""
@@ -24,13 +25,9 @@ def first(images: ImageSet, *rows: torch.Tensor) -> tuple[Array, ...]:
 def mistakes(images: ImageSet, probabilities: torch.Tensor) -> tuple[Array, ...]:
     """The wrongly answered of the images, the most confident answer first; their labels, and probabilities.
 
-    `probabilities` are float (N, classes). Equally confident ones keep their order.
+    `probabilities` are float (N, classes).
     """
-    probabilities = probabilities.cpu()
-    wrong = (probabilities.argmax(dim=1) != images.labels.cpu()).nonzero().flatten()
-    confidence = probabilities[wrong].amax(dim=1)
-    worst = wrong[confidence.argsort(descending=True, stable=True)[:MOST]]
-    return chosen(images, worst, probabilities)
+    return chosen(images, confident_mistakes(probabilities, images.labels, MOST), probabilities)
 
 
 def chosen(images: ImageSet, index: torch.Tensor, *rows: torch.Tensor) -> tuple[Array, ...]:

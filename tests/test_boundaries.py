@@ -20,7 +20,7 @@ LAYERS = (
     {"gradients", "engines"},
     {
         *("trainer", "tracking", "figures", "export", "start", "report", "finish", "notebook"),
-        *("population", "member", "recorder", "recording", "pictured"),
+        *("population", "member", "recorder", "recording", "pictured", "tables"),
     },
 )
 """The parts of mlp_dist from the lowest up; launch, serve and benchmarks stand above them all."""
