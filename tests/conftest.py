@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from launching import Trained, launch, result, run
+from mlflow_servers import Server, running_server
 
 from mlp_dist.data.dataset import Dataset
 from mlp_dist.data.readers import read_dataset
@@ -126,6 +127,13 @@ def serve_files() -> Iterator[Callable[..., Mirror]]:
             return mirror
 
         yield start
+
+
+@pytest.fixture(scope="session")
+def mlflow_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A `mlflow server` for the tests that need one that runs; it must be left running."""
+    with running_server(tmp_path_factory.mktemp("mlflow")) as server:
+        yield server
 
 
 @pytest.fixture(scope="session")
