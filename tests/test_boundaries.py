@@ -116,7 +116,7 @@ def test_mlp_dist_imports_nothing_above_it() -> None:
 @pytest.mark.parametrize(
     ("package", "names"),
     [
-        ("mlflow", {f"mlp_dist.tracking.{name}" for name in ("client", "send")}),
+        ("mlflow", {f"mlp_dist.tracking.{name}" for name in ("client", "send", "models")}),
         ("accelerate", {f"mlp_dist.{name}" for name in ("trainer", "gradients", "start", "engines.job")}),
         ("matplotlib", {f"mlp_dist.figures.{name}" for name in ("base", "files")}),
         ("sklearn", {"mlp_dist.data.readers"}),

@@ -1,0 +1,117 @@
+"""LoggedModels: the weights that a run kept, as MLflow's Models tab ranks them beside those of other runs.
+
+That ranking, from Python; a name with a slash needs no quotes there, nor in a filter:
+
+  order_by = [{"field_name": "metrics.val/accuracy", "ascending": False}]
+  client.search_logged_models([experiment_id], filter_string="metrics.val/accuracy > 0.9", order_by=order_by)
+"""
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mlp_dist.tracking.client import load_mlflow
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import LoggedModel, Run
+
+BEST, LAST = "best", "last"
+MODEL_TYPE = "pytorch_state_dict"
+
+RUN_PARAMS = (
+    *("recipe", "dataset", "model", "layer_sizes", "num_parameters", "optimizer", "lr", "batch_size"),
+    *("epochs", "seed"),
+)
+"""Those of a run's params that its models have too."""
+
+
+def log_model(
+    client: "MlflowClient",
+    run_id: str,
+    name: str,
+    directory: Path,
+    *,
+    epoch: int,
+    timestamp_ms: int,
+    metrics: Mapping[str, float],
+) -> str:
+    """The weights of the run's `epoch`, with the files in `directory`, as a LoggedModel; returns its id.
+
+    A run has one of a name and an epoch: asked again, this finds it, and completes one that was begun before
+    a crash. `metrics` are the run's own at that epoch: a point that the run has already, of the same value
+    and time, stays one point there, and is the model's as well. What is not finite is left out, since MLflow
+    would rank NaN as 0. The run should have its params and its data set before its models.
+
+    Raises mlflow.MlflowException.
+    """
+    load_mlflow()
+    from mlflow.entities import LoggedModelOutput, LoggedModelStatus
+
+    run = client.get_run(run_id)
+    model = _find(client, run, name, epoch) or _create(client, run, name, epoch)
+    model_id = str(model.model_id)
+    if model.status == LoggedModelStatus.READY:
+        return model_id
+    # MLflow refuses to be told this twice.
+    outputs = run.outputs.model_outputs if run.outputs else []
+    if model_id not in [output.model_id for output in outputs]:
+        client.log_outputs(run_id, [LoggedModelOutput(model_id, epoch)])
+    client.log_model_artifacts(model_id, str(directory))
+    _link(client, run, model_id, metrics, timestamp_ms, epoch)
+    client.finalize_logged_model(model_id, LoggedModelStatus.READY)
+    return model_id
+
+
+def find_model(client: "MlflowClient", run: "Run", name: str = BEST) -> "LoggedModel | None":
+    """The run's READY model of that name, of the latest epoch where there are several."""
+    load_mlflow()
+    from mlflow.entities import LoggedModelStatus
+
+    ready = [model for model in _search(client, run, name) if model.status == LoggedModelStatus.READY]
+    return max(ready, key=_epoch, default=None)
+
+
+def _find(client: "MlflowClient", run: "Run", name: str, epoch: int) -> "LoggedModel | None":
+    return next((model for model in _search(client, run, name) if _epoch(model) == epoch), None)
+
+
+def _epoch(model: "LoggedModel") -> int:
+    return int(model.params.get("epoch", 0))
+
+
+def _search(client: "MlflowClient", run: "Run", name: str) -> "list[LoggedModel]":
+    wanted = f"source_run_id = '{run.info.run_id}' AND name = '{name}'"
+    return list(client.search_logged_models([run.info.experiment_id], filter_string=wanted))
+
+
+def _create(client: "MlflowClient", run: "Run", name: str, epoch: int) -> "LoggedModel":
+    params = {param: run.data.params[param] for param in RUN_PARAMS if param in run.data.params}
+    return client.create_logged_model(
+        run.info.experiment_id,
+        name=name,
+        source_run_id=run.info.run_id,
+        params={**params, "epoch": str(epoch)},
+        model_type=MODEL_TYPE,
+    )
+
+
+def _link(
+    client: "MlflowClient",
+    run: "Run",
+    model_id: str,
+    metrics: Mapping[str, float],
+    timestamp_ms: int,
+    epoch: int,
+) -> None:
+    from mlflow.entities import Metric
+
+    datasets = [each.dataset for each in run.inputs.dataset_inputs] if run.inputs else []
+    on = {"dataset_name": datasets[0].name, "dataset_digest": datasets[0].digest} if datasets else {}
+    points = [
+        Metric(name, value, timestamp_ms, epoch, model_id=model_id, **on)
+        for name, value in metrics.items()
+        if math.isfinite(value)
+    ]
+    client.log_batch(run.info.run_id, metrics=points)
