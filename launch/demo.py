@@ -9,10 +9,10 @@ import zipfile
 from pathlib import Path
 
 from mlp_dist import command, export
-from mlp_dist.core.bundle import GOLDEN, SPEC
+from mlp_dist.core.bundle import GOLDEN
 from mlp_dist.core.errors import UsageError
 from mlp_dist.core.images import encode_png
-from mlp_dist.core.spec import BundleSpec
+from mlp_dist.core.spec import SPEC, BundleSpec
 from mlp_dist.tracking import find
 from serve.server import running
 

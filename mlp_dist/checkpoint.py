@@ -32,15 +32,15 @@ class Checkpoint:
     """A training after `len(history)` epochs, and the steps of one more that `epoch_steps` holds.
 
     `history` has one record an epoch: epoch (from 1), losses, accuracies, learning rate, samples_per_second,
-    train_seconds, evaluate_seconds, the time it ended in milliseconds since 1970, and the losses told of its
-    `steps`. `kept` is the index in it of the epoch whose weights are in `best`. `data_digest` is
-    Dataset.digest(). `average` is the state of the weights' moving average, `scaler` that of fp16's loss
-    scaling, `epoch_steps` that of an EpochSteps; each empty where there is none. `workers` tells on what it
-    ran.
+    train_seconds, evaluate_seconds, images_seen and steps_taken since the start, the time it ended in
+    milliseconds since 1970, and the losses told of its `steps`. `run_key` is that of its RunRecord. `kept` is
+    the index in the history of the epoch whose weights are in `best`. `data_digest` is Dataset.digest().
+    `average` is the state of the weights' moving average, `scaler` that of fp16's loss scaling, `epoch_steps`
+    that of an EpochSteps; each empty where there is none. `workers` tells on what it ran.
     """
 
     config: TrainConfig
-    run_id: str
+    run_key: str
     model: StateDict
     optimizer: dict[str, Any]
     best: StateDict
@@ -75,7 +75,7 @@ def capture(trainer: "Trainer") -> Checkpoint:
     steps, scaler = trainer.epoch_steps, trainer.accelerator.scaler
     return Checkpoint(
         config=trainer.config,
-        run_id=trainer.run_id,
+        run_key=trainer.run_key,
         model=cpu_copy(trainer.module.state_dict()),
         optimizer=trainer.torch_optimizer.state_dict(),
         best=trainer.best,
@@ -97,7 +97,7 @@ def restore(trainer: "Trainer", checkpoint: Checkpoint) -> None:
         trainer.average.load_state_dict(checkpoint.average)
     if trainer.accelerator.scaler is not None and checkpoint.scaler is not None:
         trainer.accelerator.scaler.load_state_dict(checkpoint.scaler)
-    trainer.run_id, trainer.history = checkpoint.run_id, checkpoint.history
+    trainer.run_key, trainer.history = checkpoint.run_key, checkpoint.history
     trainer.data_digest = checkpoint.data_digest
     trainer.kept, trainer.best = checkpoint.kept, checkpoint.best
     trainer.saved = checkpoint.progress

@@ -1,9 +1,9 @@
 """The directory of a run: a new one, or one to go on in. On the main process."""
 
 import contextlib
-import fcntl
 import itertools
 import os
+import shlex
 import sys
 from collections.abc import Set
 from dataclasses import replace
@@ -13,8 +13,10 @@ from pathlib import Path
 from mlp_dist.checkpoint import CHECKPOINT, Checkpoint, has_checkpoint, load_checkpoint, set_aside_damaged
 from mlp_dist.config import FREE_ON_RESUME, TrainConfig
 from mlp_dist.core.errors import CheckpointError, UsageError
-from mlp_dist.core.files import remove_left
+from mlp_dist.core.files import remove_left, try_to_lock
 from mlp_dist.joining import recall, remember
+from mlp_dist.tracking.record import has_record
+from mlp_dist.tracking.send import is_sent
 
 OUTPUTS = Path("outputs")
 
@@ -51,11 +53,8 @@ def _make_new(wanted: Path) -> Path:
 
 def _claim(directory: Path) -> None:
     """Lock the directory until this process ends: two trainings in it would overwrite each other."""
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        raise UsageError(f"another training runs in {directory}; choose another --output-dir") from error
+    if try_to_lock(directory) is None:
+        raise UsageError(f"another training runs in {directory}; choose another --output-dir")
     remove_left(directory)
 
 
@@ -70,6 +69,11 @@ def _check_finished(directory: Path) -> None:
         raise UsageError(
             f"{directory} holds a run that stopped after {before.progress} of {before.config.epochs}: "
             "go on with it by --resume, or choose another --output-dir"
+        )
+    if before.has_begun and has_record(directory) and not is_sent(directory):
+        raise UsageError(
+            f"{directory} holds a run that MLflow has not got whole: "
+            f"python launch/sync.py {shlex.quote(str(directory))}, or choose another --output-dir"
         )
 
 

@@ -1,24 +1,29 @@
-"""The end of a training: the kept weights tested, the bundle written, and what people compare logged."""
+"""The end of a training: the kept weights tested, the bundle written, and what people compare."""
 
+import math
 import platform
-import tempfile
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 import mlp_dist
-from mlp_dist import pictured
-from mlp_dist.checkpoint import cpu_copy
+from mlp_dist import pictured, tables
+from mlp_dist.checkpoint import StateDict, cpu_copy
 from mlp_dist.core.bundle import load_bundle, save_bundle, to_probabilities
+from mlp_dist.core.files import replacing_file
 from mlp_dist.core.models import build_model, first_layer
 from mlp_dist.core.spec import BundleSpec
 from mlp_dist.evaluation import Evaluation, evaluate, predict
 from mlp_dist.recorder import RunTracker
-from mlp_dist.tracking.client import BUNDLE
+from mlp_dist.tracking.record import BUNDLE, CHECKPOINTS, TABLES, write_json
 
 if TYPE_CHECKING:
     from mlp_dist.trainer import Trainer
+
+_MOST_CLASSES = 100
+"""A figure for each of more classes would hide what a run is compared by; the table has them all."""
 
 
 def finish(trainer: "Trainer", run: RunTracker) -> dict[str, Any]:
@@ -26,32 +31,24 @@ def finish(trainer: "Trainer", run: RunTracker) -> dict[str, Any]:
     history, kept = trainer.history, trainer.history[trainer.kept]
     model = build_model(trainer.spec).to(trainer.accelerator.device)
     model.load_state_dict(trainer.best)
-    data = trainer.data
     # What is drawn first is drawn while the test images are predicted.
-    run.log_figure("learning_curves", history, kept["epoch"])
-    run.log_figure("first_layer", *pictured.largest_units(first_layer(model, trainer.spec)), data.image)
-    logits = predict(model, trainer.test_set, data.image)
+    run.draw("learning_curves", history, kept["epoch"])
+    run.draw("first_layer", *pictured.largest_units(first_layer(model, trainer.spec)), trainer.data.image)
+    logits = predict(model, trainer.test_set, trainer.data.image)
     test = evaluate(logits, trainer.test_set.labels)
-    probabilities = to_probabilities(logits)
-    run.log_figure("confusion_matrix", pictured.array(test.confusion), data.classes)
-    run.log_figure("predictions", *pictured.first(data.test, probabilities), data.classes)
-    run.log_figure("mistakes", *pictured.mistakes(data.test, probabilities), data.classes)
-    with tempfile.TemporaryDirectory() as name:
-        run.log_checkpoint(_write_weights(trainer, Path(name)))
-        run.log_bundle(_write_bundle(trainer, model.cpu(), test))
-        run.log_summary(
-            {
-                "best_epoch": kept["epoch"],
-                "best_val_accuracy": kept["val_accuracy"],
-                "best_val_loss": kept["val_loss"],
-                "test_accuracy": test.accuracy,
-                "test_loss": test.loss,
-            }
-        )
-        run.wait()
+    _show(trainer, run, test, to_probabilities(logits))
+    for name, state_dict in (("best", trainer.best), ("last", trainer.module.state_dict())):
+        run.record.add(_write_weights(trainer.output_dir, name, state_dict))
+    run_id = run.run_id()
+    _write_bundle(trainer, model.cpu(), test, run_id)
+    run.record.add(BUNDLE)
+    run.record.models = [{"name": "best", "epoch": kept["epoch"], "files": BUNDLE}]
+    if kept["epoch"] < len(history):
+        run.record.models += [{"name": "last", "epoch": len(history), "files": f"{CHECKPOINTS}/last"}]
+    run.record.summary = _summary(trainer, test)
     train_seconds = sum(record["train_seconds"] for record in history)
     return {
-        "run_id": trainer.run_id,
+        "run_id": run_id,
         "recipe": trainer.config.recipe,
         "dataset": trainer.data.name,
         "num_parameters": trainer.spec.num_parameters,
@@ -63,21 +60,55 @@ def finish(trainer: "Trainer", run: RunTracker) -> dict[str, Any]:
         "val_accuracy": kept["val_accuracy"],
         "test_loss": test.loss,
         "test_accuracy": test.accuracy,
+        "test_ece": test.ece,
         "train_seconds": round(train_seconds, 3),
         "samples_per_second": round(len(trainer.train_set) * len(history) / train_seconds, 1),
         "output_dir": str(trainer.output_dir),
     }
 
 
-def _write_weights(trainer: "Trainer", directory: Path) -> Path:
-    """As `mlflow.pytorch.log_state_dict` writes them."""
-    for name, state_dict in (("best", trainer.best), ("last", trainer.module.state_dict())):
-        (directory / name).mkdir()
-        torch.save(cpu_copy(state_dict), directory / name / "state_dict.pth")
-    return directory
+def _show(trainer: "Trainer", run: RunTracker, test: Evaluation, probabilities: torch.Tensor) -> None:
+    """Pictures and tables of what the kept weights answer for the test images."""
+    images, classes = trainer.data.test, trainer.data.classes
+    run.draw("confusion_matrix", pictured.array(test.confusion), classes)
+    run.draw("predictions", *pictured.first(images, probabilities), classes)
+    run.draw("mistakes", *pictured.mistakes(images, probabilities), classes)
+    by_class, mistakes = TABLES
+    write_json(trainer.output_dir / by_class, tables.class_table(test, classes))
+    write_json(trainer.output_dir / mistakes, tables.mistakes_table(probabilities, images.labels, classes))
+    run.record.add(*TABLES)
+    run.changed()
 
 
-def _write_bundle(trainer: "Trainer", model: torch.nn.Module, test: Evaluation) -> Path:
+def _summary(trainer: "Trainer", test: Evaluation) -> dict[str, float]:
+    """The figures that runs are compared by."""
+    kept = trainer.history[trainer.kept]
+    summary = {
+        "best_epoch": kept["epoch"],
+        "best_val_accuracy": kept["val_accuracy"],
+        "best_val_loss": kept["val_loss"],
+        "test_accuracy": test.accuracy,
+        "test_loss": test.loss,
+        "test_ece": test.ece,
+    }
+    if len(trainer.data.classes) <= _MOST_CLASSES:
+        # MLflow takes no other characters in the name of a metric.
+        names = [re.sub(r"[^\w\-. /:]", "_", name) for name in trainer.data.classes]
+        summary |= {
+            f"class_accuracy/{name}": accuracy
+            for name, accuracy in zip(names, test.class_accuracy, strict=True)
+        }
+    return {name: value for name, value in summary.items() if value is not None and math.isfinite(value)}
+
+
+def _write_weights(directory: Path, name: str, state_dict: StateDict) -> str:
+    """As `mlflow.pytorch.log_state_dict` writes them; returns the directory's name."""
+    with replacing_file(directory / CHECKPOINTS / name / "state_dict.pth") as path:
+        torch.save(cpu_copy(state_dict), path)
+    return f"{CHECKPOINTS}/{name}"
+
+
+def _write_bundle(trainer: "Trainer", model: torch.nn.Module, test: Evaluation, run_id: str | None) -> None:
     """Write the bundle and read it back: what it answers must be what the trained model answers."""
     directory, data = trainer.output_dir / BUNDLE, trainer.data
     golden = data.test[:1].images[0]
@@ -88,7 +119,7 @@ def _write_bundle(trainer: "Trainer", model: torch.nn.Module, test: Evaluation) 
         classes=data.classes,
         dataset=data.name,
         recipe=trainer.config.recipe,
-        run_id=trainer.run_id,
+        run_id=run_id or "",
         metrics={
             "val_accuracy": trainer.history[trainer.kept]["val_accuracy"],
             "test_accuracy": test.accuracy,
@@ -104,4 +135,3 @@ def _write_bundle(trainer: "Trainer", model: torch.nn.Module, test: Evaluation) 
     )
     save_bundle(directory, spec, model.state_dict(), golden)
     load_bundle(directory).check_golden()
-    return directory

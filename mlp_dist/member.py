@@ -32,10 +32,9 @@ class Member:
         self.report.__exit__(kind, error, trace)
 
     def begin(self) -> None:
-        self.report.open()
         if not self.trainer.saved:
             self.trainer.save()
-        self.report.describe()
+        self.report.open()
 
     @property
     def goes_on(self) -> bool:
@@ -65,7 +64,7 @@ class Member:
             trainer = self.trainer
             trainer.keep(trainer.train_epoch(signals) | trainer.evaluate())
             trainer.save()
-            self.report.run.log_epochs([trainer.history[-1]])
+            self.report.run.changed()
 
     def finish(self) -> Record:
         return finish(self.trainer, self.report.run)

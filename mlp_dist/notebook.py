@@ -6,8 +6,9 @@ from pathlib import Path
 import torch
 
 from mlp_dist.config import DEFAULT_EXPERIMENT
-from mlp_dist.core.bundle import SPEC, Bundle, load_bundle, load_file, save_file
+from mlp_dist.core.bundle import Bundle, load_bundle, load_file, save_file
 from mlp_dist.core.errors import UsageError
+from mlp_dist.core.spec import SPEC
 
 BEST = "best"
 

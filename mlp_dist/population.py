@@ -64,7 +64,7 @@ class Population:
         if not results:
             raise TrainingError(f"no member is left: {self.members[0].problem}")
         best = max(results, key=lambda result: result["val_accuracy"] or 0)
-        run_ids = [member.trainer.run_id for member in self.members]
+        run_ids = [member.report.run.run_id() for member in self.members]
         return {**best, "members": len(self.members), "run_ids": run_ids}
 
     def _epoch(self, going: list[Member], signals: StopSignals) -> None:

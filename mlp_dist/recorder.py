@@ -1,29 +1,36 @@
-"""A training's run in MLflow. A process of its own imports, stores and draws, beside the training.
+"""A run, as the training writes it into its directory. A process of its own draws, and brings it to MLflow.
 
-Nothing here waits for what is logged; it is stored in the order it was logged in.
+The training waits for that process at its end alone, and never depends on it: what MLflow has not got stays
+in the directory.
 """
 
 import atexit
 import os
 import pickle
+import shlex
 import signal
 import subprocess
 import sys
 import threading
-from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from itertools import count
+from copy import deepcopy
+from dataclasses import asdict
 from multiprocessing import Pipe
 from pathlib import Path
 from typing import Any
 
 from mlp_dist.core.errors import TrackingError
 from mlp_dist.processes import STOP_SIGNALS
+from mlp_dist.tracking.delivery import Outcome
+from mlp_dist.tracking.record import FAILED, FINISHED, KILLED, RunRecord
 
 _DYING_SECONDS = 1.0
-_numbers = count()
+
+PATIENCE, IMPATIENCE = 5.0, 2.0
+"""Seconds that a run waits at its end for an MLflow that cannot be reached; and one that must stop, or has
+waited before."""
 
 
 class Recorder:
@@ -40,6 +47,8 @@ class Recorder:
             self._process = subprocess.Popen(
                 words,
                 stdin=subprocess.DEVNULL,
+                # stdout is the result's.
+                stdout=2,
                 env={**os.environ, "PYTHONPATH": path},
                 pass_fds=[theirs.fileno()],
             )
@@ -54,23 +63,19 @@ class Recorder:
     def is_alive(self) -> bool:
         return self._process.poll() is None
 
-    def ask(self, number: int, what: str, *arguments: Any) -> "Future[Any]":
-        """What comes of asking the run `number` for `what`, a method of tracking.OpenRun."""
-        # Now, since the training goes on and changes what it has logged.
-        return self._thread.submit(self._ask, pickle.dumps((number, what, arguments)))
+    def ask(self, what: str, *arguments: Any) -> "Future[Any]":
+        """What comes of `what`, a method of recording.Recording; TrackingError where the process is gone."""
+        # Now, since the training goes on and changes what it has told.
+        return self._thread.submit(self._ask, pickle.dumps((what, *arguments)))
 
     def _ask(self, request: bytes) -> Any:
         try:
             self._connection.send_bytes(request)
-            answer = self._connection.recv()
+            return self._connection.recv()
         except (EOFError, OSError) as error:
             raise TrackingError(
-                f"the process that records the run in MLflow (pid {self._process.pid}) {self._ending()}; "
-                "the training's last checkpoint is kept, and --resume goes on from there"
+                f"the process that brings the run to MLflow (pid {self._process.pid}) {self._ending()}"
             ) from error
-        if isinstance(answer, Exception):
-            raise answer
-        return answer
 
     def _ending(self) -> str:
         with suppress(subprocess.TimeoutExpired):
@@ -98,81 +103,89 @@ def start() -> Recorder:
 
 
 class RunTracker:
-    """A run that is open in MLflow; it `is_described` where it had params when it was opened.
+    """A run whose directory goes to MLflow. `record` may be changed; `changed` tells of it.
 
-    What fails to be stored is raised by one of the next calls, by `wait` at the latest: TrackingError.
+    Nothing here raises an error because of MLflow, or waits for it, but `run_id` and `end` for a few seconds.
     """
 
-    def __init__(self, experiment: str, run_name: str | None, run_id: str | None) -> None:
-        self._recorder, self._number = start(), next(_numbers)
-        self._unanswered: deque[Future[Any]] = deque()
+    def __init__(self, directory: Path, record: RunRecord) -> None:
+        self.directory, self.record = directory.absolute(), record
+        self._run_id, self._lives, self._patience = "", 3, PATIENCE
+        self._saved: dict[str, Any] = {}
+        self._save()
+        self._open()
+
+    def _open(self) -> None:
+        self._recorder, self._lives = start(), self._lives - 1
         variables = {name: value for name, value in os.environ.items() if name.startswith("MLFLOW_")}
         # A notebook may have told mlflow itself where runs are kept.
         if "mlflow" in sys.modules:
             variables["MLFLOW_TRACKING_URI"] = sys.modules["mlflow"].get_tracking_uri()
-        where = {"cwd": str(Path.cwd()), "words": sys.argv, "variables": variables}
-        opened = self._recorder.ask(self._number, "open", where, experiment, run_name, run_id)
-        self.run_id: str
-        self.is_described: bool
-        self.run_id, self.is_described = opened.result()
+        self._tell("open", str(Path.cwd()), sys.argv, variables)
 
-    def log_config(self, config: dict[str, Any], **facts: str | int) -> None:
-        """`config` as a JSON artifact; both as params."""
-        self._log("log_config", config, facts)
+    def _save(self) -> None:
+        if (now := asdict(self.record)) != self._saved:
+            self.record.save(self.directory)
+            self._saved = deepcopy(now)
 
-    def log_dataset(self, name: str, digest: str) -> None:
-        self._log("log_dataset", name, digest)
+    def changed(self) -> None:
+        """The record, what it names, or the epochs."""
+        self._save()
+        self._tell("changed")
 
-    def log_epochs(self, history: list[dict[str, Any]]) -> None:
-        """Each record's figures at its epoch and time; a record that MLflow has already changes nothing."""
-        self._log("log_epochs", history)
+    def draw(self, name: str, *shown: Any) -> None:
+        """Have the one of figures.FIGURES drawn from arrays; the next `changed` adds it to the run."""
+        self.record.add(f"figures/{name}.png")
+        self._tell("draw", name, shown)
 
-    def log_figure(self, name: str, *shown: Any) -> None:
-        """Draw the one of figures.FIGURES from arrays."""
-        self._log("log_figure", name, *shown)
+    def _tell(self, what: str, *arguments: Any) -> "Future[Any]":
+        # It may have been killed. What it had not sent yet, another one does.
+        if not self._recorder.is_alive and self._lives > 0:
+            self._open()
+        return self._recorder.ask(what, self.directory, *arguments)
 
-    def log_checkpoint(self, directory: Path) -> None:
-        """The files in `directory`, which must stay until `wait` returns."""
-        self._log("log_checkpoint", directory)
-
-    def log_bundle(self, bundle: Path) -> None:
-        """The directory must stay until `wait` returns."""
-        self._log("log_bundle", bundle)
-
-    def log_summary(self, summary: dict[str, float | None]) -> None:
-        """The figures that runs are compared by."""
-        self._log("log_summary", summary)
-
-    def _log(self, what: str, *arguments: Any) -> None:
-        while self._unanswered and self._unanswered[0].done():
-            self._unanswered.popleft().result()
-        self._unanswered.append(self._recorder.ask(self._number, what, *arguments))
-
-    def wait(self) -> None:
-        """Until all is stored. Raises TrackingError where something cannot be."""
-        while self._unanswered:
-            self._unanswered.popleft().result()
+    def run_id(self) -> str | None:
+        """MLflow's id of the run; None where it could not be reached yet."""
+        if not self._run_id:
+            self._run_id = self._asked("settle").run_id
+        return self._run_id or None
 
     def end(self, status: str) -> None:
-        self._recorder.ask(self._number, "end", status).result()
+        """Tells on stderr where MLflow has not got all."""
+        self.record.end(status)
+        self._save()
+        if status != FINISHED:
+            self._patience = IMPATIENCE
+        if self._asked("end").problem:
+            rest = f"python launch/sync.py {shlex.quote(str(self.directory))}"
+            print(f"MLflow has not got all of the run; send the rest by {rest}", file=sys.stderr, flush=True)
+
+    def _asked(self, what: str) -> Outcome:
+        while True:
+            try:
+                outcome: Outcome = self._tell(what, self._patience).result()
+            except TrackingError as error:
+                if self._lives:
+                    continue
+                outcome = Outcome(problem=str(error))
+                print(f"warning: {error}", file=sys.stderr, flush=True)
+            if outcome.problem:
+                self._patience = IMPATIENCE
+            return outcome
 
 
 @contextmanager
-def open_run(experiment: str, run_name: str | None, run_id: str | None = None) -> Iterator[RunTracker]:
-    """A new run of `experiment`, or the run `run_id` opened again; it ends as what happens inside says.
+def open_run(directory: Path, record: RunRecord) -> Iterator[RunTracker]:
+    """The run that `record` describes, in `directory`; it ends as what happens inside says.
 
-    FINISHED; KILLED on KeyboardInterrupt; FAILED on any other exception. Raises TrackingError where
-    MLflow cannot open it.
+    FINISHED; KILLED on KeyboardInterrupt; FAILED on any other exception.
     """
-    run, status = RunTracker(experiment, run_name, run_id), "FAILED"
+    run, status = RunTracker(directory, record), FAILED
     try:
         yield run
-        run.wait()
-        status = "FINISHED"
+        status = FINISHED
     except KeyboardInterrupt:
-        status = "KILLED"
+        status = KILLED
         raise
     finally:
-        # What has ended the training is told before what MLflow says to it.
-        with suppress(*[] if status == "FINISHED" else [TrackingError]):
-            run.end(status)
+        run.end(status)

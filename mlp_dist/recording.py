@@ -1,83 +1,80 @@
-"""The process that records runs in MLflow and draws their pictures; `recorder.Recorder` starts it.
+"""The process that brings runs to MLflow and draws their pictures; `recorder.Recorder` starts it.
 
   python -m mlp_dist.recording FD
 
-FD is a connection: a request is (the run's number, what to do, its arguments), and each is answered with
-what came of it, or with the error. torch is never imported here: while the trainer does that, mlflow and
+FD is a connection: a request is (what to do, its arguments), one of Recording's public methods, and each is
+answered with what came of it. torch is never imported here: while the trainer does that, mlflow and
 matplotlib are imported.
 """
 
 import gc
 import os
 import sys
-from collections import defaultdict
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
-from functools import partial
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any
 
-from mlp_dist.core.errors import MlpDistError, TrackingError
-from mlp_dist.tracking import client, send
+from mlp_dist import figures
+from mlp_dist.tracking import client
+from mlp_dist.tracking.delivery import Delivery, Outcome
+from mlp_dist.tracking.system import Sampling
 
-Request = tuple[int, str, tuple[Any, ...]]
+NICENESS = 10
+"""The training's threads go before this process's where the cores do not suffice."""
 
 
 class Recording:
-    """The runs that are open. MLflow has one open run a thread, so that each is in a thread of its own."""
+    """The runs that are open, named by their directories."""
 
     def __init__(self) -> None:
-        self._runs: dict[int, send.OpenRun] = {}
-        self._threads: defaultdict[int, ThreadPoolExecutor] = defaultdict(partial(ThreadPoolExecutor, 1))
+        self._delivery = Delivery()
+        self._sampling = Sampling(self._delivery.changed)
+        # One after the other: a run has ended when all its pictures are drawn.
+        self._drawing = ThreadPoolExecutor(1, "drawing")
 
-    def start(self, request: Request) -> "Future[Any]":
-        return self._threads[request[0]].submit(self._answer, *request)
+    def open(self, directory: Path, cwd: str, words: list[str], variables: dict[str, str]) -> None:
+        """Where the trainer is now: MLflow's store may be named from there."""
+        os.chdir(cwd)
+        sys.argv = words
+        for name in [name for name in os.environ if name.startswith("MLFLOW_")]:
+            del os.environ[name]
+        os.environ.update(variables)
+        self._sampling.open(directory)
+        self._delivery.changed(directory)
 
-    def _answer(self, number: int, what: str, arguments: tuple[Any, ...]) -> Any:
+    def changed(self, directory: Path) -> None:
+        self._delivery.changed(directory)
+
+    def draw(self, directory: Path, name: str, shown: tuple[Any, ...]) -> None:
+        self._drawing.submit(self._draw, directory, name, shown)
+
+    def _draw(self, directory: Path, name: str, shown: tuple[Any, ...]) -> None:
         try:
-            with client.asking_to("record the run"):
-                return self._do(number, what, arguments)
-        except MlpDistError as error:
-            return error
+            figures.save(figures.FIGURES[name](*shown), directory / "figures" / f"{name}.png")
+        # A picture less is no reason to lose the run.
         except Exception as error:
-            return TrackingError(f"the run cannot be recorded: {error!r}")
+            print(f"warning: the picture {name} cannot be drawn: {error!r}", file=sys.stderr, flush=True)
+        self._delivery.changed(directory)
 
-    def _do(self, number: int, what: str, arguments: tuple[Any, ...]) -> Any:
-        if what == "open":
-            where, *named = arguments
-            _move(**where)
-            run = self._runs[number] = send.open_run(*named)
-            return run.run_id, run.is_described
-        if what == "log_figure":
-            from mlp_dist import figures
+    def settle(self, directory: Path, patience: float) -> "Future[Outcome]":
+        """What MLflow has when all that was told until now is sent."""
+        return self._delivery.settle(directory, patience)
 
-            name, *shown = arguments
-            return self._runs[number].log_figure(name, figures.FIGURES[name](*shown))
-        getattr(self._runs[number], what)(*arguments)
-        if what == "end":
-            del self._runs[number]
-            self._threads.pop(number).shutdown(wait=False)
-        return None
-
-
-def _move(cwd: str, words: list[str], variables: dict[str, str]) -> None:
-    """To where the trainer is now: MLflow's store may be named from there, and the run after its command."""
-    os.chdir(cwd)
-    sys.argv = words
-    for name in [name for name in os.environ if name.startswith("MLFLOW_")]:
-        del os.environ[name]
-    os.environ.update(variables)
+    def end(self, directory: Path, patience: float) -> "Future[Outcome]":
+        self._drawing.submit(self._sampling.close, directory).result()
+        return self._delivery.settle(directory, patience)
 
 
 def _get_ready() -> None:
     client.import_ahead()
-    from mlp_dist import figures
-
     figures.warm_up()
 
 
 def main() -> None:
     trainer = Connection(int(sys.argv[1]))
+    os.nice(NICENESS)
     # What imports make stays to the end.
     gc.disable()
     # What fails here fails again, and is told, where it is needed.
@@ -89,8 +86,10 @@ def main() -> None:
     # The trainer sends a request when it has the answer to the one before.
     with suppress(EOFError, OSError):
         while True:
-            recording.start(trainer.recv()).add_done_callback(lambda done: trainer.send(done.result()))
-    # Runs that are open stay so, which MLflow would end: the trainer was killed, and may be resumed.
+            what, *arguments = trainer.recv()
+            answer = getattr(recording, what)(*arguments)
+            trainer.send(answer.result() if isinstance(answer, Future) else answer)
+    # Runs that are open stay so: the trainer was killed, and may be resumed.
     os._exit(0)
 
 

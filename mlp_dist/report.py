@@ -1,20 +1,23 @@
-"""What a training tells as it goes on: lines on stdout and its run in MLflow. On the main process alone."""
+"""What a training tells as it goes on: lines on stdout, and its run. On the main process alone."""
 
 from contextlib import ExitStack
 from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
-from mlp_dist import pictured, recorder
+from mlp_dist import identity, pictured, recorder
+from mlp_dist.core.errors import TrackingError
 from mlp_dist.finish import finish
+from mlp_dist.overrides import WHERE
 from mlp_dist.processes import StopSignals
 from mlp_dist.steps import Record
+from mlp_dist.tracking.record import CONFIG, SYSTEM, RunRecord, write_json
 
 if TYPE_CHECKING:
     from mlp_dist.trainer import Trainer
 
 
 class Report:
-    """Once `open`, the MLflow run is; it ends as what happens until this is closed says."""
+    """Once `open`, the run is; it ends as what happens until this is closed says."""
 
     def __init__(self, trainer: "Trainer") -> None:
         self.trainer = trainer
@@ -37,33 +40,31 @@ class Report:
 
     def open(self) -> None:
         """A new run, or the trainer's opened again."""
-        trainer, config = self.trainer, self.trainer.config
-        opening = recorder.open_run(config.experiment, config.run_name, trainer.run_id or None)
-        self._run = self._closing.enter_context(opening)
-        trainer.run_id = self.run.run_id
-
-    def describe(self) -> None:
-        """What a kill may have kept from MLflow, and for a new run that is everything."""
         trainer, data = self.trainer, self.trainer.data
-        if not self.run.is_described:
-            self.run.log_figure("samples", *pictured.first(data.train), data.classes)
-            self.run.log_dataset(data.name, trainer.data_digest)
-            self.run.log_config(
-                trainer.config.to_json(),
-                layer_sizes=str(trainer.spec),
-                num_parameters=trainer.spec.num_parameters,
-                num_processes=trainer.world_size,
-                device=trainer.device.type,
-                mean=str(data.image.mean),
-                std=str(data.image.std),
-                kept="best validation accuracy" if len(trainer.val_set) else "last epoch, none was chosen",
-            )
-        self.run.log_epochs(trainer.history)
+        record, is_new = self._record()
+        self._run = self._closing.enter_context(recorder.open_run(trainer.output_dir, record))
+        if is_new:
+            self.run.draw("samples", *pictured.first(data.train), data.classes)
+            self.run.changed()
+
+    def _record(self) -> tuple[RunRecord, bool]:
+        """The directory's, where it is the trainer's; else a new one, and whether it is."""
+        trainer = self.trainer
+        try:
+            found = RunRecord.load(trainer.output_dir)
+        except TrackingError:
+            found = None
+        if found is not None and found.key == trainer.run_key:
+            found.open()
+            return found, False
+        (trainer.output_dir / SYSTEM).unlink(missing_ok=True)
+        write_json(trainer.output_dir / CONFIG, trainer.config.to_json())
+        return describe(trainer), True
 
     def epoch(self) -> None:
         """The trainer's last epoch."""
         record, config = self.trainer.history[-1], self.trainer.config
-        self.run.log_epochs([record])
+        self.run.changed()
         told = [f"epoch {record['epoch']}/{config.epochs}"]
         for part in ("train", "val", "test"):
             loss, accuracy = record[f"{part}_loss"], record[f"{part}_accuracy"]
@@ -80,3 +81,37 @@ class Report:
             print(f"stopped early: {better}", flush=True)
         signals.at_once()
         return finish(trainer, self.run)
+
+
+def describe(trainer: "Trainer") -> RunRecord:
+    """All that can be said of a run before it has begun."""
+    config, data = trainer.config, trainer.data
+    chosen: dict[str, Any] = {
+        name: value for name, value in config.to_json().items() if name not in WHERE and value is not None
+    }
+    return RunRecord(
+        experiment=config.experiment,
+        name=config.run_name or identity.run_name(config),
+        key=trainer.run_key,
+        description=identity.description(trainer),
+        parent=None if trainer.parent is None else str(trainer.parent.absolute()),
+        tags=identity.tags(trainer),
+        params={
+            **chosen,
+            "layer_sizes": str(trainer.spec),
+            "num_parameters": trainer.spec.num_parameters,
+            "num_processes": trainer.world_size,
+            "device": trainer.device.type,
+            "mean": str(data.image.mean),
+            "std": str(data.image.std),
+            "kept": "best validation accuracy" if len(trainer.val_set) else "last epoch, none was chosen",
+        },
+        dataset={
+            "name": data.name,
+            "digest": trainer.data_digest,
+            "num_train": len(trainer.train_set),
+            "num_val": len(trainer.val_set),
+            "num_test": len(trainer.test_set),
+        },
+        artifacts=[CONFIG],
+    )

@@ -8,6 +8,7 @@ import os
 import shutil
 from collections.abc import Set
 from dataclasses import replace
+from pathlib import Path
 from typing import cast
 
 import torch
@@ -30,12 +31,19 @@ VALIDATION_SHARE = 12
 """One training image in twelve is held out where no number was asked for."""
 
 
-def start_training(config: TrainConfig, *, resume: str = "no", given: Set[str] = frozenset()) -> Trainer:
+def start_training(
+    config: TrainConfig,
+    *,
+    resume: str = "no",
+    given: Set[str] = frozenset(),
+    parent: Path | None = None,
+) -> Trainer:
     """A Trainer for `config` on the processes that the launcher started.
 
     With `resume`, one of RESUME, the one that stopped in `config.output_dir`, or in the newest directory
     under `outputs`; of `config` only the fields in `given` count then, and only those of FREE_ON_RESUME may
-    differ. Restarted by the launcher, it goes on in the directory of the attempt before.
+    differ. Restarted by the launcher, it goes on in the directory of the attempt before. `parent` is the
+    directory of a run that it is a part of.
 
     Raises UsageError, CheckpointError or DataError, on every process alike; ProcessLostError where one of
     them has died.
@@ -54,7 +62,7 @@ def start_training(config: TrainConfig, *, resume: str = "no", given: Set[str] =
         )
     peers = Peers()
     with peers.watched():
-        return _agreed(config, state, peers, resume=resume, given=given)
+        return _agreed(config, state, peers, resume=resume, given=given, parent=parent)
 
 
 def _check_machine(config: TrainConfig, use_cpu: bool) -> None:
@@ -69,7 +77,13 @@ def _check_machine(config: TrainConfig, use_cpu: bool) -> None:
 
 
 def _agreed(
-    config: TrainConfig, state: PartialState, peers: Peers, *, resume: str, given: Set[str]
+    config: TrainConfig,
+    state: PartialState,
+    peers: Peers,
+    *,
+    resume: str,
+    given: Set[str],
+    parent: Path | None,
 ) -> Trainer:
     output_dir, checkpoint = peers.on_main(lambda: find_checkpoint(config, resume=resume))
     if checkpoint is not None:
@@ -79,7 +93,7 @@ def _agreed(
         _check_same_data(checkpoint, data)
     if output_dir is None:
         output_dir = peers.on_main(lambda: new_output_dir(config))
-    config = replace(config, output_dir=output_dir, run_name=config.run_name or output_dir.name)
+    config = replace(config, output_dir=output_dir)
     accelerator = Accelerator(cpu=state.device.type == "cpu", mixed_precision=config.mixed_precision)
     trainer = Trainer(
         config,
@@ -89,6 +103,7 @@ def _agreed(
         peers=peers,
         checkpoint=checkpoint,
         workers=_workers(accelerator),
+        parent=parent,
     )
     if state.is_main_process:
         _announce(trainer, checkpoint)

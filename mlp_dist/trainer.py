@@ -2,6 +2,7 @@
 
 import math
 import time
+import uuid
 from contextlib import closing
 from pathlib import Path
 from typing import NoReturn
@@ -34,7 +35,8 @@ from mlp_dist.steps import EpochSteps, Pace, Record, chunks
 class Trainer:
     """Trains one model; made by `start_training`. With a checkpoint it goes on from there.
 
-    `config` has its val_size filled in; `workers` tells what it runs on.
+    `config` has its val_size filled in; `workers` tells what it runs on, `parent` is the directory of the run
+    that it is a part of.
     """
 
     def __init__(
@@ -47,6 +49,7 @@ class Trainer:
         peers: Peers | None = None,
         checkpoint: Checkpoint | None = None,
         workers: str = "",
+        parent: Path | None = None,
     ) -> None:
         self.config, self.data, self.accelerator, self.output_dir = config, data, accelerator, output_dir
         self.peers, self.workers = peers or Peers(), workers
@@ -70,7 +73,7 @@ class Trainer:
         self.evaluated = build_model(self.spec).to(self.device)
         self.torch_optimizer = build_optimizer(config, self.module.parameters())
         self.pace = Pace()
-        self.run_id, self.data_digest = "", ""
+        self.run_key, self.parent, self.data_digest = uuid.uuid4().hex, parent, ""
         self.history: list[Record] = []
         self.kept, self.best, self.saved = 0, StateDict(), ""
         if checkpoint is not None:
@@ -100,11 +103,10 @@ class Trainer:
         is written; TrainingError when the loss is not finite, ProcessLostError when a process has died.
         """
         with StopSignals() as signals, Report(self) as report, self.peers.watched(signals):
-            self.peers.on_main(report.open)
             if not self.saved:
                 self.save()
             self.peers.on_main(lambda: remember_output_dir(self.output_dir))
-            self.peers.on_main(report.describe)
+            self.peers.on_main(report.open)
             while not self.config.is_over(len(self.history), self.kept):
                 self.keep(self.train_epoch(signals) | self.evaluate())
                 self.save()
@@ -223,6 +225,8 @@ class Trainer:
             "learning_rate": self.torch_optimizer.param_groups[0]["lr"],
             "samples_per_second": num_images / steps.seconds,
             "train_seconds": steps.seconds,
+            "images_seen": num_images * (len(self.history) + 1),
+            "steps_taken": steps.first_step + steps.done,
             "steps": steps.losses,
         }
 

@@ -20,9 +20,10 @@ from pathlib import Path
 import mlp_dist
 from mlp_dist import command, export
 from mlp_dist.config import DEFAULT_EXPERIMENT
-from mlp_dist.core.bundle import GOLDEN, SPEC, WEIGHTS, Bundle, check_probabilities
+from mlp_dist.core.bundle import GOLDEN, WEIGHTS, Bundle, check_probabilities
 from mlp_dist.core.errors import BundleError, PackagingError, UsageError
 from mlp_dist.core.files import replacing_file
+from mlp_dist.core.spec import SPEC
 from mlp_dist.tracking import find
 
 HERE = Path(__file__).resolve().parent

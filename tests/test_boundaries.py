@@ -15,12 +15,12 @@ LAYERS = (
     {
         *("data", "optim", "config", "recipes", "evaluation", "processes", "checkpoint", "command"),
         *("schedule", "augment", "dropout", "ema", "exact", "steps", "network", "joining"),
-        *("peers", "directories", "precision", "deform", "adversarial", "sweep", "overrides"),
+        *("peers", "directories", "precision", "deform", "adversarial", "sweep", "overrides", "tracking"),
     },
     {"gradients", "engines"},
     {
-        *("trainer", "tracking", "figures", "export", "start", "report", "finish", "notebook"),
-        *("population", "member", "recorder", "recording", "pictured", "tables"),
+        *("trainer", "figures", "export", "start", "report", "finish", "notebook"),
+        *("population", "member", "recorder", "recording", "pictured", "tables", "identity"),
     },
 )
 """The parts of mlp_dist from the lowest up; launch, serve and benchmarks stand above them all."""
@@ -116,7 +116,7 @@ def test_mlp_dist_imports_nothing_above_it() -> None:
 @pytest.mark.parametrize(
     ("package", "names"),
     [
-        ("mlflow", {f"mlp_dist.tracking.{name}" for name in ("client", "send", "models")}),
+        ("mlflow", {f"mlp_dist.tracking.{name}" for name in ("client", "send", "models", "system")}),
         ("accelerate", {f"mlp_dist.{name}" for name in ("trainer", "gradients", "start", "engines.job")}),
         ("matplotlib", {f"mlp_dist.figures.{name}" for name in ("base", "files")}),
         ("sklearn", {"mlp_dist.data.readers"}),

@@ -1,37 +1,17 @@
 import contextlib
 import json
 import math
-import os
-import signal
-import subprocess
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import psutil
 import pytest
 import torch
-from launching import ROOT, Trained, environment, result, train
+from launching import Trained
 
-from mlp_dist import recorder
 from mlp_dist.core.errors import TrackingError, UsageError
 from mlp_dist.tracking import find
 
 pytestmark = pytest.mark.slow
-
-
-@pytest.fixture
-def mlflow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """mlflow with a store of its own."""
-    import mlflow
-
-    before = mlflow.get_tracking_uri()
-    monkeypatch.chdir(tmp_path)
-    mlflow.set_tracking_uri(f"sqlite:///{tmp_path}/mlflow.db")
-    yield mlflow
-    mlflow.set_tracking_uri(before)
 
 
 @pytest.fixture
@@ -108,40 +88,6 @@ def test_its_artifacts(trained: Trained, stored: Any, tmp_path: Path) -> None:
         assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
 
 
-@pytest.mark.parametrize(
-    ("raised", "status"),
-    [(None, "FINISHED"), (KeyboardInterrupt, "KILLED"), (RuntimeError, "FAILED"), (SystemExit, "FAILED")],
-)
-def test_a_run_ends_as_what_happened(raised: type[BaseException] | None, status: str, mlflow: Any) -> None:
-    run_id = ""
-    try:
-        with recorder.open_run("x", "name") as run:
-            run_id = run.run_id
-            if raised is not None:
-                raise raised
-    except (KeyboardInterrupt, RuntimeError, SystemExit):
-        pass
-    assert mlflow.get_run(run_id).info.status == status
-    assert mlflow.get_run(run_id).info.run_name == "name"
-
-
-def test_epochs_told_twice_stand_once(mlflow: Any) -> None:
-    record = {
-        **dict.fromkeys(("train_loss", "train_accuracy", "learning_rate", "samples_per_second"), 0.5),
-        **{"val_loss": None, "val_accuracy": None, "epoch": 1, "timestamp_ms": 1000},
-        "steps": [{"step": 100, "loss": 0.75, "timestamp_ms": 900}],
-    }
-    with recorder.open_run("x", None) as run:
-        run.log_epochs([record])
-        run.log_epochs([record, {**record, "epoch": 2, "timestamp_ms": 2000, "steps": []}])
-    client = mlflow.MlflowClient()
-    points = client.get_metric_history(run.run_id, "train/loss")
-    assert [(point.step, point.timestamp) for point in points] == [(1, 1000), (2, 2000)]
-    assert client.get_metric_history(run.run_id, "val/loss") == []
-    points = client.get_metric_history(run.run_id, "train/step_loss")
-    assert [(point.step, point.value, point.timestamp) for point in points] == [(100, 0.75, 900)]
-
-
 def test_the_best_run_is_chosen_by_validation_never_by_test(mlflow: Any) -> None:
     finished(mlflow, "x", best_val_accuracy=0.90, test_accuracy=0.99, best_val_loss=0.1)
     best = finished(mlflow, "x", best_val_accuracy=0.95, test_accuracy=0.80, best_val_loss=0.3)
@@ -198,150 +144,8 @@ def test_what_cannot_choose_or_be_chosen(mlflow: Any) -> None:
     run_id = failed(mlflow, "x")
     with pytest.raises(TrackingError, match=f"run {run_id} is FAILED, not FINISHED"):
         find.get_run(run_id)
-    with pytest.raises(TrackingError, match="cannot open run nope"):
-        recorder.open_run("x", None, "nope").__enter__()
     empty = find.get_run(finished(mlflow, "x"))
     with pytest.raises(TrackingError, match="has no bundle to download"):
         find.download_bundle(empty, Path("there"))
     with pytest.raises(TrackingError, match=r"has no config\.json"):
         find.load_config(empty)
-
-
-# The process that records
-
-
-def recorder_of(process: psutil.Process) -> psutil.Process:
-    (found,) = (each for each in process.children() if "mlp_dist.recording" in each.cmdline())
-    return found
-
-
-def test_the_recorder_has_no_torch_and_the_run_is_named_after_this_command(mlflow: Any) -> None:
-    with recorder.open_run("x", None) as run:
-        run.log_figure("samples", np.zeros((2, 1, 4, 4), np.uint8), np.array([0, 1]), ("cat", "dog"))
-        run.wait()
-        loaded = Path(f"/proc/{recorder_of(psutil.Process()).pid}/maps").read_text()
-    assert "/torch/" not in loaded
-    assert "/matplotlib/" in loaded
-    assert mlflow.get_run(run.run_id).data.tags["mlflow.source.name"] == sys.argv[0]
-
-
-def failing() -> Iterator[recorder.RunTracker]:
-    with recorder.open_run("x", None) as run:
-        yield run
-        run.log_config({"lr": 0.1})
-        run.log_summary({"best_epoch": 1})
-
-
-def test_what_cannot_be_stored_fails_the_run(mlflow: Any) -> None:
-    going = failing()
-    run = next(going)
-    in_the_way = Path(mlflow.get_run(run.run_id).info.artifact_uri)
-    in_the_way.parent.mkdir(parents=True)
-    in_the_way.touch()
-    with pytest.raises(
-        TrackingError, match=r"MLflow at .* cannot record the run: .*Not a directory: .*; see MLFLOW_"
-    ):
-        next(going)
-    found = mlflow.get_run(run.run_id)
-    assert (found.info.status, found.data.metrics) == ("FAILED", {"best_epoch": 1})
-
-
-def test_runs_are_kept_where_mlflow_was_told(
-    mlflow: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/other.db")
-    with recorder.open_run("x", None) as run:
-        pass
-    assert mlflow.get_run(run.run_id).info.status == "FINISHED"
-    assert not (tmp_path / "other.db").exists()
-
-
-def test_several_runs_are_open_at_once(mlflow: Any) -> None:
-    with recorder.open_run("x", "a") as first, recorder.open_run("x", "b") as second:
-        first.log_summary({"best_epoch": 1})
-        second.log_summary({"best_epoch": 2})
-    found = [mlflow.get_run(run.run_id) for run in (first, second)]
-    assert [run.data.metrics["best_epoch"] for run in found] == [1, 2]
-    assert [run.info.status for run in found] == ["FINISHED"] * 2
-
-
-def test_a_history_is_stored_as_it_was_when_it_was_logged(mlflow: Any) -> None:
-    names = ("train_loss", "train_accuracy", "learning_rate", "samples_per_second")
-    record = {**dict.fromkeys(names, 0.5), "epoch": 1, "timestamp_ms": 1000}
-    with recorder.open_run("x", None) as run:
-        for _ in range(20):
-            history = [record]
-            run.log_epochs(history)
-            history.append({**record, "epoch": 2})
-    points = mlflow.MlflowClient().get_metric_history(run.run_id, "train/loss")
-    assert [point.step for point in points] == [1]
-
-
-LONG = ("--dataset", "digits", "--epochs", "4000", "--output-dir", "output")
-
-
-@contextlib.contextmanager
-def training(cwd: Path) -> Iterator[tuple[psutil.Popen, psutil.Process]]:
-    """A long training in its third epoch, and its recorder; Ctrl-C reaches both."""
-    words = [sys.executable, str(ROOT / "launch/train.py"), *LONG]
-    options: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    # A shell that started the tests in the background has told them to ignore it, and so their children.
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    try:
-        process = psutil.Popen(words, cwd=cwd, env=environment(), start_new_session=True, **options)
-    finally:
-        signal.signal(signal.SIGINT, before)
-    try:
-        for line in process.stdout:
-            if line.startswith("epoch 3/"):
-                break
-        yield process, recorder_of(process)
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.communicate()
-
-
-def test_a_killed_training_s_recorder_ends_and_resuming_ends_its_run(tmp_path: Path, mlflow: Any) -> None:
-    with training(tmp_path) as (process, recording):
-        process.kill()
-        recording.wait(10)
-    (run,) = mlflow.search_runs(search_all_experiments=True, output_format="list")
-    assert run.info.status == "RUNNING"
-    state = torch.load(tmp_path / "output/last.pt", weights_only=True)
-    epochs = len(state["history"]) + 1
-    done = result(train("--resume", "--output-dir", "output", "--epochs", str(epochs), cwd=tmp_path))
-    assert (done["run_id"], done["epochs"]) == (run.info.run_id, epochs)
-    assert mlflow.get_run(run.info.run_id).info.status == "FINISHED"
-    points = mlflow.MlflowClient().get_metric_history(run.info.run_id, "train/loss")
-    assert [point.step for point in points] == list(range(1, epochs + 1))
-
-
-def test_a_training_whose_recorder_is_killed_says_so_and_keeps_its_checkpoint(tmp_path: Path) -> None:
-    with training(tmp_path) as (process, recording):
-        recording.kill()
-        _, told = process.communicate(timeout=20)
-    assert process.returncode == 1
-    assert "Traceback" not in told
-    assert (
-        f"error: the process that records the run in MLflow (pid {recording.pid}) was killed by SIGKILL; "
-        "the training's last checkpoint is kept, and --resume goes on from there"
-    ) in told
-    assert len(torch.load(tmp_path / "output/last.pt", weights_only=True)["history"]) >= 3
-
-
-@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_to_all_processes_stops_the_training_in_order(
-    signum: signal.Signals, tmp_path: Path, mlflow: Any
-) -> None:
-    with training(tmp_path) as (process, recording):
-        os.killpg(process.pid, signum)
-        _, told = process.communicate(timeout=20)
-        assert not recording.is_running()
-    assert process.returncode == 128 + signum
-    assert "Traceback" not in told
-    (run,) = mlflow.search_runs(search_all_experiments=True, output_format="list")
-    assert run.info.status == "KILLED"
-    state = torch.load(tmp_path / "output/last.pt", weights_only=True)
-    points = mlflow.MlflowClient().get_metric_history(run.info.run_id, "train/loss")
-    assert [point.step for point in points] == list(range(1, len(state["history"]) + 1))

@@ -17,10 +17,9 @@ from mlp_dist.core.files import replacing_directory, replacing_file
 from mlp_dist.core.images import decode_image, encode_png, normalize
 from mlp_dist.core.inputs import Images, model_input
 from mlp_dist.core.models import build_model
-from mlp_dist.core.spec import BundleSpec
+from mlp_dist.core.spec import SPEC, BundleSpec
 
 WEIGHTS = "weights.pt"
-SPEC = "bundle.json"
 GOLDEN = "golden.png"
 
 PROBABILITY_TOLERANCE = 1e-6

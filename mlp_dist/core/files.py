@@ -1,5 +1,6 @@
 """Writing so that a crash at any moment leaves the old file or the new one, never a part of either."""
 
+import fcntl
 import glob
 import os
 import re
@@ -64,6 +65,17 @@ def replacing_directory(path: Path) -> Iterator[Path]:
         shutil.rmtree(aside, ignore_errors=True)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def try_to_lock(directory: Path) -> int | None:
+    """The descriptor that holds it until it is closed, or the process ends; None where another does."""
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        return None
+    return descriptor
 
 
 def remove_left(directory: Path) -> None:

@@ -9,6 +9,9 @@ from mlp_dist.core.errors import BundleError
 
 FORMAT_VERSION = 1
 
+SPEC = "bundle.json"
+"""The file of a bundle that holds its BundleSpec."""
+
 LARGEST_SIZE = 10**9
 """Of a layer or an image's side: a larger one is a mistake, and would not fit into any memory."""
 

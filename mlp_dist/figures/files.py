@@ -32,7 +32,9 @@ def save(figure: Figure, path: Path) -> None:
     """Write `figure` to `path`, whole or not at all. Raises UsageError as `picture_format` does."""
     picture = picture_format(path)
     with replacing_file(path) as temporary:
-        figure.savefig(temporary, format=picture)
+        # Compressing well takes a fifth of the time that all drawing does.
+        fast = {"compress_level": 1} if picture == "png" else None
+        figure.savefig(temporary, format=picture, pil_kwargs=fast)
 
 
 def check_window() -> None:

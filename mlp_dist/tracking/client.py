@@ -3,24 +3,25 @@
 import fcntl
 import hashlib
 import os
+import re
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 
 from mlp_dist.core.errors import MlpDistError, TrackingError
 
-BUNDLE = "bundle"
-CONFIG = "config.json"
-
 
 def load_mlflow() -> ModuleType:
     # MLflow reports usage from its import on, unless this is set; a user's own choice stands.
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-    # Its own default of 7 makes a server that is not there a wait of four minutes.
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")
+    # Its own defaults make a server that is not there a wait of four minutes, and one that hangs of two.
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
+    # A new database is no news.
+    os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
     # A bar for a megabyte says nothing, and stays as a line of its own in logs.
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     import mlflow
@@ -35,9 +36,9 @@ def import_ahead() -> None:
 
 
 @contextmanager
-def _one_at_a_time(uri: str) -> Iterator[None]:
-    """Two trainings that start together would both make a new database's tables, and one of them fail."""
-    name = hashlib.sha256(uri.encode()).hexdigest()[:16]
+def one_at_a_time(what: str) -> Iterator[None]:
+    """Of all processes on this machine that come here for `what`, one after the other."""
+    name = hashlib.sha256(what.encode()).hexdigest()[:16]
     with (Path(tempfile.gettempdir()) / f"mlp_dist-{os.getuid()}-{name}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
@@ -53,11 +54,38 @@ def asking_to(what: str) -> Iterator[str]:
         raise
     # A damaged database is no MlflowException, but what the store's library makes of it.
     except Exception as error:
-        reason = (str(error) or repr(error)).splitlines()[0]
-        raise TrackingError(f"MLflow at {uri} cannot {what}: {reason}; see MLFLOW_TRACKING_URI") from error
+        problem = f"MLflow at {shown(uri)} cannot {what}: {reason(error)}; see MLFLOW_TRACKING_URI"
+        raise TrackingError(problem) from error
+
+
+@contextmanager
+def making_tables(uri: str) -> Iterator[None]:
+    """Two that come to a new database together would both make its tables, and one of them fail.
+
+    A server sees to that itself.
+    """
+    with nullcontext() if uri.startswith("http") else one_at_a_time(uri):
+        yield
 
 
 @contextmanager
 def one_asking_to(what: str) -> Iterator[str]:
-    with asking_to(what) as uri, _one_at_a_time(uri):
+    with asking_to(what) as uri, making_tables(uri):
         yield uri
+
+
+def shown(uri: str) -> str:
+    """Without the password that may stand in it."""
+    return re.sub(r"(//[^:/@]*):[^@/]*@", r"\1:***@", uri)
+
+
+def reason(error: BaseException) -> str:
+    """What has gone wrong, in few words: the system's own where a server cannot be reached."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, TimeoutError):
+            return "it does not answer"
+        if isinstance(cause, OSError) and cause.strerror and not cause.filename:
+            return cause.strerror
+        cause = cause.__cause__ or cause.__context__
+    return (str(error) or repr(error)).splitlines()[0]

@@ -1,113 +1,315 @@
-"""Runs in MLflow: writing one. `recording` does, a process without torch: none is imported here."""
+"""A run's directory -> MLflow. What has been sent stands in sent.json, and is not sent again.
 
-from dataclasses import dataclass
+Done again from the start it changes nothing: MLflow keeps one point of a metric for each step, time and
+value, and a run is found by its key.
+"""
+
+import json
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
-from mlp_dist.tracking.client import BUNDLE, CONFIG, load_mlflow, one_asking_to
+from mlp_dist.core.spec import SPEC
+from mlp_dist.tracking.client import asking_to, load_mlflow, making_tables, one_at_a_time
+from mlp_dist.tracking.models import log_model
+from mlp_dist.tracking.record import BUNDLE, RUNNING, SYSTEM, TABLES, RunRecord, write_json
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+    from mlflow.entities import Metric
 
-_EPOCH_METRICS = {
+SENT = "sent.json"
+METRICS = "metrics.jsonl"
+KEY = "mlp_dist.key"
+
+EPOCH_METRICS = {
     "train_loss": "train/loss",
     "train_accuracy": "train/accuracy",
+    "learning_rate": "train/learning_rate",
     "val_loss": "val/loss",
     "val_accuracy": "val/accuracy",
     "test_loss": "test/loss",
     "test_accuracy": "test/accuracy",
-    "learning_rate": "learning_rate",
-    "samples_per_second": "samples_per_second",
+    "samples_per_second": "throughput/samples_per_second",
+    "train_seconds": "throughput/train_seconds",
+    "evaluate_seconds": "throughput/evaluate_seconds",
+    "images_seen": "throughput/images_seen",
+    "steps_taken": "throughput/steps_taken",
 }
 """What MLflow calls an epoch's figures: it draws those with one prefix together, and `test_accuracy` stays
 free for the kept weights'."""
 
+_AT_ONCE = {"metrics": 1000, "params": 100, "tags": 100}
+"""What MLflow takes in one batch."""
 
-@dataclass(frozen=True)
-class OpenRun:
-    """This thread's open run. When it was opened it had params where it `is_described`, and these `epochs`.
 
-    `recorder.RunTracker` does from a training what this does here.
+@dataclass
+class Sent:
+    """What MLflow at `uri` has of the run `key`. `files` are the sizes and times of what was uploaded."""
+
+    uri: str
+    key: str
+    run_id: str = ""
+    params: list[str] = field(default_factory=list)
+    tags: dict[str, str] = field(default_factory=dict)
+    epochs: int = 0
+    system: int = 0
+    files: dict[str, list[int]] = field(default_factory=dict)
+    models: dict[str, str] = field(default_factory=dict)
+    summary: dict[str, float] = field(default_factory=dict)
+    status: str = ""
+
+    @classmethod
+    def load(cls, directory: Path, uri: str, key: str) -> Self:
+        """Nothing, where another run or another store was sent to before, or nobody knows."""
+        try:
+            found = cls(**json.loads((directory / SENT).read_text()))
+        except (OSError, ValueError, TypeError):
+            return cls(uri, key)
+        return found if (found.uri, found.key) == (uri, key) else cls(uri, key)
+
+
+def is_sent(directory: Path) -> bool:
+    """Whether some MLflow has all of the run in the directory."""
+    record = RunRecord.load(directory)
+    try:
+        values = json.loads((directory / SENT).read_text())
+    except (OSError, ValueError):
+        return False
+    is_same = (values.get("key"), values.get("status")) == (record.key, record.status)
+    return is_same and record.status != RUNNING
+
+
+def send(directory: Path) -> str:
+    """Bring MLflow to what is in the directory; returns the run's id there.
+
+    Raises TrackingError where that cannot be done; what was sent until then is remembered.
     """
+    record = RunRecord.load(directory)
+    with asking_to("take the run") as uri:
+        sending = _Sending(directory, record, Sent.load(directory, uri, record.key))
+        try:
+            sending.all()
+        finally:
+            sending.remember()
+    return sending.sent.run_id
 
-    run_id: str
-    is_described: bool = False
-    epochs: frozenset[int] = frozenset()
 
-    def log_config(self, config: dict[str, Any], facts: dict[str, str | int]) -> None:
-        """`config` as a JSON artifact; both as params."""
-        mlflow = load_mlflow()
-        mlflow.log_dict(config, CONFIG)
-        mlflow.log_params({**config, **facts})
+class _Sending:
+    """The parts of a run, in the order that MLflow's pages want."""
 
-    def log_dataset(self, name: str, digest: str) -> None:
-        mlflow = load_mlflow()
-        from mlflow.data.code_dataset_source import CodeDatasetSource
-        from mlflow.data.meta_dataset import MetaDataset
-
-        source = CodeDatasetSource(tags={"dataset": name})
-        # MLflow takes at most 36 characters of a digest, and 500 of a name.
-        data = MetaDataset(source, name=name[:500], digest=digest[:32])  # type: ignore[abstract]
-        mlflow.log_input(data, context="training")
-
-    def log_epochs(self, history: list[dict[str, Any]]) -> None:
-        """Each record's figures at its epoch and time; a record that MLflow has already changes nothing."""
-        history = [record for record in history if record["epoch"] not in self.epochs]
+    def __init__(self, directory: Path, record: RunRecord, sent: Sent) -> None:
         load_mlflow()
-        from mlflow.entities import Metric
-        from mlflow.tracking import MlflowClient
+        from mlflow import MlflowClient
 
-        # Of the figures that are sent in several parts, those tell last that an epoch is there.
-        metrics = [
-            Metric("train/step_loss", step["loss"], step["timestamp_ms"], step["step"])
-            for record in history
+        self.directory, self.record, self.sent = directory, record, sent
+        self._remembered = asdict(sent)
+        self.client: MlflowClient = MlflowClient(sent.uri)
+
+    def all(self) -> None:
+        self.open()
+        self.log_tags()
+        self.log_params()
+        self.log_dataset()
+        self.log_epochs()
+        self.log_system()
+        self.log_files()
+        self.log_models()
+        self.log_summary()
+        self.log_status()
+
+    def remember(self) -> None:
+        if (now := asdict(self.sent)) != self._remembered:
+            write_json(self.directory / SENT, now)
+
+    # What it is
+
+    def open(self) -> None:
+        if not self.sent.run_id:
+            parent = self.record.parent
+            tags = {"mlflow.parentRunId": self._id_of(Path(parent))} if parent is not None else {}
+            # Those that are nested in it may have come to it first, from processes of their own.
+            with making_tables(self.sent.uri), one_at_a_time(self.record.key):
+                self.sent.run_id = self._found() or self._created(tags)
+            self.remember()
+
+    def _experiment(self) -> str:
+        name = self.record.experiment
+        if found := self.client.get_experiment_by_name(name):
+            return str(found.experiment_id)
+        try:
+            return str(self.client.create_experiment(name))
+        # Another training was quicker.
+        except load_mlflow().MlflowException:
+            if found := self.client.get_experiment_by_name(name):
+                return str(found.experiment_id)
+            raise
+
+    def _found(self) -> str:
+        """The run where it was created before, and the answer got lost."""
+        found = self.client.search_runs([self._experiment()], f"tags.`{KEY}` = '{self.record.key}'")
+        return str(found[0].info.run_id) if found else ""
+
+    def _created(self, tags: dict[str, str]) -> str:
+        record = self.record
+        tags = {KEY: record.key, **tags}
+        run = self.client.create_run(self._experiment(), record.started_ms, tags, record.name)
+        return str(run.info.run_id)
+
+    def _id_of(self, directory: Path) -> str:
+        record = RunRecord.load(directory)
+        other = _Sending(directory, record, Sent.load(directory, self.sent.uri, record.key))
+        other.open()
+        return other.sent.run_id
+
+    def log_tags(self) -> None:
+        from mlflow.entities import RunTag
+
+        wanted = {**self.record.tags, "mlflow.note.content": self.record.description}
+        tables = [{"path": each, "type": "table"} for each in self.record.artifacts if each in TABLES]
+        if tables:
+            wanted["mlflow.loggedArtifacts"] = json.dumps(tables)
+        new = wanted.items() - self.sent.tags.items()
+        self._log(tags=[RunTag(*each) for each in sorted(new)])
+        self.sent.tags = wanted
+
+    def log_params(self) -> None:
+        """Once each: MLflow takes no other value later."""
+        from mlflow.entities import Param
+
+        new = [name for name in self.record.params if name not in self.sent.params]
+        self._log(params=[Param(name, str(self.record.params[name])) for name in new])
+        self.sent.params += new
+
+    def log_dataset(self) -> None:
+        data = self.record.dataset
+        if data is None or "dataset" in self.sent.files:
+            return
+        from mlflow.entities import Dataset, DatasetInput, InputTag
+
+        # MLflow takes at most 500 characters of a name, and 36 of a digest.
+        dataset = Dataset(
+            name=data["name"][:500],
+            digest=data["digest"][:32],
+            source_type="code",
+            source=json.dumps({"tags": {"dataset": data["name"]}}),
+            profile=json.dumps({name: data[name] for name in data if name not in ("name", "digest")}),
+        )
+        self.client.log_inputs(
+            self.sent.run_id, [DatasetInput(dataset, [InputTag("mlflow.data.context", "training")])]
+        )
+        self.sent.files["dataset"] = []
+
+    # Its figures
+
+    def log_epochs(self) -> None:
+        """Those of the epochs that are new; of the figures that go in several parts, these tell last that
+        an epoch is there."""
+        history = _lines(self.directory / METRICS)
+        new = history[self.sent.epochs :]
+        steps = [
+            ("train/step_loss", step["loss"], step["timestamp_ms"], step["step"])
+            for record in new
             for step in record.get("steps", [])
-        ] + [
-            Metric(shown, record[name], record["timestamp_ms"], record["epoch"])
-            for record in history
-            for name, shown in _EPOCH_METRICS.items()
+        ]
+        self._log(metrics=[*_metrics(steps), *(point for record in new for point in epoch_metrics(record))])
+        self.sent.epochs = max(self.sent.epochs, len(history))
+
+    def log_system(self) -> None:
+        samples = _lines(self.directory / SYSTEM)
+        new = list(enumerate(samples))[self.sent.system :]
+        points = [
+            (f"system/{name}", value, sample["timestamp_ms"], number)
+            for number, sample in new
+            for name, value in sample.items()
+            if name != "timestamp_ms"
+        ]
+        self._log(metrics=_metrics(points))
+        self.sent.system = len(samples)
+
+    def log_summary(self) -> None:
+        """At the end, once."""
+        record = self.record
+        if record.ended_ms is not None:
+            new = dict(record.summary.items() - self.sent.summary.items())
+            self._log(metrics=_metrics([(name, value, record.ended_ms, 0) for name, value in new.items()]))
+            self.sent.summary |= new
+
+    def _log(self, **entities: Any) -> None:
+        for kind, found in entities.items():
+            size = _AT_ONCE[kind]
+            for start in range(0, len(found), size):
+                self.client.log_batch(self.sent.run_id, **{kind: found[start : start + size]})
+
+    # Its files
+
+    def log_files(self) -> None:
+        self._name_bundle()
+        for path in self._files():
+            name = str(path.relative_to(self.directory))
+            stat = path.stat()
+            if self.sent.files.get(name) != (state := [stat.st_size, stat.st_mtime_ns]):
+                parent = str(path.parent.relative_to(self.directory))
+                self.client.log_artifact(self.sent.run_id, str(path), None if parent == "." else parent)
+                self.sent.files[name] = state
+
+    def _files(self) -> list[Path]:
+        """What belongs to it and is there; hidden files are still being written."""
+        named = [self.directory / name for name in self.record.artifacts]
+        found = [path for each in named for path in (sorted(each.rglob("*")) if each.is_dir() else [each])]
+        return [path for path in found if path.is_file() and not path.name.startswith(".")]
+
+    def _name_bundle(self) -> None:
+        """Where MLflow could not be reached the bundle does not know yet which run it is of."""
+        path = self.directory / BUNDLE / SPEC
+        if BUNDLE in self.record.artifacts and path.is_file():
+            values = json.loads(path.read_text())
+            if not values["run_id"]:
+                write_json(path, {**values, "run_id": self.sent.run_id})
+
+    def log_models(self) -> None:
+        history = {record["epoch"]: record for record in _lines(self.directory / METRICS)}
+        for model in self.record.models:
+            name, epoch = model["name"], model["epoch"]
+            if f"{name} {epoch}" not in self.sent.models:
+                self.sent.models[f"{name} {epoch}"] = log_model(
+                    self.client,
+                    self.sent.run_id,
+                    name,
+                    self.directory / model["files"],
+                    epoch=epoch,
+                    timestamp_ms=history[epoch]["timestamp_ms"],
+                    metrics={point.key: point.value for point in epoch_metrics(history[epoch])},
+                )
+
+    def log_status(self) -> None:
+        if self.record.status != (self.sent.status or RUNNING):
+            if self.record.status == RUNNING:
+                self.client.update_run(self.sent.run_id, RUNNING)
+            else:
+                self.client.set_terminated(self.sent.run_id, self.record.status, self.record.ended_ms)
+        self.sent.status = self.record.status
+
+
+def epoch_metrics(record: dict[str, Any]) -> list["Metric"]:
+    """A line of metrics.jsonl as MLflow's metrics."""
+    return _metrics(
+        [
+            (shown, record[name], record["timestamp_ms"], record["epoch"])
+            for name, shown in EPOCH_METRICS.items()
             if record.get(name) is not None
         ]
-        client = MlflowClient()
-        for start in range(0, len(metrics), 1000):
-            client.log_batch(self.run_id, metrics=metrics[start : start + 1000])
-
-    def log_figure(self, name: str, figure: "Figure") -> None:
-        # Compressing well takes a fifth of the time that all drawing does.
-        fast = {"pil_kwargs": {"compress_level": 1}}
-        load_mlflow().log_figure(figure, f"figures/{name}.png", save_kwargs=fast)
-
-    def log_checkpoint(self, directory: Path) -> None:
-        load_mlflow().log_artifacts(str(directory), "checkpoint")
-
-    def log_bundle(self, bundle: Path) -> None:
-        load_mlflow().log_artifacts(str(bundle), BUNDLE)
-
-    def log_summary(self, summary: dict[str, float | None]) -> None:
-        """The figures that runs are compared by."""
-        load_mlflow().log_metrics({name: value for name, value in summary.items() if value is not None})
-
-    def end(self, status: str) -> None:
-        load_mlflow().end_run(status)
+    )
 
 
-def open_run(experiment: str, run_name: str | None, run_id: str | None = None) -> OpenRun:
-    """A new run of `experiment`, or the run `run_id` opened again, in this thread.
+def _metrics(points: list[tuple[str, float, int, int]]) -> list["Metric"]:
+    from mlflow.entities import Metric
 
-    Raises TrackingError where MLflow cannot open it.
-    """
-    mlflow = load_mlflow()
-    with one_asking_to(f"open run {run_id}" if run_id else f"open a run of the experiment {experiment!r}"):
-        if run_id is None:
-            mlflow.set_experiment(experiment)
-        run = mlflow.start_run(run_id=run_id, run_name=None if run_id else run_name)
-        found = _logged_epochs(run_id) if run_id else frozenset()
-    return OpenRun(run.info.run_id, is_described=bool(run.data.params), epochs=found)
+    return [Metric(*point) for point in points]
 
 
-def _logged_epochs(run_id: str) -> frozenset[int]:
-    load_mlflow()
-    from mlflow.tracking import MlflowClient
-
-    *_, last = _EPOCH_METRICS.values()
-    return frozenset(metric.step for metric in MlflowClient().get_metric_history(run_id, last))
+def _lines(path: Path) -> list[dict[str, Any]]:
+    """The whole lines of a file that another process may be writing."""
+    try:
+        return [json.loads(line) for line in path.read_text().split("\n")[:-1]]
+    except FileNotFoundError:
+        return []
