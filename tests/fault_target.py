@@ -19,7 +19,7 @@ PHASES = {
     "training": "mlp_dist.trainer:Trainer.train_epoch",
     "saving": "mlp_dist.trainer:save_checkpoint",
     "evaluating": "mlp_dist.trainer:Trainer.evaluate",
-    "logging": "mlp_dist.recorder:RunTracker.log_epochs",
+    "logging": "mlp_dist.recorder:RunTracker.changed",
     "finishing": "mlp_dist.report:finish",
 }
 """What marks each but "starting", which is the time from here on."""

@@ -57,16 +57,18 @@ MOMENTS: dict[str, dict[str, tuple[int, int]]] = {
         "torch:save": (1, 3),
         "os:replace": FIRST,
         "os:fsync": (1, 4),
-        "mlp_dist.recorder:RunTracker.log_bundle": FIRST,
-        "mlp_dist.recorder:RunTracker.log_summary": FIRST,
-        "mlp_dist.recorder:RunTracker.log_figure": FIRST,
-        "mlp_dist.recorder:RunTracker.wait": (1, 2),
+        "mlp_dist.recorder:RunTracker.draw": FIRST,
+        "mlp_dist.recorder:RunTracker.run_id": FIRST,
         "mlp_dist.recorder:RunTracker.end": FIRST,
+        "mlp_dist.recorder:Recorder._ask": (1, 8),
     },
 }
 """Where in each phase a kill comes: before the n-th call of one of these, n from and to; "": of its own."""
 
-OUTPUT = {"last.pt", "previous.pt", "metrics.jsonl", "bundle"}
+OUTPUT = {
+    *("last.pt", "previous.pt", "metrics.jsonl", "bundle", "checkpoint", "figures", "tables"),
+    *("run.json", "config.json", "system.jsonl", "sent.json"),
+}
 
 KILLS_OF_A_CHAIN = 6
 START_SECONDS = 120
@@ -188,14 +190,14 @@ def read_ending(directory: Path) -> Ending:
     runs = client.search_runs([each.experiment_id for each in client.search_experiments()])
     # One that was killed before its first checkpoint has a run with nothing in it.
     with_losses = [run for run in runs if "train/loss" in run.data.metrics]
-    if [run.info.run_id for run in with_losses] != [state["run_id"]]:
-        raise FaultError(
-            f"{len(with_losses)} runs of MLflow have losses, the training's is {state['run_id']}"
-        )
+    if [run.data.tags["mlp_dist.key"] for run in with_losses] != [state["run_key"]]:
+        raise FaultError(f"{len(with_losses)} runs of MLflow have losses, not the one {state['run_key']}")
     if (status := with_losses[0].info.status) != "FINISHED":
         raise FaultError(f"the run is {status}")
     epochs = [record["epoch"] for record in history]
-    logged = sorted(point.step for point in client.get_metric_history(state["run_id"], "train/loss"))
+    logged = sorted(
+        point.step for point in client.get_metric_history(with_losses[0].info.run_id, "train/loss")
+    )
     if logged != epochs:
         raise FaultError(f"MLflow has losses of the epochs {logged}, not {epochs}")
     return Ending(

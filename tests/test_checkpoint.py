@@ -134,7 +134,7 @@ def test_a_trainer_takes_up_what_another_has_saved(tmp_path: Path) -> None:
     )
     data, accelerator = read_dataset("digits", tmp_path), Accelerator(cpu=True)
     one = Trainer(config, data, accelerator, tmp_path, workers="1 CPU process")
-    one.run_id = "run-id"
+    one.run_key = "key"
     one.keep(one.train_epoch(StopSignals()) | one.evaluate())
     for step, batch in zip((14, 15), torch.arange(200).split(100), strict=True):
         one.epoch_steps.add(take_step(one, step, batch))
@@ -143,7 +143,7 @@ def test_a_trainer_takes_up_what_another_has_saved(tmp_path: Path) -> None:
     save_checkpoint(expected, tmp_path)
     read, _ = load_checkpoint(tmp_path)
     other = Trainer(config, data, accelerator, tmp_path, checkpoint=read, workers="1 CPU process")
-    assert (other.saved, other.run_id) == ("step 2 of epoch 2", "run-id")
+    assert (other.saved, other.run_key) == ("step 2 of epoch 2", "key")
     assert_same_tensors({**vars(capture(other))}, {**vars(expected)})
 
 

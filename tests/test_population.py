@@ -133,7 +133,10 @@ def test_members_that_cannot_be_stacked(change: dict[str, Any], takes: bool, tmp
 def run_of(trainer: Trainer) -> Any:
     from mlflow.tracking import MlflowClient
 
-    return MlflowClient().get_run(trainer.run_id)
+    client, key = MlflowClient(), trainer.run_key
+    experiments = [each.experiment_id for each in client.search_experiments()]
+    [found] = client.search_runs(experiments, f"tags.`mlp_dist.key` = '{key}'")
+    return found
 
 
 @pytest.mark.slow
@@ -150,7 +153,7 @@ def test_each_member_is_a_run_and_one_that_diverges_ends_alone(
     assert (lost.info.status, kept.info.status) == ("FAILED", "FINISHED")
     assert kept.data.params["lr"] == "0.2"
     assert kept.data.metrics["best_val_accuracy"] == found["val_accuracy"]
-    assert (found["run_id"], found["run_ids"]) == (made[1].run_id, [each.run_id for each in made])
+    assert (found["run_id"], found["run_ids"]) == (kept.info.run_id, [lost.info.run_id, kept.info.run_id])
     assert found["members"] == 2
     assert (tmp_path / "1/bundle").is_dir()
 

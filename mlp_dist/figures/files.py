@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from typing import Any
 
 from mlp_dist.core.errors import UsageError
 from mlp_dist.core.files import replacing_file
@@ -33,8 +34,8 @@ def save(figure: Figure, path: Path) -> None:
     picture = picture_format(path)
     with replacing_file(path) as temporary:
         # Compressing well takes a fifth of the time that all drawing does.
-        fast = {"compress_level": 1} if picture == "png" else None
-        figure.savefig(temporary, format=picture, pil_kwargs=fast)
+        fast: dict[str, Any] = {"pil_kwargs": {"compress_level": 1}} if picture == "png" else {}
+        figure.savefig(temporary, format=picture, **fast)
 
 
 def check_window() -> None:

@@ -103,7 +103,8 @@ class _Sending:
 
         self.directory, self.record, self.sent = directory, record, sent
         self._remembered = asdict(sent)
-        self.client: MlflowClient = MlflowClient(sent.uri)
+        with making_tables(sent.uri):
+            self.client: MlflowClient = MlflowClient(sent.uri)
 
     def all(self) -> None:
         self.open()
@@ -128,7 +129,7 @@ class _Sending:
             parent = self.record.parent
             tags = {"mlflow.parentRunId": self._id_of(Path(parent))} if parent is not None else {}
             # Those that are nested in it may have come to it first, from processes of their own.
-            with making_tables(self.sent.uri), one_at_a_time(self.record.key):
+            with one_at_a_time(self.record.key):
                 self.sent.run_id = self._found() or self._created(tags)
             self.remember()
 

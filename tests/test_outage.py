@@ -1,0 +1,169 @@
+"""A training beside a real `mlflow server` that is down, dies, hangs, or comes back."""
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+from launching import ROOT, environment, result, run
+from mlflow_servers import Server, running_server
+
+from mlp_dist.tracking.send import EPOCH_METRICS
+
+pytestmark = pytest.mark.slow
+
+EPOCHS = 250
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    with running_server(tmp_path_factory.mktemp("server")) as running:
+        yield running
+
+
+@pytest.fixture
+def client(server: Server) -> Any:
+    from mlflow import MlflowClient
+
+    return MlflowClient(server.uri)
+
+
+def lines(output: Path, name: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (output / name).read_text().splitlines()]
+
+
+def command(server: Server, *flags: str) -> tuple[list[str], dict[str, str]]:
+    words = [sys.executable, str(ROOT / "launch/train.py"), "--dataset", "digits", "--log-every", "7"]
+    return [*words, "--output-dir", "output", *flags], environment(MLFLOW_TRACKING_URI=server.uri)
+
+
+@contextmanager
+def training(server: Server, cwd: Path) -> Iterator["subprocess.Popen[str]"]:
+    """A long one, of which the server has a part."""
+    words, variables = command(server, "--epochs", str(EPOCHS))
+    # Its lines are read at the end: a file takes them all.
+    with (cwd / "out").open("w") as out, (cwd / "err").open("w") as err:
+        process = subprocess.Popen(words, cwd=cwd, env=variables, stdout=out, stderr=err, text=True)
+    try:
+        deadline = time.monotonic() + 60
+        while not sent_epochs(cwd / "output"):
+            assert process.poll() is None, (cwd / "err").read_text()
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+
+
+def sent_epochs(output: Path) -> int:
+    try:
+        return int(json.loads((output / "sent.json").read_text())["epochs"])
+    except FileNotFoundError:
+        return 0
+
+
+def finished(process: "subprocess.Popen[str]", cwd: Path) -> tuple[dict[str, Any], str]:
+    """What it printed last, and all that it said beside."""
+    assert process.wait(120) == 0, (cwd / "err").read_text()
+    values = json.loads((cwd / "out").read_text().splitlines()[-1])
+    times = [record["timestamp_ms"] for record in lines(cwd / "output", "metrics.jsonl")]
+    assert max(after - before for before, after in pairwise(times)) < 3000
+    return values, (cwd / "err").read_text()
+
+
+def sync(server: Server, cwd: Path) -> str:
+    words = [sys.executable, str(ROOT / "launch/sync.py"), "output"]
+    [run_id] = result(run(words, cwd, MLFLOW_TRACKING_URI=server.uri))["run_ids"]
+    return str(run_id)
+
+
+def check_all_is_there(client: Any, run_id: str, output: Path) -> None:
+    """Every point of every metric, once, at the time when the training made it; and every file."""
+    found = client.get_run(run_id)
+    record = json.loads((output / "run.json").read_text())
+    assert (found.info.status, found.info.end_time) == ("FINISHED", record["ended_ms"])
+    assert found.info.start_time == record["started_ms"]
+    history, samples = lines(output, "metrics.jsonl"), lines(output, "system.jsonl")
+    expected = {
+        metric: [(line["epoch"], line[name], line["timestamp_ms"]) for line in history]
+        for name, metric in EPOCH_METRICS.items()
+    }
+    expected["train/step_loss"] = [
+        (step["step"], step["loss"], step["timestamp_ms"]) for line in history for step in line["steps"]
+    ]
+    expected |= {
+        f"system/{name}": [(number, each[name], each["timestamp_ms"]) for number, each in enumerate(samples)]
+        for name in samples[0]
+        if name != "timestamp_ms"
+    }
+    expected |= {name: [(0, value, record["ended_ms"])] for name, value in record["summary"].items()}
+    assert set(found.data.metrics) == set(expected)
+    for metric, points in expected.items():
+        logged = [(p.step, p.value, p.timestamp) for p in client.get_metric_history(run_id, metric)]
+        assert sorted(logged) == points, metric
+    for folder in ("bundle", "figures", "tables", "checkpoint/best"):
+        names = {Path(item.path).name for item in client.list_artifacts(run_id, folder)}
+        assert names == {path.name for path in (output / folder).iterdir()}
+    runs = client.search_runs([found.info.experiment_id], f"tags.`mlp_dist.key` = '{record['key']}'")
+    assert [each.info.run_id for each in runs] == [run_id]
+    assert json.loads((output / "bundle/bundle.json").read_text())["run_id"] == run_id
+
+
+def test_a_server_that_is_down_gets_the_run_later(server: Server, client: Any, tmp_path: Path) -> None:
+    server.stop()
+    words, variables = command(server, "--epochs", "5")
+    done = subprocess.run(words, cwd=tmp_path, env=variables, capture_output=True, text=True, timeout=120)
+    assert result(done)["run_id"] is None
+    assert done.stderr.count("warning") == 1
+    assert f"MLflow at {server.uri} cannot take the run: Connection refused" in done.stderr
+    assert f"send the rest by python launch/sync.py {tmp_path / 'output'}" in done.stderr
+    server.start()
+    run_id = sync(server, tmp_path)
+    check_all_is_there(client, run_id, tmp_path / "output")
+    (tmp_path / "output/sent.json").unlink()
+    assert sync(server, tmp_path) == run_id
+    check_all_is_there(client, run_id, tmp_path / "output")
+
+
+def test_a_server_that_dies_gets_the_rest_later(server: Server, client: Any, tmp_path: Path) -> None:
+    with training(server, tmp_path) as process:
+        server.kill()
+        values, said = finished(process, tmp_path)
+    assert said.count("warning") == 1
+    assert sent_epochs(tmp_path / "output") < EPOCHS
+    server.start()
+    assert sync(server, tmp_path) == values["run_id"]
+    check_all_is_there(client, values["run_id"], tmp_path / "output")
+
+
+def test_a_server_that_hangs_gets_the_rest_later(server: Server, client: Any, tmp_path: Path) -> None:
+    with training(server, tmp_path) as process:
+        server.freeze()
+        try:
+            values, said = finished(process, tmp_path)
+        finally:
+            server.thaw()
+    assert said.count("warning") == 1
+    assert "it does not answer" in said
+    assert sync(server, tmp_path) == values["run_id"]
+    check_all_is_there(client, values["run_id"], tmp_path / "output")
+
+
+def test_a_server_that_comes_back_has_all_at_the_end(server: Server, client: Any, tmp_path: Path) -> None:
+    with training(server, tmp_path) as process:
+        server.kill()
+        while "warning" not in (tmp_path / "err").read_text():
+            time.sleep(0.02)
+        server.start()
+        values, said = finished(process, tmp_path)
+    assert said.count("warning") == 1
+    assert "MLflow can be reached again" in said
+    assert "launch/sync.py" not in said
+    check_all_is_there(client, values["run_id"], tmp_path / "output")
