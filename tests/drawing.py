@@ -16,6 +16,13 @@ def drawn(figure: Figure) -> np.ndarray:
     return np.asarray(Image.open(file).convert("RGB"))
 
 
+def is_whole(figure: Figure) -> bool:
+    """Whether nothing of it stands beyond its edges."""
+    figure.canvas.draw()
+    drawn = figure.get_tightbbox()
+    return drawn.min.min() >= 0 and bool((drawn.max <= figure.get_size_inches()).all())
+
+
 def random_images(number: int, channels: int = 1) -> torch.Tensor:
     generator = torch.Generator().manual_seed(0)
     return torch.randint(0, 256, (number, channels, 6, 6), dtype=torch.uint8, generator=generator)

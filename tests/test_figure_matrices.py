@@ -1,7 +1,9 @@
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
-from drawing import drawn
+from drawing import drawn, is_whole
 
 from mlp_dist.figures.matrices import confusion_matrix
 
@@ -22,10 +24,19 @@ def test_confusion_shows_counts_shares_and_accuracy() -> None:
     assert drawn(figure).std() > 0
 
 
-@pytest.mark.parametrize("classes", [2, 10, 30])
-def test_confusion_of_many_classes(classes: int) -> None:
+@pytest.mark.parametrize("classes", [2, 10, 30, 40, 100])
+@pytest.mark.parametrize("name", ["{}", "class number {}"])
+def test_names_have_room_and_do_not_meet(classes: int, name: str) -> None:
     counts = torch.full((classes, classes), 1) + 99 * torch.eye(classes, dtype=torch.int64)
-    assert drawn(confusion_matrix(counts, [f"class number {name}" for name in range(classes)])).std() > 0
+    figure = confusion_matrix(counts, [name.format(number) for number in range(classes)])
+    assert is_whole(figure)
+    # Beside each other where they fit; turned, a line's height apart.
+    labels = figure.axes[0].get_xticklabels()
+    for one, next_one in pairwise(labels):
+        if one.get_rotation() == 0:
+            assert one.get_window_extent().x1 < next_one.get_window_extent().x0
+        else:
+            assert next_one.get_window_extent().x1 - one.get_window_extent().x1 > one.get_fontsize()
 
 
 def test_a_confusion_of_very_many_classes_stays_small() -> None:

@@ -5,11 +5,13 @@ tensors on the CPU are taken, as NumPy takes them.
 import io
 from collections.abc import Callable
 
+from mlp_dist.figures.answers import class_accuracy, reliability_diagram
 from mlp_dist.figures.base import Figure
 from mlp_dist.figures.curves import learning_curves
 from mlp_dist.figures.files import check_window, picture_format, save, show
 from mlp_dist.figures.grids import first_layer, mistakes_grid, predictions_grid, samples_grid
 from mlp_dist.figures.matrices import confusion_matrix
+from mlp_dist.figures.parallel import parallel_coordinates
 
 __all__ = ["FIGURES", "check_window", "picture_format", "samples_grid", "save", "show", "warm_up"]
 
@@ -17,9 +19,12 @@ FIGURES: dict[str, Callable[..., Figure]] = {
     "samples": samples_grid,
     "learning_curves": learning_curves,
     "confusion_matrix": confusion_matrix,
+    "class_accuracy": class_accuracy,
+    "reliability": reliability_diagram,
     "predictions": predictions_grid,
     "mistakes": mistakes_grid,
     "first_layer": first_layer,
+    "parallel_coordinates": parallel_coordinates,
 }
 """What a run in MLflow has, by name."""
 
