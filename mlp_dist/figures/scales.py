@@ -26,10 +26,10 @@ class Scale:
 
 def scale_of(values: Sequence[Any]) -> Scale:
     """Of numbers a linear or logarithmic scale; of a few that return, and of anything else, choices."""
-    texts = [text_of(value) for value in values]
-    if all(is_number(value) for value in values) and not len(values) > len(set(texts)) <= _MOST_CHOICES:
+    numbers = all(is_number(value) for value in values)
+    if numbers and not len(values) > len(set(values)) <= _MOST_CHOICES:
         return number_scale(np.array(values, dtype=np.float64))
-    return _choices(values, texts)
+    return _choices(values)
 
 
 def number_scale(values: Places) -> Scale:
@@ -55,19 +55,21 @@ def _placed(values: Places, ticks: Sequence[float] | Places, bent: Callable[[Any
     def place(value: Any) -> Any:
         return (bent(value) - bent(low)) / (bent(high) - bent(low))
 
-    return Scale(place(values), {float(place(tick)): text_of(tick) for tick in ticks if low <= tick <= high})
+    # Round as they are, ticks need more digits only where they lie close to each other.
+    return Scale(place(values), {float(place(tick)): f"{tick:.6g}" for tick in ticks if low <= tick <= high})
 
 
-def _choices(values: Sequence[Any], texts: list[str]) -> Scale:
+def _choices(values: Sequence[Any]) -> Scale:
     """At equal distances: numbers by their size, then the others by name."""
-    distinct = dict(zip(texts, values, strict=True))
+    keys = [str(value) for value in values]
+    distinct = dict(zip(keys, values, strict=True))
     order = sorted(
-        distinct, key=lambda text: (0, distinct[text], "") if is_number(distinct[text]) else (1, 0, text)
+        distinct, key=lambda key: (0, distinct[key], "") if is_number(distinct[key]) else (1, 0, key)
     )
-    place = {text: (number + 0.5) / len(order) for number, text in enumerate(order)}
+    place = {key: (number + 0.5) / len(order) for number, key in enumerate(order)}
     every = math.ceil(len(order) / _MOST_TICKS)
-    ticks = {place[text]: text for text in order[::every]}
-    return Scale(np.array([place[text] for text in texts]), ticks, is_choice=True)
+    ticks = {place[key]: text_of(distinct[key]) for key in order[::every]}
+    return Scale(np.array([place[key] for key in keys]), ticks, is_choice=True)
 
 
 def is_number(value: Any) -> bool:
