@@ -54,10 +54,11 @@ def new_run(client: Any, experiment: str, epochs: int = 2, accuracy: float = 0.7
 
 
 def log(client: Any, run_id: str, bundle: Path, name: str = "best", epoch: int = 1, **changed: float) -> str:
-    metrics = {**EPOCH, **{name.replace("_", "/"): value for name, value in changed.items()}}
-    return log_model(
-        client, run_id, name, bundle, epoch=epoch, timestamp_ms=epoch * 3600_000, metrics=metrics
-    )
+    from mlflow.entities import Metric
+
+    figures = {**EPOCH, **{name.replace("_", "/"): value for name, value in changed.items()}}
+    points = [Metric(name, value, epoch * 3600_000, epoch) for name, value in figures.items()]
+    return log_model(client, run_id, name, bundle, epoch=epoch, points=points)
 
 
 def points(client: Any, run_id: str) -> set[tuple[str, int, int, float]]:

@@ -7,7 +7,7 @@ That ranking, from Python; a name with a slash needs no quotes there, nor in a f
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,7 +15,7 @@ from mlp_dist.tracking.client import load_mlflow
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
-    from mlflow.entities import LoggedModel, Run
+    from mlflow.entities import LoggedModel, Metric, Run
 
 BEST, LAST = "best", "last"
 MODEL_TYPE = "pytorch_state_dict"
@@ -28,21 +28,14 @@ RUN_PARAMS = (
 
 
 def log_model(
-    client: "MlflowClient",
-    run_id: str,
-    name: str,
-    directory: Path,
-    *,
-    epoch: int,
-    timestamp_ms: int,
-    metrics: Mapping[str, float],
+    client: "MlflowClient", run_id: str, name: str, directory: Path, *, epoch: int, points: "Iterable[Metric]"
 ) -> str:
     """The weights of the run's `epoch`, with the files in `directory`, as a LoggedModel; returns its id.
 
     A run has one of a name and an epoch: asked again, this finds it, and completes one that was begun before
-    a crash. `metrics` are the run's own at that epoch: a point that the run has already, of the same value
-    and time, stays one point there, and is the model's as well. What is not finite is left out, since MLflow
-    would rank NaN as 0. The run should have its params and its data set before its models.
+    a crash. `points` are the run's own figures of that epoch: one that the run has already, of the same
+    value, time and step, stays one there, and is the model's as well. What is not finite is left out, since
+    MLflow would rank NaN as 0. The run should have its params and its data set before its models.
 
     Raises mlflow.MlflowException.
     """
@@ -59,7 +52,7 @@ def log_model(
     if model_id not in [output.model_id for output in outputs]:
         client.log_outputs(run_id, [LoggedModelOutput(model_id, epoch)])
     client.log_model_artifacts(model_id, str(directory))
-    _link(client, run, model_id, metrics, timestamp_ms, epoch)
+    _link(client, run, model_id, points)
     client.finalize_logged_model(model_id, LoggedModelStatus.READY)
     return model_id
 
@@ -97,21 +90,16 @@ def _create(client: "MlflowClient", run: "Run", name: str, epoch: int) -> "Logge
     )
 
 
-def _link(
-    client: "MlflowClient",
-    run: "Run",
-    model_id: str,
-    metrics: Mapping[str, float],
-    timestamp_ms: int,
-    epoch: int,
-) -> None:
+def _link(client: "MlflowClient", run: "Run", model_id: str, points: "Iterable[Metric]") -> None:
     from mlflow.entities import Metric
 
     datasets = [each.dataset for each in run.inputs.dataset_inputs] if run.inputs else []
-    on = {"dataset_name": datasets[0].name, "dataset_digest": datasets[0].digest} if datasets else {}
-    points = [
-        Metric(name, value, timestamp_ms, epoch, model_id=model_id, **on)
-        for name, value in metrics.items()
-        if math.isfinite(value)
+    linked = {"model_id": model_id}
+    if datasets:
+        linked |= {"dataset_name": datasets[0].name, "dataset_digest": datasets[0].digest}
+    metrics = [
+        Metric(point.key, point.value, point.timestamp, point.step, **linked)
+        for point in points
+        if math.isfinite(point.value)
     ]
-    client.log_batch(run.info.run_id, metrics=points)
+    client.log_batch(run.info.run_id, metrics=metrics)

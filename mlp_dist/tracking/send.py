@@ -278,8 +278,7 @@ class _Sending:
                     name,
                     self.directory / model["files"],
                     epoch=epoch,
-                    timestamp_ms=history[epoch]["timestamp_ms"],
-                    metrics={point.key: point.value for point in epoch_metrics(history[epoch])},
+                    points=epoch_metrics(history[epoch]),
                 )
 
     def log_status(self) -> None:
