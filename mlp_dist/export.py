@@ -3,11 +3,13 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from mlp_dist.core.bundle import Bundle, load_bundle
 from mlp_dist.core.errors import BundleError
 from mlp_dist.data.dataset import Dataset
 from mlp_dist.data.readers import default_data_dir, prepare_dataset, read_dataset
-from mlp_dist.evaluation import evaluate, predict
+from mlp_dist.evaluation import predict
 from mlp_dist.tracking.find import StoredRun, download_bundle, load_config
 
 ACCURACY_TOLERANCE = 1e-3
@@ -16,11 +18,18 @@ ACCURACY_TOLERANCE = 1e-3
 
 @dataclass(frozen=True)
 class Export:
-    """`directory` holds the bundle; `test_accuracy` is what it scored just now."""
+    """`directory` holds the bundle; of the test images, whose `labels` are int64 (N,), those that it answered
+    rightly just now are True in `correct`, bool (N,).
+    """
 
     directory: Path
     bundle: Bundle
-    test_accuracy: float
+    labels: torch.Tensor
+    correct: torch.Tensor
+
+    @property
+    def test_accuracy(self) -> float:
+        return int(self.correct.sum()) / len(self.correct)
 
 
 def export_run(run: StoredRun, directory: Path, data_dir: Path | None = None) -> Export:
@@ -35,14 +44,15 @@ def export_run(run: StoredRun, directory: Path, data_dir: Path | None = None) ->
         raise BundleError(f"the bundle of run {run.run_id} is of another run, {bundle.spec.run_id}")
     bundle.check_golden()
     test = run_dataset(run, data_dir).test
-    accuracy = evaluate(predict(bundle.model, test.images, bundle.spec.image), test.labels).accuracy
+    answers = predict(bundle.model, test.images, bundle.spec.image).argmax(dim=1)
+    export = Export(bundle_directory, bundle, test.labels, answers == test.labels)
     reported = bundle.spec.metrics["test_accuracy"]
-    if reported is None or abs(accuracy - reported) > ACCURACY_TOLERANCE:
+    if reported is None or abs(export.test_accuracy - reported) > ACCURACY_TOLERANCE:
         raise BundleError(
-            f"run {run.run_id} reports a test accuracy of {reported}, but its bundle scores {accuracy}: "
-            "the weights or the test images are not the ones it was trained with"
+            f"run {run.run_id} reports a test accuracy of {reported}, but its bundle scores "
+            f"{export.test_accuracy}: the weights or the test images are not the ones it was trained with"
         )
-    return Export(bundle_directory, bundle, accuracy)
+    return export
 
 
 def run_dataset(run: StoredRun, data_dir: Path | None = None) -> Dataset:

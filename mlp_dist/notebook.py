@@ -5,7 +5,6 @@ from pathlib import Path
 
 import torch
 
-from mlp_dist.config import DEFAULT_EXPERIMENT
 from mlp_dist.core.bundle import Bundle, load_bundle, load_file, save_file
 from mlp_dist.core.errors import UsageError
 from mlp_dist.core.spec import SPEC
@@ -16,14 +15,16 @@ BEST = "best"
 def load_model(
     source: str | Path = BEST,
     *,
-    experiment: str = DEFAULT_EXPERIMENT,
-    metric: str = "val_accuracy",
+    experiment: str | None = None,
+    metric: str | None = None,
     device: torch.device | str = "cpu",
 ) -> Bundle:
     """A trained model, in evaluation mode on `device`.
 
-    `source`: "best", the best finished run of `experiment` by the validation `metric`; the id of any finished
-    run in MLflow; a bundle's directory, or an output directory with one in it; a file of `save_model`.
+    `source`: "best", what `python -m serve.package` would take: the champion where there is one, else, or
+    where `experiment` ("mlp_dist") or the validation `metric` ("val_accuracy") is named, the best finished
+    run; the id of any finished run in MLflow; a bundle's directory, or an output directory with one in it; a
+    file of `save_model`.
 
     Raises UsageError where it is none of these, TrackingError for a run without a model, BundleError for a
     bundle or a file that is damaged.
@@ -56,11 +57,13 @@ def _is_path(source: str | Path) -> bool:
     return isinstance(source, Path) or len(Path(source).parts) != 1 or Path(source).exists()
 
 
-def _load_from_mlflow(source: str, experiment: str, metric: str, device: torch.device | str) -> Bundle:
+def _load_from_mlflow(
+    source: str, experiment: str | None, metric: str | None, device: torch.device | str
+) -> Bundle:
     # MLflow takes seconds to import, and a bundle or a file is loaded without it.
-    from mlp_dist.tracking import find
+    from mlp_dist.tracking import find, registry
 
-    run = find.best_run(experiment, metric) if source == BEST else find.get_run(source)
+    run = registry.chosen_run(experiment, metric) if source == BEST else find.get_run(source)
     with tempfile.TemporaryDirectory(prefix="mlp_dist-") as directory:
         return load_bundle(find.download_bundle(run, Path(directory)), device=device)
 

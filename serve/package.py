@@ -1,6 +1,8 @@
-"""The best run -> a checked model archive for TorchServe.
+"""A run -> a checked model archive for TorchServe.
 
-  python -m serve.package                         the best finished run by validation accuracy
+  python -m serve.package                         the champion, which launch/promote.py names; where there
+                                                  is none the best finished run by validation accuracy
+  python -m serve.package --metric val_accuracy   the best finished run, whether there is a champion or not
   python -m serve.package --run-id ID             that run
 
 The last line on stdout is one JSON object: mar, run_id, version, sha256, test_accuracy.
@@ -24,7 +26,7 @@ from mlp_dist.core.bundle import GOLDEN, WEIGHTS, Bundle, check_probabilities
 from mlp_dist.core.errors import BundleError, PackagingError, UsageError
 from mlp_dist.core.files import replacing_file
 from mlp_dist.core.spec import SPEC
-from mlp_dist.tracking import find
+from mlp_dist.tracking import find, registry
 
 HERE = Path(__file__).resolve().parent
 
@@ -113,12 +115,10 @@ def main() -> None:
         description=__doc__,
     )
     parser.add_argument(
-        "--experiment", metavar="NAME", default=DEFAULT_EXPERIMENT, help=f"({DEFAULT_EXPERIMENT})"
+        "--experiment", metavar="NAME", help=f"the best run of this experiment ({DEFAULT_EXPERIMENT})"
     )
-    parser.add_argument(
-        "--metric", metavar="NAME", default="val_accuracy", help="val_accuracy (default) or val_loss"
-    )
-    parser.add_argument("--run-id", metavar="ID", help="this run, not the best")
+    parser.add_argument("--metric", metavar="NAME", help="the best run by val_accuracy (default) or val_loss")
+    parser.add_argument("--run-id", metavar="ID", help="this run")
     parser.add_argument("--model-name", metavar="NAME", default="mlp", help="(mlp)")
     parser.add_argument(
         "--export-path", metavar="DIR", type=Path, default=Path("model_store"), help="(model_store)"
@@ -129,7 +129,7 @@ def main() -> None:
     args = parser.parse_args()
     if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", args.model_name):
         raise UsageError(f"model-name {args.model_name!r} must be letters, digits, '-', '_' and '.'")
-    run = find.get_run(args.run_id) if args.run_id else find.best_run(args.experiment, args.metric)
+    run = find.get_run(args.run_id) if args.run_id else registry.chosen_run(args.experiment, args.metric)
     print(f"packaging run {run.name} ({run.run_id}), trained on {run.dataset}", flush=True)
     print(json.dumps(package(run, args.model_name, args.export_path, args.data_dir)))
 

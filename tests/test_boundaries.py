@@ -16,11 +16,13 @@ LAYERS = (
         *("data", "optim", "config", "recipes", "evaluation", "processes", "checkpoint", "command"),
         *("schedule", "augment", "dropout", "ema", "exact", "steps", "network", "joining"),
         *("peers", "directories", "precision", "deform", "adversarial", "sweep", "overrides", "tracking"),
+        "mcnemar",
     },
     {"gradients", "engines"},
     {
         *("trainer", "figures", "export", "start", "report", "finish", "notebook"),
         *("population", "member", "recorder", "recording", "pictured", "tables", "identity"),
+        "promotion",
     },
 )
 """The parts of mlp_dist from the lowest up; launch, serve and benchmarks stand above them all."""

@@ -49,6 +49,10 @@ class TrackingError(MlpDistError):
     """A run that MLflow does not have, or that lacks what was asked of it."""
 
 
+class PromotionError(MlpDistError):
+    """A run that is not to be the champion."""
+
+
 class PackagingError(MlpDistError):
     """A model archive that could not be built or failed its check."""
 

@@ -43,7 +43,7 @@ def log_model(
     from mlflow.entities import LoggedModelOutput, LoggedModelStatus
 
     run = client.get_run(run_id)
-    model = _find(client, run, name, epoch) or _create(client, run, name, epoch)
+    model = find_model(client, run, name, epoch) or _create(client, run, name, epoch)
     model_id = str(model.model_id)
     if model.status == LoggedModelStatus.READY:
         return model_id
@@ -57,26 +57,11 @@ def log_model(
     return model_id
 
 
-def find_model(client: "MlflowClient", run: "Run", name: str = BEST) -> "LoggedModel | None":
-    """The run's READY model of that name, of the latest epoch where there are several."""
-    load_mlflow()
-    from mlflow.entities import LoggedModelStatus
-
-    ready = [model for model in _search(client, run, name) if model.status == LoggedModelStatus.READY]
-    return max(ready, key=_epoch, default=None)
-
-
-def _find(client: "MlflowClient", run: "Run", name: str, epoch: int) -> "LoggedModel | None":
-    return next((model for model in _search(client, run, name) if _epoch(model) == epoch), None)
-
-
-def _epoch(model: "LoggedModel") -> int:
-    return int(model.params.get("epoch", 0))
-
-
-def _search(client: "MlflowClient", run: "Run", name: str) -> "list[LoggedModel]":
+def find_model(client: "MlflowClient", run: "Run", name: str, epoch: int) -> "LoggedModel | None":
+    """The run's model of that name and epoch, READY or not."""
     wanted = f"source_run_id = '{run.info.run_id}' AND name = '{name}'"
-    return list(client.search_logged_models([run.info.experiment_id], filter_string=wanted))
+    found = client.search_logged_models([run.info.experiment_id], filter_string=wanted)
+    return next((model for model in found if model.params.get("epoch") == str(epoch)), None)
 
 
 def _create(client: "MlflowClient", run: "Run", name: str, epoch: int) -> "LoggedModel":
