@@ -71,6 +71,8 @@ def _show(trainer: "Trainer", run: RunTracker, test: Evaluation, probabilities: 
     """Pictures and tables of what the kept weights answer for the test images."""
     images, classes = trainer.data.test, trainer.data.classes
     run.draw("confusion_matrix", pictured.array(test.confusion), classes)
+    run.draw("reliability", pictured.array(test.calibration))
+    run.draw("class_accuracy", test.class_accuracy, test.class_precision, test.accuracy, classes)
     run.draw("predictions", *pictured.first(images, probabilities), classes)
     run.draw("mistakes", *pictured.mistakes(images, probabilities), classes)
     by_class, mistakes = TABLES

@@ -153,9 +153,13 @@ class RunTracker:
     def end(self, status: str) -> None:
         """Tells on stderr where MLflow has not got all."""
         self.record.end(status)
-        self._save()
-        if status != FINISHED:
+        if status == FINISHED:
+            self._save()
+        else:
             self._patience = IMPATIENCE
+            # What has ended the run is told, and not that the disk is full.
+            with suppress(OSError):
+                self._save()
         if self._asked("end").problem:
             rest = f"python launch/sync.py {shlex.quote(str(self.directory))}"
             print(f"MLflow has not got all of the run; send the rest by {rest}", file=sys.stderr, flush=True)

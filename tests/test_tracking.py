@@ -75,7 +75,7 @@ def test_its_artifacts(trained: Trained, stored: Any, tmp_path: Path) -> None:
             f"figures/{name}.png"
             for name in (
                 *("samples", "learning_curves", "confusion_matrix"),
-                *("predictions", "mistakes", "first_layer"),
+                *("predictions", "mistakes", "first_layer", "reliability", "class_accuracy"),
             )
         ),
     }
