@@ -3,19 +3,19 @@
 import sys
 import threading
 import time
-from concurrent.futures import Future
+from concurrent.futures import Future, InvalidStateError
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from mlp_dist.core.errors import MlpDistError
-from mlp_dist.tracking.send import send
+from mlp_dist.tracking.send import send, sent_id
 
 PACE = 1.0
 """Seconds between two sendings while the training goes on: to send often would cost it a core."""
 
-LONGEST_WAIT = 30.0
-"""Seconds between two attempts, at most."""
+FIRST_WAIT, LONGEST_WAIT = 1.0, 30.0
+"""Seconds between two attempts; each is twice the one before."""
 
 
 @dataclass(frozen=True)
@@ -33,8 +33,8 @@ class Delivery:
         self._condition = threading.Condition()
         self._changed: list[Path] = []
         self._awaited: dict[Path, list[Future[Outcome]]] = {}
-        self._run_ids: dict[Path, str] = {}
-        self._not_before, self._wait, self._problem = 0.0, 0.0, ""
+        self._problems: dict[Path, str] = {}
+        self._not_before, self._wait = 0.0, 0.0
         threading.Thread(target=self._work, daemon=True).start()
 
     def changed(self, directory: Path) -> None:
@@ -45,41 +45,35 @@ class Delivery:
             self._condition.notify()
 
     def settle(self, directory: Path, patience: float) -> "Future[Outcome]":
-        """What comes of sending now, in at most `patience` seconds where MLflow cannot be reached."""
+        """What comes of sending now; where MLflow cannot be reached, in `patience` seconds."""
         settled: Future[Outcome] = Future()
         with self._condition:
             self._awaited.setdefault(directory, []).append(settled)
             self._not_before = 0.0
-        self.changed(directory)
+            self.changed(directory)
         threading.Thread(target=self._give_up, args=(directory, settled, patience), daemon=True).start()
         return settled
 
     def _give_up(self, directory: Path, settled: "Future[Outcome]", patience: float) -> None:
         time.sleep(patience)
         while not settled.done():
-            if self._problem:
-                self._resolve(settled, Outcome(self._run_ids.get(directory, ""), self._problem))
+            if problem := self._problems.get(directory):
+                _resolve(settled, Outcome(sent_id(directory), problem))
             time.sleep(0.1)
-
-    @staticmethod
-    def _resolve(settled: "Future[Outcome]", outcome: Outcome) -> None:
-        # Both threads may come to it.
-        with suppress(Exception):
-            settled.set_result(outcome)
 
     def _work(self) -> None:
         while True:
             directory, awaited = self._next()
             try:
-                run_id = self._run_ids[directory] = send(directory)
+                run_id = send(directory)
             except MlpDistError as error:
                 self._failed(directory, awaited, str(error))
             except Exception as error:
                 self._failed(directory, awaited, f"the run cannot be sent: {error!r}")
             else:
-                self._succeeded()
+                self._succeeded(directory)
                 for settled in awaited:
-                    self._resolve(settled, Outcome(run_id))
+                    _resolve(settled, Outcome(run_id))
 
     def _next(self) -> "tuple[Path, list[Future[Outcome]]]":
         """Those that are waited for come first."""
@@ -90,25 +84,27 @@ class Delivery:
                     directory = next(iter(self._awaited), self._changed[0])
                     self._changed.remove(directory)
                     return directory, self._awaited.pop(directory, [])
-                self._condition.wait(max(left, 0.0) if self._changed else None)
+                self._condition.wait(left if self._changed else None)
 
-    def _succeeded(self) -> None:
-        if self._problem:
+    def _succeeded(self, directory: Path) -> None:
+        if self._problems.pop(directory, "") and not self._problems:
             print("MLflow can be reached again", file=sys.stderr, flush=True)
-        self._problem, self._wait = "", 0.0
-        self._not_before = time.monotonic() + PACE
+        self._wait, self._not_before = 0.0, time.monotonic() + PACE
 
     def _failed(self, directory: Path, awaited: "list[Future[Outcome]]", problem: str) -> None:
-        if not self._problem:
-            print(
-                f"warning: {problem}; the training goes on, and {directory} keeps what MLflow has not got",
-                file=sys.stderr,
-                flush=True,
-            )
-        self._problem = problem
-        self._wait = min(2 * self._wait or 1.0, LONGEST_WAIT)
+        if not self._problems:
+            kept = f"the training goes on, and {directory} keeps what MLflow has not got"
+            print(f"warning: {problem}; {kept}", file=sys.stderr, flush=True)
         with self._condition:
+            self._problems[directory] = problem
+            self._wait = min(2 * self._wait or FIRST_WAIT, LONGEST_WAIT)
             self._not_before = time.monotonic() + self._wait
             if awaited:
                 self._awaited[directory] = awaited + self._awaited.get(directory, [])
-        self.changed(directory)
+            self.changed(directory)
+
+
+def _resolve(settled: "Future[Outcome]", outcome: Outcome) -> None:
+    # Both threads may come to it.
+    with suppress(InvalidStateError):
+        settled.set_result(outcome)

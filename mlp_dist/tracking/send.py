@@ -61,22 +61,28 @@ class Sent:
     @classmethod
     def load(cls, directory: Path, uri: str, key: str) -> Self:
         """Nothing, where another run or another store was sent to before, or nobody knows."""
-        try:
-            found = cls(**json.loads((directory / SENT).read_text()))
-        except (OSError, ValueError, TypeError):
-            return cls(uri, key)
-        return found if (found.uri, found.key) == (uri, key) else cls(uri, key)
+        values = _read_sent(directory)
+        is_same = (values.get("uri"), values.get("key")) == (uri, key)
+        return cls(**values) if is_same else cls(uri, key)
 
 
 def is_sent(directory: Path) -> bool:
     """Whether some MLflow has all of the run in the directory."""
-    record = RunRecord.load(directory)
-    try:
-        values = json.loads((directory / SENT).read_text())
-    except (OSError, ValueError):
-        return False
-    is_same = (values.get("key"), values.get("status")) == (record.key, record.status)
+    record, sent = RunRecord.load(directory), _read_sent(directory)
+    is_same = (sent.get("key"), sent.get("status")) == (record.key, record.status)
     return is_same and record.status != RUNNING
+
+
+def sent_id(directory: Path) -> str:
+    """The id of the run in the MLflow that it was sent to last; empty where there is none."""
+    return str(_read_sent(directory).get("run_id", ""))
+
+
+def _read_sent(directory: Path) -> dict[str, Any]:
+    try:
+        return dict(json.loads((directory / SENT).read_text()))
+    except (OSError, ValueError, TypeError):
+        return {}
 
 
 def send(directory: Path) -> str:
