@@ -30,7 +30,8 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     directory = tmp_path_factory.mktemp("runs")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(directory)
-        patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{directory}/mlflow.db")
+        before = mlflow.get_tracking_uri()
+        mlflow.set_tracking_uri(f"sqlite:///{directory}/mlflow.db")
         ids = {
             "good": digits_run(EXPERIMENT, "good", noise=0, val_accuracy=0.90),
             "alike": digits_run(EXPERIMENT, "alike", noise=0.5, val_accuracy=0.95),
@@ -42,6 +43,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
         ids["parent"] = end_run(parent, best_val_accuracy=1.0, best_epoch=1)
         ids["failed"] = end_run(start_run(EXPERIMENT, "failed", {}), "FAILED", best_val_accuracy=1.0)
         mlflow.MlflowClient().create_registered_model("something else")
+        mlflow.set_tracking_uri(before)
     return {"directory": str(directory), **ids}
 
 

@@ -10,9 +10,7 @@ from typing import Any
 from mlp_dist.config import TrainConfig
 from mlp_dist.core.errors import TrackingError, UsageError
 from mlp_dist.tracking.client import load_mlflow, one_asking_to
-from mlp_dist.tracking.record import BUNDLE, CONFIG
-
-FINISHED = "FINISHED"
+from mlp_dist.tracking.record import BUNDLE, CONFIG, FINISHED
 
 VALIDATION_METRICS: dict[str, Callable[..., "StoredRun"]] = {"val_accuracy": max, "val_loss": min}
 """What a best run can be chosen by, and which is better. Test figures are not among them: a model
