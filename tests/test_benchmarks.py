@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 from launching import ROOT, run
 
+from benchmarks import tracking
 from benchmarks.recipes import Row
 
 
@@ -59,6 +60,20 @@ def test_folders_start_sooner_the_second_time() -> None:
 
 
 @pytest.mark.slow
+def test_a_training_is_measured_with_its_record_and_without(tmp_path: Path) -> None:
+    for which in ("with", "without"):
+        store = tmp_path / which
+        store.mkdir()
+        training = tracking.train(which, ["--dataset", "digits", "--epochs", "2", "--log-every", "1"], store)
+        assert (len(training.epochs), len(training.held_epochs)) == (2, 2)
+        # The digits that are trained on are 14 batches.
+        assert len(training.held_steps) == 2 * 14
+        assert 0 < sum(training.epochs) < training.whole
+        assert 0 < max(training.held_steps) < min(training.epochs)
+        assert (store / "mlflow.db").exists() == (which == "with")
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("benchmark", "flags", "message"),
     [
@@ -67,6 +82,7 @@ def test_folders_start_sooner_the_second_time() -> None:
         ("folders", ["--scale", "0"], "scale is 0; it must be from 0.001 to 100"),
         ("command", ["--repeats", "0"], "repeats is 0; it must be 1 or more"),
         ("processes", ["--repeats", "0"], "repeats is 0; it must be 1 or more"),
+        ("tracking", ["--epochs", "0"], "epochs is 0; it must be 1 or more"),
     ],
 )
 def test_wrong_use(benchmark: str, flags: list[str], message: str) -> None:
