@@ -16,7 +16,7 @@ from mlp_dist.core.errors import CheckpointError, UsageError
 from mlp_dist.core.files import remove_left, try_to_lock
 from mlp_dist.joining import recall, remember
 from mlp_dist.tracking.record import has_record
-from mlp_dist.tracking.send import is_sent
+from mlp_dist.tracking.sent import is_sent
 
 OUTPUTS = Path("outputs")
 

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mlp_dist.core.errors import MlpDistError
-from mlp_dist.tracking.send import send, sent_id
+from mlp_dist.tracking.send import send
+from mlp_dist.tracking.sent import sent_id
 
 PACE = 1.0
 """Seconds between two sendings while the training goes on: to send often would cost it a core."""

@@ -5,19 +5,19 @@ value, and a run is found by its key.
 """
 
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 from mlp_dist.core.spec import SPEC
 from mlp_dist.tracking.client import asking_to, load_mlflow, making_tables, one_at_a_time
 from mlp_dist.tracking.models import log_model
 from mlp_dist.tracking.record import BUNDLE, RUNNING, SYSTEM, TABLES, RunRecord, write_json
+from mlp_dist.tracking.sent import Sent
 
 if TYPE_CHECKING:
     from mlflow.entities import Metric
 
-SENT = "sent.json"
 METRICS = "metrics.jsonl"
 KEY = "mlp_dist.key"
 
@@ -40,49 +40,6 @@ free for the kept weights'."""
 
 _AT_ONCE = {"metrics": 1000, "params": 100, "tags": 100}
 """What MLflow takes in one batch."""
-
-
-@dataclass
-class Sent:
-    """What MLflow at `uri` has of the run `key`. `files` are the sizes and times of what was uploaded."""
-
-    uri: str
-    key: str
-    run_id: str = ""
-    params: list[str] = field(default_factory=list)
-    tags: dict[str, str] = field(default_factory=dict)
-    epochs: int = 0
-    system: int = 0
-    files: dict[str, list[int]] = field(default_factory=dict)
-    models: dict[str, str] = field(default_factory=dict)
-    summary: dict[str, float] = field(default_factory=dict)
-    status: str = ""
-
-    @classmethod
-    def load(cls, directory: Path, uri: str, key: str) -> Self:
-        """Nothing, where another run or another store was sent to before, or nobody knows."""
-        values = _read_sent(directory)
-        is_same = (values.get("uri"), values.get("key")) == (uri, key)
-        return cls(**values) if is_same else cls(uri, key)
-
-
-def is_sent(directory: Path) -> bool:
-    """Whether some MLflow has all of the run in the directory."""
-    record, sent = RunRecord.load(directory), _read_sent(directory)
-    is_same = (sent.get("key"), sent.get("status")) == (record.key, record.status)
-    return is_same and record.status != RUNNING
-
-
-def sent_id(directory: Path) -> str:
-    """The id of the run in the MLflow that it was sent to last; empty where there is none."""
-    return str(_read_sent(directory).get("run_id", ""))
-
-
-def _read_sent(directory: Path) -> dict[str, Any]:
-    try:
-        return dict(json.loads((directory / SENT).read_text()))
-    except (OSError, ValueError, TypeError):
-        return {}
 
 
 def send(directory: Path) -> str:
@@ -125,8 +82,8 @@ class _Sending:
         self.log_status()
 
     def remember(self) -> None:
-        if (now := asdict(self.sent)) != self._remembered:
-            write_json(self.directory / SENT, now)
+        if asdict(self.sent) != self._remembered:
+            self.sent.save(self.directory)
 
     # What it is
 
