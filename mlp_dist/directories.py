@@ -24,13 +24,17 @@ _REMEMBERED = "output_dir"
 """The launcher's name for the directory, which it keeps for the attempts that follow."""
 
 
+_claims: dict[Path, int] = {}
+"""What holds the locks of this process's directories."""
+
+
 def new_output_dir(config: TrainConfig) -> Path:
     """The one asked for, or a new one named after the run. An unfinished run in it is not overwritten."""
     directory = config.output_dir
     try:
         if directory is None:
             name = config.run_name or f"{config.recipe}-{datetime.now():%Y%m%d-%H%M%S}"
-            directory = _make_new(OUTPUTS / name.replace(os.sep, "-"))
+            directory = make_new(OUTPUTS / name.replace(os.sep, "-"))
         directory.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UsageError(f"the output directory {directory} cannot be made: {error.strerror}") from error
@@ -40,7 +44,7 @@ def new_output_dir(config: TrainConfig) -> Path:
     return directory.absolute()
 
 
-def _make_new(wanted: Path) -> Path:
+def make_new(wanted: Path) -> Path:
     """Make `wanted`, or with the first number behind it that is free."""
     wanted.parent.mkdir(parents=True, exist_ok=True)
     for number in itertools.count(1):
@@ -53,9 +57,15 @@ def _make_new(wanted: Path) -> Path:
 
 def _claim(directory: Path) -> None:
     """Lock the directory until this process ends: two trainings in it would overwrite each other."""
-    if try_to_lock(directory) is None:
+    if (lock := try_to_lock(directory)) is None:
         raise UsageError(f"another training runs in {directory}; choose another --output-dir")
+    _claims[directory.absolute()] = lock
     remove_left(directory)
+
+
+def release(directory: Path) -> None:
+    """Undo what claimed the directory of a run that is over, for a process that goes on to others."""
+    os.close(_claims.pop(directory.absolute()))
 
 
 def _check_finished(directory: Path) -> None:

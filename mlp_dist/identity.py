@@ -54,16 +54,24 @@ def command() -> list[str]:
 
 
 def tags(trainer: "Trainer") -> dict[str, str]:
-    """Where the run was trained, by what; MLflow's page has a place for those that begin with mlflow."""
-    commit, dirty = git_state(Path(mlp_dist.__file__).parent)
-    found = {
-        "mlflow.source.name": shlex.join(command()),
-        "mlflow.source.type": "LOCAL",
-        "mlflow.user": _user(),
+    """Where the run was trained, by what."""
+    return {
+        **started_by(command()),
         "recipe": trainer.config.recipe,
-        "host": socket.gethostname(),
         "device": _device(trainer),
         "num_processes": str(trainer.world_size),
+    }
+
+
+def started_by(words: list[str]) -> dict[str, str]:
+    """The tags of what this command starts here and now; MLflow's page has a place for those that begin with
+    mlflow."""
+    commit, dirty = git_state(Path(mlp_dist.__file__).parent)
+    found = {
+        "mlflow.source.name": shlex.join(words),
+        "mlflow.source.type": "LOCAL",
+        "mlflow.user": _user(),
+        "host": socket.gethostname(),
         "python": platform.python_version(),
         "mlp_dist": mlp_dist.__version__,
         **{name: version(name) for name in _VERSIONS},

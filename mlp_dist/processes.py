@@ -145,6 +145,17 @@ def end_with_launcher() -> None:
             raise Interrupted(signal.SIGTERM)
 
 
+def end_with(parent: int) -> None:
+    """Ask Linux for a SIGTERM when the process `parent` dies, which started this one.
+
+    Raises Interrupted where it has died already.
+    """
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+        if os.getppid() != parent:
+            raise Interrupted(signal.SIGTERM)
+
+
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 """What ends a training in order: Ctrl-C, and what SLURM and Kubernetes send before they take a machine."""
 

@@ -3,6 +3,7 @@
 import math
 import time
 import uuid
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 from typing import NoReturn
@@ -95,10 +96,11 @@ class Trainer:
         if checkpoint is not None and checkpoint.epoch_steps is not None:
             self.epoch_steps.load_state_dict(checkpoint.epoch_steps, is_main=accelerator.is_main_process)
 
-    def fit(self) -> Record:
+    def fit(self, after_epoch: Callable[[Report], None] = lambda report: None) -> Record:
         """Train the steps that are left, then test the kept weights and write the bundle.
 
-        Returns what the command's last line shows; on other processes than the main one {}.
+        `after_epoch` is called on the main process when an epoch is saved and told; it may end the training
+        by an exception. Returns what the command's last line shows; on other processes than the main one {}.
         Raises Interrupted on one of STOP_SIGNALS, when all processes have agreed on a step and a checkpoint
         is written; TrainingError when the loss is not finite, ProcessLostError when a process has died.
         """
@@ -111,6 +113,7 @@ class Trainer:
                 self.keep(self.train_epoch(signals) | self.evaluate())
                 self.save()
                 self.peers.on_main(report.epoch)
+                self.peers.on_main(lambda: after_epoch(report))
             return self.peers.on_main(lambda: report.finish(signals))
 
     def train_epoch(self, signals: StopSignals) -> Record:

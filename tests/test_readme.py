@@ -10,7 +10,7 @@ from launching import ROOT
 
 README = (ROOT / "README.md").read_text()
 PAGES = README + "".join(page.read_text() for page in sorted((ROOT / "docs").glob("*.md")))
-BLOCKS = re.findall(r"```(?:bash)?\n(.*?)```", PAGES, flags=re.DOTALL)
+BLOCKS = re.findall(r"```\w*\n(.*?)```", PAGES, flags=re.DOTALL)
 
 
 def tree() -> set[str]:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from mlp_dist.core.spec import SPEC
 from mlp_dist.tracking.client import asking_to, load_mlflow, making_tables, one_at_a_time
 from mlp_dist.tracking.models import log_model
-from mlp_dist.tracking.record import BUNDLE, RUNNING, SYSTEM, TABLES, RunRecord, write_json
+from mlp_dist.tracking.record import BUNDLE, RUNNING, SYSTEM, RunRecord, write_json
 from mlp_dist.tracking.sent import Sent
 
 if TYPE_CHECKING:
@@ -129,7 +129,8 @@ class _Sending:
         from mlflow.entities import RunTag
 
         wanted = {**self.record.tags, "mlflow.note.content": self.record.description}
-        tables = [{"path": each, "type": "table"} for each in self.record.artifacts if each in TABLES]
+        named = [each for each in self.record.artifacts if each.startswith("tables/")]
+        tables = [{"path": each, "type": "table"} for each in named]
         if tables:
             wanted["mlflow.loggedArtifacts"] = json.dumps(tables)
         new = wanted.items() - self.sent.tags.items()
