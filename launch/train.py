@@ -32,10 +32,10 @@ from mlp_dist.config import (
 )
 from mlp_dist.core.errors import ProcessLostError
 from mlp_dist.core.spec import KINDS
-from mlp_dist.data.catalog import ARRAYS_PREFIX, FOLDER_PREFIX
 from mlp_dist.processes import Interrupted, end_with_launcher, is_main, launch_command
 from mlp_dist.recipes import get_recipe, recipe_table
 from mlp_dist.schedule import SCHEDULES
+from mlp_dist.values import absolute_dataset
 
 POPULATION = ("population", "sweep")
 """The flags that ask for several members."""
@@ -181,12 +181,8 @@ def configure(args: argparse.Namespace) -> tuple[TrainConfig, set[str]]:
     if given.get("dataset") == "auto":
         del given["dataset"]
     fields = set(given)
-    for prefix in (FOLDER_PREFIX, ARRAYS_PREFIX):
-        if given.get("dataset", "").startswith(prefix) and given["dataset"] != prefix:
-            directory = Path(given["dataset"].removeprefix(prefix)).expanduser().resolve()
-            given["dataset"] = f"{prefix}{directory}"
     if "dataset" in given:
-        given["fallback_dataset"] = None
+        given |= {"dataset": absolute_dataset(given["dataset"]), "fallback_dataset": None}
     # "no" is also what the launcher says where nobody has chosen: the recipe's own stands then.
     if (precision := os.environ.get("ACCELERATE_MIXED_PRECISION", "no")) != "no":
         given.setdefault("mixed_precision", precision)

@@ -1,10 +1,9 @@
 """What a training changes of its recipe, and the flags of launch/train.py that change it again."""
 
 from dataclasses import fields
-from pathlib import Path
 from typing import Any
 
-from mlp_dist.config import TO_TENSOR, TrainConfig
+from mlp_dist.config import TrainConfig
 from mlp_dist.recipes import RECIPES, get_recipe
 
 WHERE = (
@@ -41,18 +40,18 @@ def command(config: TrainConfig) -> list[str]:
     return [*words, *flags(overrides(config))]
 
 
+def shown(value: object) -> str:
+    """A field's value as the command line takes it: widths as 256,64 or none."""
+    return ",".join(map(str, value)) or "none" if isinstance(value, tuple) else str(value)
+
+
 def _flag(name: str, value: object) -> list[str]:
     flag = f"--{name.replace('_', '-')}"
-    match name, value:
-        case "normalize", None:
-            return [flag, "data"]
-        case "normalize", (mean, std):
-            # With an equals sign, since a mean below 0 would be taken for a flag.
-            return [flag, "none"] if value == TO_TENSOR else [f"{flag}={mean!r},{std!r}"]
-        case "hidden_sizes", tuple(sizes):
-            return [flag, ",".join(map(str, sizes)) or "none"]
-        case _, True:
-            return [flag]
-        case _, str() | int() | float() | Path() if value is not False:
-            return [flag, str(value)]
-    raise ValueError(f"no flag of launch/train.py makes {name} {value!r}")
+    if value is True:
+        return [flag]
+    if name == "normalize" and value is None:
+        return [flag, "data"]
+    if value is None or value is False:
+        raise ValueError(f"no flag of launch/train.py makes {name} {value!r}")
+    # A mean below 0 would be taken for a flag.
+    return [f"{flag}={shown(value)}"] if shown(value).startswith("-") else [flag, shown(value)]

@@ -11,6 +11,7 @@ from typing import Any
 
 from mlp_dist.config import TrainConfig, unknown
 from mlp_dist.core.errors import UsageError
+from mlp_dist.values import field_value
 
 SWEPT = (
     *("seed", "lr", "hidden_sizes", "model", "initialization", "optimizer", "schedule", "warmup_epochs"),
@@ -48,17 +49,10 @@ def _read(sweep: Path) -> list[Changes]:
 
 
 def _member(config: TrainConfig, values: Changes, where: str) -> TrainConfig:
-    changes: Changes = {}
-    for name, value in values.items():
+    for name in values:
         if name not in SWEPT:
             raise UsageError(f"{where}: {unknown('field', name, SWEPT)}")
-        changes[name] = tuple(value) if isinstance(value, list) else value
-        whole = isinstance(getattr(config, name), int)
-        if whole and type(value) is not int:
-            raise UsageError(f"{where}: {name} is {value!r}; it must be a whole number")
     try:
-        return replace(config, **changes)
+        return replace(config, **{name: field_value(name, value) for name, value in values.items()})
     except UsageError as error:
         raise UsageError(f"{where}: {error}") from error
-    except TypeError as error:
-        raise UsageError(f"{where}: {values} holds a value of a wrong kind ({error})") from error

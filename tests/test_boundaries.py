@@ -16,12 +16,12 @@ LAYERS = (
         *("data", "optim", "config", "recipes", "evaluation", "processes", "checkpoint", "command"),
         *("schedule", "augment", "dropout", "ema", "exact", "steps", "network", "joining"),
         *("peers", "directories", "precision", "deform", "adversarial", "sweep", "overrides", "tracking"),
-        *("mcnemar", "leaderboard"),
+        *("mcnemar", "leaderboard", "values"),
     },
     {"gradients", "engines"},
     {
         *("trainer", "figures", "export", "start", "report", "finish", "notebook"),
-        *("population", "member", "recorder", "recording", "pictured", "tables", "identity"),
+        *("population", "member", "recorder", "recording", "pictured", "tables", "identity", "search"),
         "promotion",
     },
 )
@@ -121,6 +121,7 @@ def test_mlp_dist_imports_nothing_above_it() -> None:
         ("mlflow", {f"mlp_dist.tracking.{name}" for name in ("client", "send", "models", "system")}),
         ("accelerate", {f"mlp_dist.{name}" for name in ("trainer", "gradients", "start", "engines.job")}),
         ("matplotlib", {f"mlp_dist.figures.{name}" for name in ("base", "files")}),
+        ("optuna", {"mlp_dist.search.study"}),
         ("sklearn", {"mlp_dist.data.readers"}),
         ("torchvision", set()),
     ],
