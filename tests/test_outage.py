@@ -11,10 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from comparing import check_all_is_there, lines
 from launching import ROOT, environment, result, run
 from mlflow_servers import Server, running_server
-
-from mlp_dist.tracking.send import EPOCH_METRICS
 
 pytestmark = pytest.mark.slow
 
@@ -32,10 +31,6 @@ def client(server: Server) -> Any:
     from mlflow import MlflowClient
 
     return MlflowClient(server.uri)
-
-
-def lines(output: Path, name: str) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (output / name).read_text().splitlines()]
 
 
 def command(server: Server, *flags: str) -> tuple[list[str], dict[str, str]]:
@@ -82,38 +77,6 @@ def sync(server: Server, cwd: Path) -> str:
     words = [sys.executable, str(ROOT / "launch/sync.py"), "output"]
     [run_id] = result(run(words, cwd, MLFLOW_TRACKING_URI=server.uri))["run_ids"]
     return str(run_id)
-
-
-def check_all_is_there(client: Any, run_id: str, output: Path) -> None:
-    """Every point of every metric, once, at the time when the training made it; and every file."""
-    found = client.get_run(run_id)
-    record = json.loads((output / "run.json").read_text())
-    assert (found.info.status, found.info.end_time) == ("FINISHED", record["ended_ms"])
-    assert found.info.start_time == record["started_ms"]
-    history, samples = lines(output, "metrics.jsonl"), lines(output, "system.jsonl")
-    expected = {
-        metric: [(line["epoch"], line[name], line["timestamp_ms"]) for line in history]
-        for name, metric in EPOCH_METRICS.items()
-    }
-    expected["train/step_loss"] = [
-        (step["step"], step["loss"], step["timestamp_ms"]) for line in history for step in line["steps"]
-    ]
-    expected |= {
-        f"system/{name}": [(number, each[name], each["timestamp_ms"]) for number, each in enumerate(samples)]
-        for name in samples[0]
-        if name != "timestamp_ms"
-    }
-    expected |= {name: [(0, value, record["ended_ms"])] for name, value in record["summary"].items()}
-    assert set(found.data.metrics) == set(expected)
-    for metric, points in expected.items():
-        logged = [(p.step, p.value, p.timestamp) for p in client.get_metric_history(run_id, metric)]
-        assert sorted(logged) == points, metric
-    for folder in ("bundle", "figures", "tables", "checkpoint/best"):
-        names = {Path(item.path).name for item in client.list_artifacts(run_id, folder)}
-        assert names == {path.name for path in (output / folder).iterdir()}
-    runs = client.search_runs([found.info.experiment_id], f"tags.`mlp_dist.key` = '{record['key']}'")
-    assert [each.info.run_id for each in runs] == [run_id]
-    assert json.loads((output / "bundle/bundle.json").read_text())["run_id"] == run_id
 
 
 def test_a_server_that_is_down_gets_the_run_later(server: Server, client: Any, tmp_path: Path) -> None:

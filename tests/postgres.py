@@ -1,0 +1,68 @@
+"""A real PostgreSQL on this machine, with nothing in it."""
+
+import os
+import pwd
+import shutil
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from mlflow_servers import free_port
+
+_START_SECONDS = 60
+
+
+def find_programs() -> Path | None:
+    """The directory of initdb and postgres: Debian keeps them apart from the other programs."""
+    found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
+    on_path = shutil.which("initdb")
+    return found[-1].parent if found else Path(on_path).resolve().parent if on_path else None
+
+
+@contextmanager
+def running_postgres(programs: Path) -> Iterator[str]:
+    """The URI of a new cluster's database, on loopback; it ends with what happens inside."""
+    # It does not run as root, nor in a directory that is root's alone.
+    user: dict[str, Any] = {}
+    directory = Path(tempfile.mkdtemp(prefix="mlp_dist-postgres-"))
+    if os.getuid() == 0:
+        entry = pwd.getpwnam("postgres")
+        user = {"user": entry.pw_uid, "group": entry.pw_gid, "extra_groups": []}
+        os.chown(directory, entry.pw_uid, entry.pw_gid)
+    port, data, log = free_port(), directory / "data", directory / "log"
+    words = [programs / "initdb", "--pgdata", data, "--username", "mlflow", "--auth", "trust", "--no-sync"]
+    environment = {**os.environ, "LC_ALL": "C.UTF-8"}
+    subprocess.run(
+        words, cwd=directory, env=environment, check=True, capture_output=True, timeout=_START_SECONDS, **user
+    )
+    words = [programs / "postgres", "-D", data, "-h", "127.0.0.1", "-p", str(port), "-k", directory, "-F"]
+    with log.open("w") as told:
+        server = subprocess.Popen(
+            words, cwd=directory, env=environment, stdin=subprocess.DEVNULL, stdout=told, stderr=told, **user
+        )
+    try:
+        _wait(programs, port, server, log)
+        yield f"postgresql://mlflow@127.0.0.1:{port}/postgres"
+    finally:
+        server.terminate()
+        try:
+            # SIGTERM waits for those that are connected, SIGINT sends them away.
+            server.send_signal(2)
+            server.wait(20)
+        except subprocess.TimeoutExpired:
+            server.kill()
+            server.wait()
+        shutil.rmtree(directory)
+
+
+def _wait(programs: Path, port: int, server: "subprocess.Popen[bytes]", log: Path) -> None:
+    asked = [programs / "pg_isready", "-h", "127.0.0.1", "-p", str(port)]
+    deadline = time.monotonic() + _START_SECONDS
+    while subprocess.run(asked, capture_output=True, timeout=10).returncode:
+        assert server.poll() is None, log.read_text()
+        assert time.monotonic() < deadline, log.read_text()
+        time.sleep(0.1)
