@@ -38,6 +38,9 @@ EPOCH_METRICS = {
 """What MLflow calls an epoch's figures: it draws those with one prefix together, and `test_accuracy` stays
 free for the kept weights'."""
 
+_KIND = {"mlflow.experimentKind": "custom_model_development"}
+"""MLflow's page shows such an experiment as trainings, and no other one without being asked."""
+
 _AT_ONCE = {"metrics": 1000, "params": 100, "tags": 100}
 """What MLflow takes in one batch."""
 
@@ -101,7 +104,7 @@ class _Sending:
         if found := self.client.get_experiment_by_name(name):
             return str(found.experiment_id)
         try:
-            return str(self.client.create_experiment(name))
+            return str(self.client.create_experiment(name, tags=_KIND))
         # Another training was quicker.
         except load_mlflow().MlflowException:
             if found := self.client.get_experiment_by_name(name):
