@@ -110,3 +110,7 @@ def test_lines_through_one_choice_lie_side_by_side(number: int) -> None:
     through = [line[1] for line in lines(figure)]
     assert through == sorted(set(through))
     assert is_whole(figure)
+
+
+def test_of_equals_the_earliest_is_the_best() -> None:
+    assert emphasized(parallel_coordinates(["lr"], [[0.1], [0.2], [0.3]], [0.5, 0.9, 0.9])) == ["0.2", "0.9"]

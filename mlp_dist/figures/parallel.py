@@ -31,8 +31,8 @@ def parallel_coordinates(
     """
     reached = np.array([value if is_number(value) else np.nan for value in objectives], dtype=np.float64)
     goodness = np.nan_to_num(-reached if minimize else reached, nan=-np.inf)
-    # The better ones are drawn over the others.
-    order = goodness.argsort(kind="stable")
+    # The better ones are drawn over the others; of equals the earliest is the best.
+    order = np.lexsort((-np.arange(len(goodness)), goodness))
     fields = [scale_of(column) for column in zip(*rows, strict=True)]
     scales = [*fields, objective_scale(reached, minimize)]
     width = max(_NARROWEST, _WIDTH * len(names))
