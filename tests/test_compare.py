@@ -29,7 +29,7 @@ def a_run(name: str, accuracy: float | None = None, *, status: str = "FINISHED",
     """One on MNIST; `changed` are params, but for dataset and digest."""
     metrics = {} if accuracy is None else {"best_val_accuracy": accuracy, "test_accuracy": accuracy - 0.01}
     dataset, digest = changed.pop("dataset", "mnist"), changed.pop("digest", "")
-    more = changed.pop("metrics", {})
+    more, tags = changed.pop("metrics", {}), changed.pop("tags", {})
     return StoredRun(
         run_id=f"{next(_numbers):032x}",
         name=name,
@@ -38,6 +38,7 @@ def a_run(name: str, accuracy: float | None = None, *, status: str = "FINISHED",
         metrics={**metrics, **more},
         bundle="",
         status=status,
+        tags=tags,
         params={
             "recipe": "mnist",
             "lr": "0.1",
@@ -80,11 +81,13 @@ def test_one_that_did_not_end_well_is_below_with_what_it_reached() -> None:
         a_run("failed", 1.0, status="FAILED"),
         a_run("good", 0.9),
     ]
+    runs.append(a_run("given up", status="KILLED", tags={"pruned": "after epoch 2"}))
     [board] = build_boards(runs)
-    assert [(row.run.name, row.place, row.value) for row in board.rows] == [
-        ("good", 1, 0.9),
-        ("running", None, 0.99),
-        ("failed", None, 1.0),
+    assert [(row.run.name, row.place, row.value, row.status) for row in board.rows] == [
+        ("good", 1, 0.9, ""),
+        ("running", None, 0.99, "RUNNING"),
+        ("failed", None, 1.0, "FAILED"),
+        ("given up", None, None, "PRUNED"),
     ]
     text = "\n".join(lines(board))
     assert re.search(r"1 +good .* 0\.9000", text)

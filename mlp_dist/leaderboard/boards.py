@@ -38,6 +38,12 @@ class Row:
     is_champion: bool
     chosen: dict[str, str]
 
+    @property
+    def status(self) -> str:
+        """MLflow's, or PRUNED where a sweep gave the run up; empty for one that ended well."""
+        status = "PRUNED" if "pruned" in self.run.tags else self.run.status
+        return "" if status == FINISHED else status
+
     def figure(self, name: str) -> float | None:
         return self.run.metrics.get(name) if self.run.status == FINISHED else None
 

@@ -13,7 +13,6 @@ from mlp_dist.leaderboard.boards import Board, Row
 from mlp_dist.leaderboard.chart import Line, draw
 from mlp_dist.leaderboard.text import number, value_cell
 from mlp_dist.tracking.curves import Curve
-from mlp_dist.tracking.record import FINISHED
 
 CURVES = ("val/accuracy", "train/loss")
 """The metrics by epoch that are drawn."""
@@ -119,7 +118,7 @@ def _columns(board: Board) -> list[Column]:
 def _name(row: Row) -> str:
     run = row.run
     marks = '<span class="mark">champion</span>' if row.is_champion else ""
-    marks += "" if run.status == FINISHED else f'<span class="mark status">{escape(run.status)}</span>'
+    marks += f'<span class="mark status">{escape(row.status)}</span>' if row.status else ""
     return f'<span class="run">{escape(run.name)}</span>{marks}<small>{run.run_id[:8]}</small>'
 
 

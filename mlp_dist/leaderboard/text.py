@@ -7,7 +7,6 @@ from pathlib import Path
 
 from mlp_dist.core.files import replacing_file
 from mlp_dist.leaderboard.boards import Board, Row
-from mlp_dist.tracking.record import FINISHED
 
 _SHORTEST = 16
 """Letters that a run's name keeps, in a terminal however narrow."""
@@ -53,7 +52,7 @@ def _table(board: Board) -> Table:
         "#": [f"{row.place or '-'}{mark[not row.is_champion]}" for row in rows],
         "run": [row.run.name for row in rows],
         "id": [row.run.run_id[:8] for row in rows],
-        "status": ["" if row.run.status == FINISHED else row.run.status for row in rows],
+        "status": [row.status for row in rows],
         board.metric: [value_cell(row, board.metric) for row in rows],
     }
     if not any(table["status"]):
@@ -151,7 +150,14 @@ def write_csv(boards: Sequence[Board], path: Path) -> None:
         )
         for board, row in rows:
             run = row.run
-            facts = [board.dataset, row.place, run.run_id, run.name, run.status, int(row.is_champion)]
+            facts = [
+                board.dataset,
+                row.place,
+                run.run_id,
+                run.name,
+                row.status or run.status,
+                int(row.is_champion),
+            ]
             writer.writerow(
                 [
                     *facts,

@@ -17,6 +17,9 @@ VALIDATION_METRICS: dict[str, Callable[..., "StoredRun"]] = {"val_accuracy": max
 chosen by its test accuracy has none left to report."""
 
 
+_PARENT = "mlflow.parentRunId"
+
+
 @dataclass(frozen=True)
 class StoredRun:
     """A run as MLflow has it. `metrics` are the last values, `bundle` is where MLflow has its bundle.
@@ -32,9 +35,8 @@ class StoredRun:
     status: str = FINISHED
     experiment_id: str = ""
     digest: str = ""
-    parent_id: str | None = None
-    started_ms: int = 0
     params: dict[str, str] = field(default_factory=dict)
+    tags: dict[str, str] = field(default_factory=dict)
 
     @property
     def has_model(self) -> bool:
@@ -134,8 +136,8 @@ def _runs_in(experiment_id: str) -> list[StoredRun]:
             [experiment_id], order_by=["attributes.start_time DESC"], output_format="list"
         )
     runs = list(map(stored, found))
-    parents = {run.parent_id for run in runs}
-    return [run for run in runs if run.run_id not in parents]
+    parents = {run.tags.get(_PARENT) for run in runs}
+    return [run for run in runs if run.run_id not in parents and run.tags.get("sweep") != "parent"]
 
 
 def get_run(run_id: str) -> StoredRun:
@@ -200,9 +202,8 @@ def stored(run: Any) -> StoredRun:
         status=run.info.status,
         experiment_id=run.info.experiment_id,
         digest=datasets[0].digest if datasets else "",
-        parent_id=run.data.tags.get("mlflow.parentRunId"),
-        started_ms=run.info.start_time,
         params=run.data.params,
+        tags=run.data.tags,
     )
 
 
