@@ -6,9 +6,10 @@ import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
-from launching import ROOT, result, run
+from launching import ROOT, Trained, result, run
 from mlflow_servers import Server
 from stored_runs import digits_run, end_run, start_run
 
@@ -17,6 +18,7 @@ from mlp_dist.core.errors import BundleError, PromotionError, TrackingError, Usa
 from mlp_dist.promotion import promote
 from mlp_dist.tracking import find, registry
 from mlp_dist.tracking.client import load_mlflow
+from mlp_dist.tracking.send import send
 
 pytestmark = pytest.mark.slow
 
@@ -248,6 +250,15 @@ def test_commands(store: dict[str, str], tmp_path: Path) -> None:
     assert result(done)["run_id"] == store["good"]
     assert "note: this is the champion, version 1 of mlp; by validation accuracy alike" in done.stdout
     assert f"packaging run good ({store['good']}), trained on digits" in done.stdout
+
+
+def test_a_run_that_was_sent_to_another_mlflow_is_one_there(
+    trained: Trained, mlflow: Any, tmp_path: Path
+) -> None:
+    shutil.copytree(trained.result["output_dir"], tmp_path / "output")
+    run_id = send(tmp_path / "output")
+    assert run_id != trained.result["run_id"]
+    assert promote(find.get_run(run_id))["test_accuracy"] == trained.result["test_accuracy"]
 
 
 def test_on_a_server(mlflow_server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

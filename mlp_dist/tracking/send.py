@@ -227,11 +227,11 @@ class _Sending:
         return [path for path in found if path.is_file() and not path.name.startswith(".")]
 
     def _name_bundle(self) -> None:
-        """Where MLflow could not be reached the bundle does not know yet which run it is of."""
+        """Where MLflow was another, or could not be reached, the bundle does not know its run's id here."""
         path = self.directory / BUNDLE / SPEC
         if BUNDLE in self.record.artifacts and path.is_file():
             values = json.loads(path.read_text())
-            if not values["run_id"]:
+            if values["run_id"] != self.sent.run_id:
                 write_json(path, {**values, "run_id": self.sent.run_id})
 
     def log_models(self) -> None:
