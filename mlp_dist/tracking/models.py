@@ -26,6 +26,9 @@ RUN_PARAMS = (
 )
 """Those of a run's params that its models have too."""
 
+FIGURES = ("val/accuracy", "test/accuracy", "val/loss", "test/loss", "train/accuracy", "train/loss")
+"""Those of an epoch's metrics that its weights have too, in the order of the Models tab's columns."""
+
 
 def log_model(
     client: "MlflowClient", run_id: str, name: str, directory: Path, *, epoch: int, points: "Iterable[Metric]"
@@ -33,8 +36,8 @@ def log_model(
     """The weights of the run's `epoch`, with the files in `directory`, as a LoggedModel; returns its id.
 
     A run has one of a name and an epoch: asked again, this finds it, and completes one that was begun before
-    a crash. `points` are the run's own figures of that epoch: one that the run has already, of the same
-    value, time and step, stays one there, and is the model's as well. What is not finite is left out, since
+    a crash. `points` are the run's own of that epoch, and those of FIGURES become the model's: one that the
+    run has already, of the same value, time and step, stays one there. What is not finite is left out, since
     MLflow would rank NaN as 0. The run should have its params and its data set before its models.
 
     Raises mlflow.MlflowException.
@@ -82,9 +85,9 @@ def _link(client: "MlflowClient", run: "Run", model_id: str, points: "Iterable[M
     linked = {"model_id": model_id}
     if datasets:
         linked |= {"dataset_name": datasets[0].name, "dataset_digest": datasets[0].digest}
+    by_name = {point.key: point for point in points if math.isfinite(point.value)}
     metrics = [
         Metric(point.key, point.value, point.timestamp, point.step, **linked)
-        for point in points
-        if math.isfinite(point.value)
+        for point in (by_name[name] for name in FIGURES if name in by_name)
     ]
     client.log_batch(run.info.run_id, metrics=metrics)

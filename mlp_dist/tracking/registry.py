@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from mlp_dist.config import DEFAULT_EXPERIMENT
 from mlp_dist.tracking.client import load_mlflow, one_asking_to
 from mlp_dist.tracking.find import StoredRun, best_beside, best_run, download_bundle, stored
-from mlp_dist.tracking.models import BEST, find_model, log_model
+from mlp_dist.tracking.models import BEST, FIGURES, find_model, log_model
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -104,9 +104,8 @@ def _log_bundle(client: "MlflowClient", found: "Run", run: StoredRun, epoch: int
 
 
 def _points(client: "MlflowClient", found: "Run", epoch: int) -> "list[Metric]":
-    """The run's figures of an epoch: those that MLflow shows in groups."""
-    names = [name for name in found.data.metrics if name.startswith(("train/", "val/", "test/"))]
-    names = [name for name in names if name != "train/step_loss"]
+    """The run's figures of an epoch."""
+    names = [name for name in FIGURES if name in found.data.metrics]
     points = [point for name in names for point in client.get_metric_history(found.info.run_id, name)]
     return [point for point in points if point.step == epoch]
 
