@@ -166,16 +166,18 @@ def test_csv(tmp_path: Path) -> None:
 
 
 class Page(HTMLParser):
-    """The names of the elements, and the values of the attributes that could fetch something."""
+    """The names of the elements, their ids, and the values of the attributes that could fetch something."""
 
     def __init__(self, html: str) -> None:
         super().__init__()
         self.elements: list[str] = []
         self.fetched: list[str] = []
+        self.ids: list[str] = []
         self.feed(html)
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.elements.append(tag)
+        self.ids += [value or "" for name, value in attrs if name == "id"]
         self.fetched += [value or "" for name, value in attrs if name in ("src", "href", "srcset", "data")]
 
 
@@ -198,6 +200,7 @@ def test_the_page_needs_nothing_else_and_shows_names_as_they_are(tmp_path: Path)
     ]
     html = a_page(tmp_path / "page.html", runs, champion=runs[0].run_id)
     page = Page(html)
+    assert len(page.ids) == len(set(page.ids)) == 2
     assert page.fetched == []
     assert re.findall(r"url\((?!#)|@import|https?:", html) == []
     assert page.elements.count("script") == 1
@@ -212,6 +215,12 @@ def test_the_page_needs_nothing_else_and_shows_names_as_they_are(tmp_path: Path)
     assert html.count('<g class="curve other"') == 2 * (len(runs) - 8)
     assert html.count('<span class="mark">champion') == 1
     assert "prefers-color-scheme: dark" in html
+
+
+def test_a_page_of_two_data_sets(tmp_path: Path) -> None:
+    page = Page(a_page(tmp_path / "page.html", [a_run("a", 0.9), a_run("b", 0.9, dataset="digits")]))
+    assert (page.elements.count("svg"), page.elements.count("table")) == (4, 2)
+    assert len(set(page.ids)) == 4
 
 
 def test_a_page_without_curves_or_runs_is_whole(tmp_path: Path) -> None:

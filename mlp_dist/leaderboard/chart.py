@@ -79,7 +79,8 @@ def draw(lines: Sequence[Line], title: str, *, is_log: bool = False) -> str:
     across = _epochs([epoch for epoch, _ in points])
     up = _values([value for _, value in points], is_log)
     drawn = "".join(_line(line, across, up) for line in lines if line.curve)
-    clip = f"clip-{title.replace('/', '-')}"
+    # The page has a chart of this title for each board.
+    clip = f"clip-{title.replace('/', '-')}-{lines[0].run_id}"
     return (
         f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(title)} by epoch">'
         f'<clipPath id="{clip}"><rect x="{LEFT - 4}" y="{TOP - 4}" width="{RIGHT - LEFT + 8}" '
