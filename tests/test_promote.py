@@ -272,7 +272,13 @@ def test_on_a_server(mlflow_server: Server, tmp_path: Path, monkeypatch: pytest.
         assert versions == [champion().version] * 2
         assert champion().run.run_id == run.run_id
         assert load_model().spec.run_id == run.run_id
+        mlflow.set_tracking_uri(mlflow_server.uri.replace("//", "//someone:secret@"))
+        for find_it in (find.find_run, find.get_run, find.best_run):
+            with pytest.raises(UsageError, match=r"MLflow at http://someone:\*\*\*@127") as raised:
+                find_it("nope")
+            assert "secret" not in str(raised.value)
     finally:
+        mlflow.set_tracking_uri(mlflow_server.uri)
         mlflow.MlflowClient().delete_registered_model("mlp")
         mlflow.set_tracking_uri(before)
     assert list(tmp_path.iterdir()) == []

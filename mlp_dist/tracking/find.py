@@ -9,7 +9,7 @@ from typing import Any
 
 from mlp_dist.config import TrainConfig
 from mlp_dist.core.errors import TrackingError, UsageError
-from mlp_dist.tracking.client import load_mlflow, one_asking_to
+from mlp_dist.tracking.client import load_mlflow, one_asking_to, shown
 from mlp_dist.tracking.record import BUNDLE, CONFIG, FINISHED
 
 VALIDATION_METRICS: dict[str, Callable[..., "StoredRun"]] = {"val_accuracy": max, "val_loss": min}
@@ -124,7 +124,7 @@ def experiment_runs(experiment: str) -> list[StoredRun]:
         if found is None:
             names = sorted(experiment.name for experiment in mlflow.search_experiments())
             raise UsageError(
-                f"MLflow at {uri} has no experiment {experiment!r} (there are: {', '.join(names)}); "
+                f"MLflow at {shown(uri)} has no experiment {experiment!r} (there are: {', '.join(names)}); "
                 "train first: accelerate launch launch/train.py"
             )
     return _runs_in(found.experiment_id)
@@ -149,7 +149,7 @@ def get_run(run_id: str) -> StoredRun:
         except mlflow.MlflowException as error:
             if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
                 raise
-            raise UsageError(f"MLflow at {uri} has no run {run_id!r}") from error
+            raise UsageError(f"MLflow at {shown(uri)} has no run {run_id!r}") from error
     if run.status != FINISHED:
         raise TrackingError(f"run {run_id} is {run.status}, not FINISHED: it has no model to use")
     if not run.has_model:
@@ -178,7 +178,9 @@ def find_run(text: str) -> StoredRun:
             )
         }
     if not found:
-        raise UsageError(f"MLflow at {uri} has no run {text!r}: no id begins so, and no run is called so")
+        raise UsageError(
+            f"MLflow at {shown(uri)} has no run {text!r}: no id begins so, and no run is called so"
+        )
     if len(found) > 1:
         ids = ", ".join(f"{run.run_id} ({run.name}, {run.status})" for run in found.values())
         raise UsageError(f"{text!r} may be any of {len(found)} runs; give the id of one: {ids}")
