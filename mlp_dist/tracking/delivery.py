@@ -58,8 +58,9 @@ class Delivery:
     def _give_up(self, directory: Path, settled: "Future[Outcome]", patience: float) -> None:
         time.sleep(patience)
         while not settled.done():
-            if problem := self._problems.get(directory):
-                _resolve(settled, Outcome(sent_id(directory), problem))
+            # Its own attempt may stand behind those of runs that have ended before.
+            if problems := list(self._problems.values()):
+                _resolve(settled, Outcome(sent_id(directory), problems[0]))
             time.sleep(0.1)
 
     def _work(self) -> None:
@@ -100,8 +101,9 @@ class Delivery:
             self._problems[directory] = problem
             self._wait = min(2 * self._wait or FIRST_WAIT, LONGEST_WAIT)
             self._not_before = time.monotonic() + self._wait
-            if awaited:
-                self._awaited[directory] = awaited + self._awaited.get(directory, [])
+            # Who has given up is not waited for: the others come first.
+            if waiting := [each for each in awaited if not each.done()]:
+                self._awaited[directory] = waiting + self._awaited.get(directory, [])
             self.changed(directory)
 
 
