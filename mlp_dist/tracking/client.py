@@ -12,6 +12,7 @@ from pathlib import Path
 from types import ModuleType
 
 from mlp_dist.core.errors import MlpDistError, TrackingError
+from mlp_dist.core.files import replacing_file
 
 
 def load_mlflow() -> ModuleType:
@@ -66,7 +67,21 @@ def making_tables(uri: str) -> Iterator[None]:
     A server sees to that itself.
     """
     with nullcontext() if uri.startswith("http") else one_at_a_time(uri):
+        if uri.startswith("sqlite:"):
+            _make_whole(uri)
         yield
+
+
+def _make_whole(uri: str) -> None:
+    """Make a file of SQLite's that is not there. MLflow makes its tables in many steps: where a kill comes
+    between two of them, nothing can ever open the file again."""
+    from sqlalchemy.engine import make_url
+
+    url = make_url(uri)
+    if url.database in (None, "", ":memory:") or Path(url.database).exists():
+        return
+    with replacing_file(Path(url.database)) as path:
+        load_mlflow().MlflowClient(url.set(database=str(path)).render_as_string(hide_password=False))
 
 
 @contextmanager
