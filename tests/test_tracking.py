@@ -1,14 +1,18 @@
 import contextlib
 import json
 import math
+import socket
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from launching import Trained
+from launching import ROOT, Trained
 
+from mlp_dist.core.bundle import load_bundle
 from mlp_dist.core.errors import TrackingError, UsageError
+from mlp_dist.identity import git_state
 from mlp_dist.tracking import find
 
 pytestmark = pytest.mark.slow
@@ -59,6 +63,58 @@ def test_a_training_is_in_mlflow_whole(trained: Trained, stored: Any) -> None:
     [dataset] = {(each.dataset.name, each.dataset.digest) for each in run.inputs.dataset_inputs}
     assert dataset[0] == trained.result["dataset"]
     assert len(dataset[1]) == 32
+
+
+def test_a_run_says_what_it_is(trained: Trained, stored: Any) -> None:
+    run, values = stored.get_run(trained.result["run_id"]), trained.result
+    recipe = run.data.params["recipe"]
+    assert run.info.run_name.startswith(f"{recipe} ")
+    assert run.info.run_name.endswith("seed=0")
+    commit, _ = git_state(ROOT)
+    tags = run.data.tags
+    expected = {"host": socket.gethostname(), "num_processes": "1", "torch": version("torch")}
+    if commit:
+        expected |= {"mlflow.source.git.commit": commit}
+    assert expected.items() <= tags.items()
+    assert tags.get("git.dirty", "false") in ("true", "false")
+    assert tags["device"]
+    assert "accelerate launch launch/train.py" in tags["mlflow.note.content"]
+    assert values["output_dir"] in tags["mlflow.note.content"]
+    profile = json.loads(run.inputs.dataset_inputs[0].dataset.profile)
+    assert set(profile) == {"num_train", "num_val", "num_test"}
+    images = stored.get_metric_history(run.info.run_id, "throughput/images_seen")
+    steps = stored.get_metric_history(run.info.run_id, "throughput/steps_taken")
+    assert [point.value for point in images] == [profile["num_train"] * point.step for point in images]
+    assert steps[0].value == math.ceil(profile["num_train"] / 100)
+    assert "system/cpu_utilization_percentage" in run.data.metrics
+
+
+def test_its_summary_by_class_and_calibration(trained: Trained, stored: Any, tmp_path: Path) -> None:
+    run_id = trained.result["run_id"]
+    metrics = stored.get_run(run_id).data.metrics
+    for name in ("test_accuracy", "test_loss", "test_ece", "best_epoch"):
+        assert metrics[name] == trained.result[name]
+    table = json.loads(Path(stored.download_artifacts(run_id, "tables/per_class.json", tmp_path)).read_text())
+    rows = [dict(zip(table["columns"], row, strict=True)) for row in table["data"]]
+    assert len(rows) == 10
+    for row in rows:
+        assert metrics[f"class_accuracy/{row['class']}"] == pytest.approx(row["accuracy"], abs=1e-4)
+    right = sum(metrics[f"class_accuracy/{row['class']}"] * row["images"] for row in rows)
+    assert right / sum(row["images"] for row in rows) == pytest.approx(metrics["test_accuracy"])
+    tables = json.loads(stored.get_run(run_id).data.tags["mlflow.loggedArtifacts"])
+    assert {each["path"] for each in tables} == {"tables/per_class.json", "tables/mistakes.json"}
+
+
+def test_its_kept_weights_are_ranked_as_models(trained: Trained, stored: Any, tmp_path: Path) -> None:
+    run = stored.get_run(trained.result["run_id"])
+    order = [{"field_name": "metrics.val/accuracy", "ascending": False}]
+    found = stored.search_logged_models([run.info.experiment_id], order_by=order)
+    assert found[0].name == "best"
+    assert found[0].source_run_id == run.info.run_id
+    values = {point.key: (point.step, point.value) for point in found[0].metrics}
+    assert values["val/accuracy"] == (trained.result["best_epoch"], trained.result["val_accuracy"])
+    loaded = load_bundle(Path(stored.download_artifacts(run.info.run_id, "bundle", tmp_path)))
+    assert loaded.spec.run_id == run.info.run_id
 
 
 def test_its_artifacts(trained: Trained, stored: Any, tmp_path: Path) -> None:
