@@ -1,30 +1,66 @@
-import time
+"""In a process of its own each: what cannot be sent would be sent later, into another test's store."""
+
+import json
+import socket
+import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
-
-from mlp_dist.tracking.delivery import Delivery
-from mlp_dist.tracking.record import RunRecord
+from launching import environment
 
 pytestmark = pytest.mark.slow
 
-PATIENCE = 0.5
+SCRIPT = """
+import json, os, sys, time
+from pathlib import Path
+from mlp_dist.tracking.delivery import Delivery
+from mlp_dist.tracking.record import RunRecord
+
+number, patience = int(sys.argv[1]), float(sys.argv[2])
+delivery, found = Delivery(), []
+for key in map(str, range(number)):
+    directory = Path(key)
+    directory.mkdir()
+    RunRecord(experiment="e", name="n", key=key).save(directory)
+    started = time.monotonic()
+    delivery.changed(directory)
+    outcome = delivery.settle(directory, patience).result(60)
+    found.append([outcome.run_id, outcome.problem, time.monotonic() - started])
+print(json.dumps(found), flush=True)
+os._exit(0)
+"""
 
 
-def test_no_run_waits_for_those_before_it_where_mlflow_cannot_be_reached(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
-    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    delivery, seconds = Delivery(), []
-    for number in range(6):
-        directory = tmp_path / str(number)
-        directory.mkdir()
-        RunRecord(experiment="e", name="n", key=str(number)).save(directory)
-        started = time.monotonic()
-        delivery.changed(directory)
-        outcome = delivery.settle(directory, PATIENCE).result(60)
-        seconds.append(time.monotonic() - started)
-        assert "Connection refused" in outcome.problem
+def settle(cwd: Path, uri: str, number: int, patience: float) -> tuple[list[list[Any]], str]:
+    words = [sys.executable, "-c", SCRIPT, str(number), str(patience)]
+    done = subprocess.run(
+        words, cwd=cwd, env=environment(MLFLOW_TRACKING_URI=uri), capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout), done.stderr
+
+
+def test_no_run_waits_for_those_before_it_where_mlflow_cannot_be_reached(tmp_path: Path) -> None:
+    found, said = settle(tmp_path, "http://127.0.0.1:9", 6, 0.5)
+    assert all("Connection refused" in problem for _, problem, _ in found)
     # The first one imports mlflow too.
-    assert max(seconds[1:]) < PATIENCE + 1
+    assert max(seconds for *_, seconds in found[1:]) < 3
+    assert said.count("warning") == 1
+
+
+def test_a_database_that_is_not_there_is_told_once(tmp_path: Path) -> None:
+    [[run_id, problem, _]], said = settle(tmp_path, "postgresql://me:secret@127.0.0.1:9/x", 1, 0.5)
+    assert run_id == ""
+    assert "MLflow at postgresql://me:***@127.0.0.1:9/x cannot take the run: " in problem
+    assert "Connection refused" in problem
+    assert said.count("warning") == 1
+    assert "secret" not in said
+
+
+def test_a_database_that_hangs_holds_nobody(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        port = silent.getsockname()[1]
+        [[run_id, problem, _]], _ = settle(tmp_path, f"postgresql://me@127.0.0.1:{port}/x", 1, 0.5)
+    assert (run_id, problem) == ("", "MLflow does not answer")

@@ -6,13 +6,16 @@ import os
 import re
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 from mlp_dist.core.errors import MlpDistError, TrackingError
 from mlp_dist.core.files import replacing_file
+
+_DATABASE_TRIES = 3
 
 
 def load_mlflow() -> ModuleType:
@@ -21,8 +24,8 @@ def load_mlflow() -> ModuleType:
     # Its own defaults make a server that is not there a wait of four minutes, and one that hangs of two.
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
-    # A new database is no news.
-    os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
+    # A new database is no news, and what goes wrong is told here.
+    os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "ERROR")
     os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
     # A bar for a megabyte says nothing, and stays as a line of its own in logs.
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
@@ -66,7 +69,13 @@ def making_tables(uri: str) -> Iterator[None]:
 
     A server sees to that itself.
     """
-    with nullcontext() if uri.startswith("http") else one_at_a_time(uri):
+    if uri.startswith("http"):
+        yield
+        return
+    # Ten times, for which there is no setting, take 100 seconds where nothing answers.
+    databases: Any = import_module("mlflow.store.db.utils")
+    databases.MAX_RETRY_COUNT = _DATABASE_TRIES
+    with one_at_a_time(uri):
         if uri.startswith("sqlite:"):
             _make_whole(uri)
         yield

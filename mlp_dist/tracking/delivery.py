@@ -19,6 +19,10 @@ FIRST_WAIT, LONGEST_WAIT = 1.0, 30.0
 """Seconds between two attempts; each is twice the one before."""
 
 
+STUCK = 12
+"""So many times the patience of who waits may a part of a run take: a database that hangs never says so."""
+
+
 @dataclass(frozen=True)
 class Outcome:
     """What MLflow has: the run's id, empty where it has none, and why it has not all, empty where it has."""
@@ -36,6 +40,7 @@ class Delivery:
         self._awaited: dict[Path, list[Future[Outcome]]] = {}
         self._problems: dict[Path, str] = {}
         self._not_before, self._wait = 0.0, 0.0
+        self._is_alive()
         threading.Thread(target=self._work, daemon=True).start()
 
     def changed(self, directory: Path) -> None:
@@ -59,15 +64,22 @@ class Delivery:
         time.sleep(patience)
         while not settled.done():
             # Its own attempt may stand behind those of runs that have ended before.
-            if problems := list(self._problems.values()):
-                _resolve(settled, Outcome(sent_id(directory), problems[0]))
+            problem = next(iter(self._problems.values()), "")
+            if not problem and time.monotonic() - self._alive > STUCK * patience:
+                problem = "MLflow does not answer"
+            if problem:
+                _resolve(settled, Outcome(sent_id(directory), problem))
             time.sleep(0.1)
+
+    def _is_alive(self) -> None:
+        self._alive = time.monotonic()
 
     def _work(self) -> None:
         while True:
             directory, awaited = self._next()
             try:
-                run_id = send(directory)
+                self._is_alive()
+                run_id = send(directory, self._is_alive)
             except MlpDistError as error:
                 self._failed(directory, awaited, str(error))
             except Exception as error:

@@ -5,6 +5,7 @@ value, and a run is found by its key.
 """
 
 import json
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -45,16 +46,19 @@ _AT_ONCE = {"metrics": 1000, "params": 100, "tags": 100}
 """What MLflow takes in one batch."""
 
 
-def send(directory: Path) -> str:
+def send(directory: Path, advanced: Callable[[], None] = lambda: None) -> str:
     """Bring MLflow to what is in the directory; returns the run's id there.
 
+    `advanced` is called after each part that was sent.
     Raises TrackingError where that cannot be done; what was sent until then is remembered.
     """
     record = RunRecord.load(directory)
     with asking_to("take the run") as uri:
         sending = _Sending(directory, record, Sent.load(directory, uri, record.key))
         try:
-            sending.all()
+            for part in sending.parts():
+                part()
+                advanced()
         finally:
             sending.remember()
     return sending.sent.run_id
@@ -72,17 +76,19 @@ class _Sending:
         with making_tables(sent.uri):
             self.client: MlflowClient = MlflowClient(sent.uri)
 
-    def all(self) -> None:
-        self.open()
-        self.log_tags()
-        self.log_params()
-        self.log_dataset()
-        self.log_epochs()
-        self.log_system()
-        self.log_files()
-        self.log_models()
-        self.log_summary()
-        self.log_status()
+    def parts(self) -> tuple[Callable[[], None], ...]:
+        return (
+            self.open,
+            self.log_tags,
+            self.log_params,
+            self.log_dataset,
+            self.log_epochs,
+            self.log_system,
+            self.log_files,
+            self.log_models,
+            self.log_summary,
+            self.log_status,
+        )
 
     def remember(self) -> None:
         if asdict(self.sent) != self._remembered:
