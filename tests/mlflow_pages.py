@@ -1,0 +1,109 @@
+"""MLflow's pages in a headless Chromium, gone through as a person does."""
+
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from urllib.parse import quote
+
+from playwright.sync_api import Page, sync_playwright
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+
+_FLAGS = (
+    *("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"),
+    *("--disable-background-networking", "--disable-component-update"),
+)
+_SIZE = {"width": 1400, "height": 850}
+_MILLISECONDS = 20_000
+"""How long a page may take to show what is looked for."""
+
+# The assistant opens itself at the first visit, after the page is there.
+_NO_ASSISTANT = """
+localStorage.setItem("mlflow.assistant.fab.autoOpenedOnFirstLoad_v1", "true");
+localStorage.setItem("mlflow.assistant.panelOpen_v1", "false");
+"""
+
+# Rows stand in the document in another order than in the list.
+_IN_ORDER = """cells => [...cells]
+    .sort((one, other) => Number(one.closest("[row-index]").getAttribute("row-index"))
+        - Number(other.closest("[row-index]").getAttribute("row-index")))
+    .map(cell => cell.innerText.trim())"""
+
+
+@contextmanager
+def opened(uri: str) -> Iterator["Pages"]:
+    """MLflow at `uri`, as someone sees it who has never been there; nothing else can be reached."""
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=list(_FLAGS))
+        page = browser.new_page(viewport=_SIZE)
+        page.set_default_timeout(_MILLISECONDS)
+        page.add_init_script(_NO_ASSISTANT)
+        page.route(lambda url: not url.startswith(f"{uri}/"), lambda route: route.abort())
+        yield Pages(page, uri)
+        browser.close()
+
+
+class Pages:
+    def __init__(self, page: Page, uri: str) -> None:
+        self.page, self._uri = page, uri
+        self._compared = 0
+
+    def open_experiment(self, name: str) -> None:
+        self.page.goto(f"{self._uri}/#/experiments")
+        # Else what a language model was asked is shown of an experiment.
+        self.page.get_by_text("Model training", exact=True).click()
+        self.page.get_by_role("link", name=name, exact=True).first.click()
+        self.page.get_by_test_id("sort-select-dropdown").wait_for()
+
+    def sort_by(self, metric: str) -> None:
+        """The highest first, once the list is; the page adds a column."""
+        self.page.get_by_test_id("sort-select-dropdown").click()
+        self.page.get_by_test_id(f"sort-select-{metric}").click()
+        self.page.keyboard.press("Escape")
+        self.page.wait_for_function(
+            f"""column => {{
+                const values = ({_IN_ORDER})(document.querySelectorAll(column)).map(Number);
+                return values.length && values.every((value, i) => !i || value <= values[i - 1]);
+            }}""",
+            arg=f"[role=gridcell][col-id='metrics.`{metric}`']",
+        )
+
+    def runs(self) -> list[str]:
+        """Their names, from the top of the list."""
+        names = self.page.locator("[role=gridcell][col-id='attributes.`Run Name`'] a")
+        return [str(name) for name in names.evaluate_all(_IN_ORDER)]
+
+    def select(self, runs: Sequence[str]) -> None:
+        self._compared = len(runs)
+        for name in runs:
+            row = self.page.get_by_role("row").filter(
+                has=self.page.get_by_role("link", name=name, exact=True)
+            )
+            row.get_by_role("checkbox", name="Press Space to toggle row selection").check()
+
+    def compare(self) -> None:
+        """The comparison of those that are selected."""
+        self.page.get_by_role("button", name="Compare", exact=True).click()
+        self.page.get_by_role("switch", name="Parameters - Show diff only").click()
+
+    def differences(self) -> dict[str, list[str]]:
+        """The params in which they differ, and their values."""
+        table = self.page.locator("table").filter(has=self.page.get_by_text("layer_sizes", exact=True))
+        rows = table.locator("tr").evaluate_all(
+            "rows => rows.map(row => [...row.children].map(cell => cell.innerText.replace(/\\s/g, '')))"
+        )
+        return {name: values for name, *values in rows}
+
+    def open_metric(self, listed: str, metric: str) -> None:
+        """From the comparison, by the way of a metric that it shows without being scrolled."""
+        self.page.get_by_role("link", name=listed, exact=True).click()
+        self.page.wait_for_url("**/#/metric?**")
+        here = self.page.url
+        self.page.goto(here.replace(f"%22{listed}%22", quote(f'"{metric}"', safe="")))
+
+    def curves(self) -> set[str]:
+        """The paths in the chart of a metric, once all runs' are drawn."""
+        lines = self.page.locator(".scatterlayer .js-line")
+        # Each twice, the second for its smoothing.
+        lines.nth(2 * self._compared - 1).wait_for()
+        return {line.get_attribute("d") or "" for line in lines.all()}
