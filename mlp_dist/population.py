@@ -6,27 +6,30 @@ taken for all together where that is faster. In one process only.
 
 import statistics
 import time
+import uuid
 from collections.abc import Sequence, Set
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
 
 import torch
 
-from mlp_dist import processes
+from mlp_dist import identity, processes
 from mlp_dist.checkpoint import Checkpoint
 from mlp_dist.config import TrainConfig
-from mlp_dist.core.errors import TrainingError, UsageError
+from mlp_dist.core.errors import TrackingError, TrainingError, UsageError
 from mlp_dist.data.stored import StoredSet
 from mlp_dist.data.streaming import order_of
 from mlp_dist.directories import continued, find_checkpoint, new_output_dir
 from mlp_dist.engines.population import PopulationEngine
 from mlp_dist.member import Member
 from mlp_dist.processes import Interrupted, StopSignals
+from mlp_dist.recorder import open_run
 from mlp_dist.start import start_training
 from mlp_dist.steps import Record
 from mlp_dist.sweep import SWEPT, members
+from mlp_dist.tracking.record import RunRecord
 from mlp_dist.trainer import Trainer
 
 
@@ -53,6 +56,7 @@ class Population:
         where no member is left.
         """
         with StopSignals() as signals, ExitStack() as closing:
+            closing.enter_context(open_run(self.output_dir, self._record()))
             for member in self.members:
                 closing.enter_context(member)
                 member.begin()
@@ -66,6 +70,22 @@ class Population:
         best = max(results, key=lambda result: result["val_accuracy"] or 0)
         run_ids = [member.report.run.run_id() for member in self.members]
         return {**best, "members": len(self.members), "run_ids": run_ids}
+
+    def _record(self) -> RunRecord:
+        """The run that the members' are nested in."""
+        with suppress(TrackingError):
+            record = RunRecord.load(self.output_dir)
+            record.open()
+            return record
+        config, number = self.members[0].trainer.config, len(self.members)
+        return RunRecord(
+            experiment=config.experiment,
+            name=f"population of {number} {config.recipe}",
+            key=uuid.uuid4().hex,
+            description=f"{number} trainings of the recipe {config.recipe} at once.",
+            tags={**identity.started_by(identity.command()), "recipe": config.recipe},
+            params={"recipe": config.recipe, "dataset": config.dataset, "members": number},
+        )
 
     def _epoch(self, going: list[Member], signals: StopSignals) -> None:
         """Of those that have done the fewest epochs, one more; after an interruption they may differ."""
@@ -175,12 +195,12 @@ def start_population(
         replace(
             member,
             output_dir=output_dir / f"member-{index:0{width}}",
-            run_name=f"{config.run_name or output_dir.name}-{index:0{width}}",
+            run_name=f"{config.run_name}-{index:0{width}}" if config.run_name else None,
         )
         for index, member in enumerate(wanted)
     ]
     known = given | {name for name in SWEPT if len({getattr(each, name) for each in configs}) > 1}
-    first = start_training(configs[0], resume=resume, given=known)
+    first = start_training(configs[0], resume=resume, given=known, parent=output_dir)
     others = [_another(first, each, resume=resume, given=known) for each in configs[1:]]
     return Population([first, *others], output_dir)
 
@@ -204,7 +224,13 @@ def beside(
     """A trainer on the device and the images of the first, which are in memory once."""
     data = replace(first.data, known_digest=first.data_digest)
     trainer = Trainer(
-        config, data, first.accelerator, directory, checkpoint=checkpoint, workers=first.workers
+        config,
+        data,
+        first.accelerator,
+        directory,
+        checkpoint=checkpoint,
+        workers=first.workers,
+        parent=first.parent,
     )
     trainer.train_set, trainer.val_set, trainer.test_set = first.train_set, first.val_set, first.test_set
     return trainer

@@ -192,7 +192,6 @@ def test_an_interrupted_population_goes_on(
         ["step 5 of epoch 2"] * 2 if together else ["epoch 2", "step 5 of epoch 2"]
     )
     for checkpoint, interrupted in zip(saved, trainers, strict=True):
-        assert checkpoint.config.run_name == f"population-{interrupted.output_dir.name[-2:]}"
         pair = [
             Trainer(
                 checkpoint.config,
@@ -269,6 +268,19 @@ def test_to_go_on_a_population_needs_its_directory() -> None:
         start_population(PLAIN, population=2, resume="yes")
 
 
+def nested(cwd: Path, status: str) -> list[str]:
+    """The runs that are nested in the one run that is not, which is `status`."""
+    from mlflow.tracking import MlflowClient
+
+    client = MlflowClient(f"sqlite:///{cwd}/mlflow.db")
+    runs = client.search_runs([each.experiment_id for each in client.search_experiments()])
+    [parent] = [run for run in runs if "mlflow.parentRunId" not in run.data.tags]
+    assert parent.info.status == status
+    children = [run for run in runs if run.data.tags.get("mlflow.parentRunId") == parent.info.run_id]
+    assert len(children) + 1 == len(runs)
+    return sorted(run.info.run_id for run in children)
+
+
 @pytest.mark.slow
 def test_the_command_trains_a_sweep_and_goes_on_with_it(tmp_path: Path) -> None:
     sweep = tmp_path / "sweep.json"
@@ -278,6 +290,7 @@ def test_the_command_trains_a_sweep_and_goes_on_with_it(tmp_path: Path) -> None:
     after = result(train(*flags, "--epochs", "2", "--resume", cwd=tmp_path))
     assert (after["members"], after["epochs"]) == (2, 2)
     assert after["run_ids"] == before["run_ids"]
+    assert nested(tmp_path, "FINISHED") == sorted(after["run_ids"])
     accuracies = []
     for number in range(2):
         directory = tmp_path / f"both/member-0{number}"
