@@ -3,17 +3,21 @@
 import os
 import pwd
 import shutil
+import signal
 import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 from mlflow_servers import free_port
 
 _START_SECONDS = 60
+
+PASSWORD = "never-told"
+"""It takes any."""
 
 
 def find_programs() -> Path | None:
@@ -33,6 +37,13 @@ def running_postgres(programs: Path) -> Iterator[str]:
         entry = pwd.getpwnam("postgres")
         user = {"user": entry.pw_uid, "group": entry.pw_gid, "extra_groups": []}
         os.chown(directory, entry.pw_uid, entry.pw_gid)
+    with ExitStack() as stack:
+        stack.callback(shutil.rmtree, directory)
+        yield _started(stack, programs, directory, user)
+
+
+def _started(stack: ExitStack, programs: Path, directory: Path, user: dict[str, Any]) -> str:
+    """Its URI; the server ends with `stack`."""
     port, data, log = free_port(), directory / "data", directory / "log"
     words = [programs / "initdb", "--pgdata", data, "--username", "mlflow", "--auth", "trust", "--no-sync"]
     environment = {**os.environ, "LC_ALL": "C.UTF-8"}
@@ -44,19 +55,20 @@ def running_postgres(programs: Path) -> Iterator[str]:
         server = subprocess.Popen(
             words, cwd=directory, env=environment, stdin=subprocess.DEVNULL, stdout=told, stderr=told, **user
         )
+    stack.callback(_stop, server)
+    _wait(programs, port, server, log)
+    return f"postgresql://mlflow:{PASSWORD}@127.0.0.1:{port}/postgres"
+
+
+def _stop(server: "subprocess.Popen[bytes]") -> None:
+    # SIGTERM waits for those that are connected, SIGINT sends them away.
+    server.send_signal(signal.SIGINT)
     try:
-        _wait(programs, port, server, log)
-        yield f"postgresql://mlflow@127.0.0.1:{port}/postgres"
-    finally:
-        server.terminate()
-        try:
-            # SIGTERM waits for those that are connected, SIGINT sends them away.
-            server.send_signal(2)
-            server.wait(20)
-        except subprocess.TimeoutExpired:
-            server.kill()
-            server.wait()
-        shutil.rmtree(directory)
+        server.wait(20)
+    except subprocess.TimeoutExpired:
+        # It takes its processes with it; SIGKILL would leave them.
+        server.send_signal(signal.SIGQUIT)
+        server.wait(20)
 
 
 def _wait(programs: Path, port: int, server: "subprocess.Popen[bytes]", log: Path) -> None:

@@ -2,6 +2,7 @@
 
 import fcntl
 import hashlib
+import logging
 import os
 import re
 import tempfile
@@ -24,6 +25,7 @@ def load_mlflow() -> ModuleType:
     # Its own defaults make a server that is not there a wait of four minutes, and one that hangs of two.
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
+    os.environ.setdefault("PGCONNECT_TIMEOUT", "10")
     # A new database is no news, and what goes wrong is told here.
     os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "ERROR")
     os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
@@ -36,7 +38,7 @@ def load_mlflow() -> ModuleType:
 
 def import_ahead() -> None:
     """Import what opening a run will need."""
-    if load_mlflow().get_tracking_uri().startswith("sqlite"):
+    if load_mlflow().get_tracking_uri().startswith(("sqlite", "postgresql")):
         import_module("mlflow.store.tracking.sqlalchemy_store")
 
 
@@ -72,6 +74,8 @@ def making_tables(uri: str) -> Iterator[None]:
     if uri.startswith("http"):
         yield
         return
+    # MLflow stores points first and looks for those it has when that fails: psycopg tells of each failure.
+    logging.getLogger("psycopg").setLevel(logging.ERROR)
     # Ten times, for which there is no setting, take 100 seconds where nothing answers.
     databases: Any = import_module("mlflow.store.db.utils")
     databases.MAX_RETRY_COUNT = _DATABASE_TRIES

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mlp_dist.core.spec import SPEC
-from mlp_dist.tracking.client import asking_to, load_mlflow, making_tables, one_at_a_time
+from mlp_dist.tracking.client import asking_to, load_mlflow, making_tables, one_at_a_time, shown
 from mlp_dist.tracking.models import log_model
 from mlp_dist.tracking.record import BUNDLE, RUNNING, SYSTEM, RunRecord, write_json
 from mlp_dist.tracking.sent import Sent
@@ -54,7 +54,7 @@ def send(directory: Path, advanced: Callable[[], None] = lambda: None) -> str:
     """
     record = RunRecord.load(directory)
     with asking_to("take the run") as uri:
-        sending = _Sending(directory, record, Sent.load(directory, uri, record.key))
+        sending = _Sending(directory, record, Sent.load(directory, shown(uri), record.key))
         try:
             for part in sending.parts():
                 part()
@@ -68,13 +68,13 @@ class _Sending:
     """The parts of a run, in the order that MLflow's pages want."""
 
     def __init__(self, directory: Path, record: RunRecord, sent: Sent) -> None:
-        load_mlflow()
+        mlflow = load_mlflow()
         from mlflow import MlflowClient
 
         self.directory, self.record, self.sent = directory, record, sent
         self._remembered = asdict(sent)
-        with making_tables(sent.uri):
-            self.client: MlflowClient = MlflowClient(sent.uri)
+        with making_tables(mlflow.get_tracking_uri()):
+            self.client: MlflowClient = MlflowClient()
 
     def parts(self) -> tuple[Callable[[], None], ...]:
         return (

@@ -12,7 +12,10 @@ SENT = "sent.json"
 
 @dataclass
 class Sent:
-    """What MLflow at `uri` has of the run `key`. `files` are the sizes and times of what was uploaded."""
+    """What MLflow at `uri`, its password left out, has of the run `key`.
+
+    `files` are the sizes and times of what was uploaded.
+    """
 
     uri: str
     key: str
