@@ -17,6 +17,8 @@ from postgres import PASSWORD, find_programs, running_postgres
 
 pytestmark = pytest.mark.slow
 
+NAME = "a name longer than PostgreSQL takes " * 10
+
 
 @pytest.fixture
 def database() -> Iterator[str]:
@@ -28,10 +30,11 @@ def database() -> Iterator[str]:
 
 
 def train_four(cwd: Path, uri: str) -> list[dict[str, Any]]:
-    words = [sys.executable, str(ROOT / "launch/train.py"), "--dataset", "digits", "--epochs", "3"]
+    flags = ["--dataset", "digits", "--epochs", "3", "--log-every", "5"]
+    words = [sys.executable, str(ROOT / "launch/train.py"), *flags]
     together = [
         subprocess.Popen(
-            [*words, "--seed", str(seed), "--output-dir", f"seed-{seed}", "--log-every", "5"],
+            [*words, "--seed", str(seed), "--output-dir", f"seed-{seed}", "--run-name", NAME],
             cwd=cwd,
             env=environment(MLFLOW_TRACKING_URI=uri),
             stdout=subprocess.PIPE,
@@ -42,7 +45,7 @@ def train_four(cwd: Path, uri: str) -> list[dict[str, Any]]:
     ]
     told = [each.communicate(timeout=200) for each in together]
     assert [each.returncode for each in together] == [0] * 4, told
-    assert [errors for _, errors in told if "warning" in errors.lower() or "Traceback" in errors] == []
+    assert [errors for _, errors in told] == [""] * 4
     return [json.loads(output.splitlines()[-1]) for output, _ in told]
 
 

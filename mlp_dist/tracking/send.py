@@ -125,7 +125,8 @@ class _Sending:
     def _created(self, tags: dict[str, str]) -> str:
         record = self.record
         tags = {KEY: record.key, **tags}
-        run = self.client.create_run(self._experiment(), record.started_ms, tags, record.name)
+        # PostgreSQL takes at most 250 characters.
+        run = self.client.create_run(self._experiment(), record.started_ms, tags, record.name[:250])
         return str(run.info.run_id)
 
     def _id_of(self, directory: Path) -> str:
