@@ -169,9 +169,12 @@ class _Sending:
             source=json.dumps({"tags": {"dataset": data["name"]}}),
             profile=json.dumps({name: data[name] for name in data if name not in ("name", "digest")}),
         )
-        self.client.log_inputs(
-            self.sent.run_id, [DatasetInput(dataset, [InputTag("mlflow.data.context", "training")])]
-        )
+        inputs = [DatasetInput(dataset, [InputTag("mlflow.data.context", "training")])]
+        try:
+            self.client.log_inputs(self.sent.run_id, inputs)
+        # Another training on the same images was quicker: now MLflow finds what that one stored.
+        except load_mlflow().MlflowException:
+            self.client.log_inputs(self.sent.run_id, inputs)
         self.sent.files["dataset"] = []
 
     # Its figures
