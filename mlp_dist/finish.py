@@ -97,7 +97,7 @@ def _summary(trainer: "Trainer", test: Evaluation) -> dict[str, float]:
         # MLflow takes no other characters in the name of a metric.
         names = [re.sub(r"[^\w\-. /:]", "_", name) for name in trainer.data.classes]
         summary |= {
-            f"class_accuracy/{name}": accuracy
+            f"test_class_accuracy/{name}": accuracy
             for name, accuracy in zip(names, test.class_accuracy, strict=True)
         }
     return {name: value for name, value in summary.items() if value is not None and math.isfinite(value)}

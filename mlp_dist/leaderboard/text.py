@@ -168,7 +168,7 @@ def write_csv(boards: Sequence[Board], path: Path) -> None:
 
 
 def _is_summary(name: str) -> bool:
-    return "/" not in name or name.startswith("class_accuracy/")
+    return "/" not in name or name.startswith("test_class_accuracy/")
 
 
 def _param(row: Row, name: str) -> str:
