@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Self
 from mlp_dist import identity, pictured, recorder
 from mlp_dist.core.errors import TrackingError
 from mlp_dist.finish import finish
-from mlp_dist.overrides import WHERE
+from mlp_dist.overrides import WHERE, shown
 from mlp_dist.processes import StopSignals
 from mlp_dist.steps import Record
 from mlp_dist.tracking.record import CONFIG, SYSTEM, RunRecord, write_json
@@ -87,7 +87,9 @@ def describe(trainer: "Trainer") -> RunRecord:
     """All that can be said of a run before it has begun."""
     config, data = trainer.config, trainer.data
     chosen: dict[str, Any] = {
-        name: value for name, value in config.to_json().items() if name not in WHERE and value is not None
+        name: shown(getattr(config, name))
+        for name, value in config.to_json().items()
+        if name not in WHERE and value is not None
     }
     return RunRecord(
         experiment=config.experiment,

@@ -44,7 +44,7 @@ def test_three_runs_are_sorted_selected_and_compared(trained_here: tuple[Path, d
         pages.select(shown)
         pages.compare()
         assert pages.differences() == {
-            "hidden_sizes": ["[256,64]" if "hidden_sizes" in name else "[500]" for name in shown],
+            "hidden_sizes": ["256,64" if "hidden_sizes" in name else "500" for name in shown],
             "layer_sizes": ["784-256-64-10" if "hidden_sizes" in name else "784-500-10" for name in shown],
             "lr": ["0.05" if "lr" in name else "0.1" for name in shown],
             "num_parameters": ["218058" if "hidden_sizes" in name else "397510" for name in shown],

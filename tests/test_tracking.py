@@ -98,8 +98,8 @@ def test_its_summary_by_class_and_calibration(trained: Trained, stored: Any, tmp
     rows = [dict(zip(table["columns"], row, strict=True)) for row in table["data"]]
     assert len(rows) == 10
     for row in rows:
-        assert metrics[f"class_accuracy/{row['class']}"] == pytest.approx(row["accuracy"], abs=1e-4)
-    right = sum(metrics[f"class_accuracy/{row['class']}"] * row["images"] for row in rows)
+        assert metrics[f"test_class_accuracy/{row['class']}"] == pytest.approx(row["accuracy"], abs=1e-4)
+    right = sum(metrics[f"test_class_accuracy/{row['class']}"] * row["images"] for row in rows)
     assert right / sum(row["images"] for row in rows) == pytest.approx(metrics["test_accuracy"])
     tables = json.loads(stored.get_run(run_id).data.tags["mlflow.loggedArtifacts"])
     assert {each["path"] for each in tables} == {"tables/per_class.json", "tables/mistakes.json"}

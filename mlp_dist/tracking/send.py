@@ -40,7 +40,7 @@ EPOCH_METRICS = {
 free for the kept weights'."""
 
 _KIND = {"mlflow.experimentKind": "custom_model_development"}
-"""MLflow's page shows such an experiment as trainings, and no other one without being asked."""
+"""Of trainings: MLflow's page takes other experiments for conversations with language models."""
 
 _AT_ONCE = {"metrics": 1000, "params": 100, "tags": 100}
 """What MLflow takes in one batch."""
