@@ -10,6 +10,8 @@ matplotlib are imported.
 import gc
 import os
 import sys
+import threading
+import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from multiprocessing.connection import Connection
@@ -18,11 +20,24 @@ from typing import Any
 
 from mlp_dist import figures
 from mlp_dist.tracking import client
-from mlp_dist.tracking.delivery import Delivery, Outcome
+from mlp_dist.tracking.delivery import CALM, Delivery, Outcome
 from mlp_dist.tracking.system import Sampling
 
 NICENESS = 10
 """The training's threads go before this process's where the cores do not suffice."""
+
+
+class _Calm:
+    """The first seconds of a run, in which nothing is drawn until the training waits for it."""
+
+    def __init__(self) -> None:
+        self._until, self._is_over = time.monotonic() + CALM, threading.Event()
+
+    def wait(self) -> None:
+        self._is_over.wait(max(0.0, self._until - time.monotonic()))
+
+    def over(self) -> None:
+        self._is_over.set()
 
 
 class Recording:
@@ -30,6 +45,7 @@ class Recording:
 
     def __init__(self) -> None:
         self._delivery = Delivery()
+        self._calm: dict[Path, _Calm] = {}
         self._sampling = Sampling(self._delivery.changed)
         # One after the other: a run has ended when all its pictures are drawn.
         self._drawing = ThreadPoolExecutor(1, "drawing")
@@ -41,8 +57,9 @@ class Recording:
         for name in [name for name in os.environ if name.startswith("MLFLOW_")]:
             del os.environ[name]
         os.environ.update(variables)
+        self._calm[directory] = _Calm()
         self._sampling.open(directory)
-        self._delivery.changed(directory)
+        self._delivery.opened(directory)
 
     def changed(self, directory: Path) -> None:
         self._delivery.changed(directory)
@@ -51,6 +68,7 @@ class Recording:
         self._drawing.submit(self._draw, directory, name, shown)
 
     def _draw(self, directory: Path, name: str, shown: tuple[Any, ...]) -> None:
+        self._calm[directory].wait()
         try:
             figures.save(figures.FIGURES[name](*shown), directory / "figures" / f"{name}.png")
         # A picture less is no reason to lose the run.
@@ -60,9 +78,11 @@ class Recording:
 
     def settle(self, directory: Path, patience: float) -> "Future[Outcome]":
         """What MLflow has when all that was told until now is sent."""
+        self._calm[directory].over()
         return self._delivery.settle(directory, patience)
 
     def end(self, directory: Path, patience: float) -> "Future[Outcome]":
+        self._calm[directory].over()
         self._drawing.submit(self._sampling.close, directory).result()
         return self._delivery.settle(directory, patience)
 

@@ -17,7 +17,7 @@ from mlflow_servers import Server, running_server
 
 pytestmark = pytest.mark.slow
 
-EPOCHS = 250
+EPOCHS = 400
 
 
 @pytest.fixture(scope="module")

@@ -12,8 +12,12 @@ from mlp_dist.core.errors import MlpDistError
 from mlp_dist.tracking.send import send
 from mlp_dist.tracking.sent import sent_id
 
-PACE = 1.0
-"""Seconds between two sendings while the training goes on: to send often would cost it a core."""
+CALM = 3.0
+"""Seconds of a run in which nothing is sent or drawn unless it is waited for: it may be a short one, and what
+goes on beside the training costs it time."""
+
+PACE, SHARE = 1.0, 0.01
+"""Seconds between two sendings, at least, and the share of one core that they may take while nobody waits."""
 
 FIRST_WAIT, LONGEST_WAIT = 1.0, 30.0
 """Seconds between two attempts; each is twice the one before."""
@@ -42,6 +46,11 @@ class Delivery:
         self._not_before, self._wait = 0.0, 0.0
         self._is_alive()
         threading.Thread(target=self._work, daemon=True).start()
+
+    def opened(self, directory: Path) -> None:
+        with self._condition:
+            self._not_before = max(self._not_before, time.monotonic() + CALM)
+            self.changed(directory)
 
     def changed(self, directory: Path) -> None:
         """There is something to send, now or soon."""
@@ -77,6 +86,7 @@ class Delivery:
     def _work(self) -> None:
         while True:
             directory, awaited = self._next()
+            before = time.thread_time()
             try:
                 self._is_alive()
                 run_id = send(directory, self._is_alive)
@@ -85,7 +95,7 @@ class Delivery:
             except Exception as error:
                 self._failed(directory, awaited, f"the run cannot be sent: {error!r}")
             else:
-                self._succeeded(directory)
+                self._succeeded(directory, time.thread_time() - before)
                 for settled in awaited:
                     _resolve(settled, Outcome(run_id))
 
@@ -100,10 +110,10 @@ class Delivery:
                     return directory, self._awaited.pop(directory, [])
                 self._condition.wait(left if self._changed else None)
 
-    def _succeeded(self, directory: Path) -> None:
+    def _succeeded(self, directory: Path, seconds: float) -> None:
         if self._problems.pop(directory, "") and not self._problems:
             print("MLflow can be reached again", file=sys.stderr, flush=True)
-        self._wait, self._not_before = 0.0, time.monotonic() + PACE
+        self._wait, self._not_before = 0.0, time.monotonic() + max(PACE, seconds / SHARE)
 
     def _failed(self, directory: Path, awaited: "list[Future[Outcome]]", problem: str) -> None:
         if not self._problems:
