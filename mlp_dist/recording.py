@@ -76,13 +76,18 @@ class Recording:
             print(f"warning: the picture {name} cannot be drawn: {error!r}", file=sys.stderr, flush=True)
         self._delivery.changed(directory)
 
+    def _end_calm(self) -> None:
+        # The pictures of all runs are drawn one after the other.
+        for calm in self._calm.values():
+            calm.over()
+
     def settle(self, directory: Path, patience: float) -> "Future[Outcome]":
         """What MLflow has when all that was told until now is sent."""
-        self._calm[directory].over()
+        self._end_calm()
         return self._delivery.settle(directory, patience)
 
     def end(self, directory: Path, patience: float) -> "Future[Outcome]":
-        self._calm[directory].over()
+        self._end_calm()
         self._drawing.submit(self._sampling.close, directory).result()
         return self._delivery.settle(directory, patience)
 

@@ -59,6 +59,38 @@ def test_a_database_that_is_not_there_is_told_once(tmp_path: Path) -> None:
     assert "secret" not in said
 
 
+BESIDE = """
+import os, time
+from pathlib import Path
+from mlp_dist.tracking import delivery
+from mlp_dist.tracking.record import RunRecord
+
+# After a sending nothing is sent for years, unless it is waited for.
+delivery.SHARE = 1e-12
+sender, directories = delivery.Delivery(), [Path("a"), Path("b")]
+for directory in directories:
+    directory.mkdir()
+    RunRecord(experiment="e", name="n", key=directory.name).save(directory)
+sender.changed(directories[0])
+time.sleep(0.3)
+print(sender.settle(directories[1], 1).result(60), flush=True)
+os._exit(0)
+"""
+
+
+def test_who_waits_is_not_held_up_by_what_is_being_sent(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", BESIDE],
+        cwd=tmp_path,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=100,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "problem=''" in done.stdout
+
+
 def test_a_database_that_hangs_holds_nobody(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         port = silent.getsockname()[1]

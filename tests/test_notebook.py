@@ -23,11 +23,10 @@ def mlflow(trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     """mlflow on the store that the training wrote."""
     import mlflow
 
-    before = mlflow.get_tracking_uri()
     monkeypatch.chdir(tmp_path)
     mlflow.set_tracking_uri(f"sqlite:///{trained.directory}/mlflow.db")
     yield mlflow
-    mlflow.set_tracking_uri(before)
+    mlflow.set_tracking_uri(None)
 
 
 @pytest.mark.parametrize("source", ["best", "run id", "bundle", "output directory", "file"])

@@ -32,7 +32,6 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     directory = tmp_path_factory.mktemp("runs")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(directory)
-        before = mlflow.get_tracking_uri()
         mlflow.set_tracking_uri(f"sqlite:///{directory}/mlflow.db")
         ids = {
             "good": digits_run(EXPERIMENT, "good", noise=0, val_accuracy=0.90),
@@ -45,7 +44,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
         ids["parent"] = end_run(parent, best_val_accuracy=1.0, best_epoch=1)
         ids["failed"] = end_run(start_run(EXPERIMENT, "failed", {}), "FAILED", best_val_accuracy=1.0)
         mlflow.MlflowClient().create_registered_model("something else")
-        mlflow.set_tracking_uri(before)
+        mlflow.set_tracking_uri(None)
     return {"directory": str(directory), **ids}
 
 
@@ -55,10 +54,9 @@ def store(runs: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     mlflow = load_mlflow()
     shutil.copy(f"{runs['directory']}/mlflow.db", tmp_path)
     monkeypatch.chdir(tmp_path)
-    before = mlflow.get_tracking_uri()
     mlflow.set_tracking_uri(f"sqlite:///{tmp_path}/mlflow.db")
     yield runs
-    mlflow.set_tracking_uri(before)
+    mlflow.set_tracking_uri(None)
 
 
 def champion() -> registry.Champion:

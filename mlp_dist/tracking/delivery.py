@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mlp_dist.core.errors import MlpDistError
+from mlp_dist.tracking.record import has_record
 from mlp_dist.tracking.send import send
 from mlp_dist.tracking.sent import sent_id
 
@@ -103,9 +104,11 @@ class Delivery:
         """Those that are waited for come first."""
         with self._condition:
             while True:
-                left = self._not_before - time.monotonic()
+                # What the last sending has cost, or another run's problem, holds up nobody who waits.
+                fresh = [each for each in self._awaited if each not in self._problems]
+                left = 0.0 if fresh else self._not_before - time.monotonic()
                 if self._changed and left <= 0:
-                    directory = next(iter(self._awaited), self._changed[0])
+                    directory = next(iter(fresh or self._awaited), self._changed[0])
                     self._changed.remove(directory)
                     return directory, self._awaited.pop(directory, [])
                 self._condition.wait(left if self._changed else None)
@@ -116,6 +119,12 @@ class Delivery:
         self._wait, self._not_before = 0.0, time.monotonic() + max(PACE, seconds / SHARE)
 
     def _failed(self, directory: Path, awaited: "list[Future[Outcome]]", problem: str) -> None:
+        if not has_record(directory):
+            # Whoever removed it wants no more of it.
+            self._problems.pop(directory, None)
+            for settled in awaited:
+                _resolve(settled, Outcome(problem=problem))
+            return
         if not self._problems:
             kept = f"the training goes on, and {directory} keeps what MLflow has not got"
             print(f"warning: {problem}; {kept}", file=sys.stderr, flush=True)
