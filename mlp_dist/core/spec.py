@@ -15,6 +15,9 @@ SPEC = "bundle.json"
 LARGEST_SIZE = 10**9
 """Of a layer or an image's side: a larger one is a mistake, and would not fit into any memory."""
 
+EXACT, AUTO = PREPROCESS = ("exact", "auto")
+"""How a picture becomes pixels: resized as it is, or with what is drawn on it found and framed first."""
+
 KINDS = ("module", "tensor", "layers")
 """How a perceptron is built: of nn.Linear, in raw tensor operations, or of core/layers.py's layers."""
 
@@ -113,7 +116,8 @@ class BundleSpec(_Json):
     """Everything about a trained model but its weights.
 
     `golden_probabilities` are the trained model's answer to the bundle's golden image: whoever loads
-    the weights can see that they still answer it the same.
+    the weights can see that they still answer it the same. The logits are divided by `temperature` before
+    the softmax. `preprocess` is one of PREPROCESS, where a question does not name another.
     """
 
     model: ModelSpec
@@ -127,6 +131,10 @@ class BundleSpec(_Json):
     weights_sha256: str
     versions: dict[str, str]
     format_version: int = FORMAT_VERSION
+    temperature: float = 1.0
+    preprocess: str = EXACT
+
+    optional = frozenset({"temperature", "preprocess"})
 
     def __post_init__(self) -> None:
         if self.format_version != FORMAT_VERSION:
@@ -149,6 +157,11 @@ class BundleSpec(_Json):
             raise BundleError(f"class names must be texts that differ: {self.classes}")
         if not all(isinstance(value, float | int) for value in self.golden_probabilities):
             raise BundleError(f"golden probabilities must be numbers: {self.golden_probabilities}")
+        known = isinstance(self.temperature, float | int) and math.isfinite(self.temperature)
+        if not known or self.temperature <= 0:
+            raise BundleError(f"temperature {self.temperature!r} must be a number above 0")
+        if self.preprocess not in PREPROCESS:
+            raise BundleError(f"preprocess {self.preprocess!r} is none of {', '.join(PREPROCESS)}")
 
     @classmethod
     def from_json(cls, values: Any) -> Self:
