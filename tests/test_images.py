@@ -11,8 +11,16 @@ import torch
 from PIL import Image
 from torchvision import transforms
 
-from mlp_dist.core.errors import ImageError
-from mlp_dist.core.images import FORMATS, MAX_PIXELS, decode_image, encode_png, normalize
+from mlp_dist.core.errors import ImageError, ImageTooLargeError, UnsupportedFormatError
+from mlp_dist.core.images import (
+    FORMATS,
+    MAX_PIXELS,
+    MAX_SCANNED_PIXELS,
+    Reading,
+    decode_image,
+    encode_png,
+    normalize,
+)
 from mlp_dist.core.spec import ImageSpec
 from mlp_dist.data.dataset import Dataset
 
@@ -295,6 +303,25 @@ def test_a_colour_named_transparent_is_black(mode: str, white: Any, transparent:
     assert decode_image(file_of(image, "PNG", transparency=transparent), GRAY).unique().tolist() == [0]
 
 
+def test_what_is_transparent_is_shown_over_the_background_that_is_asked_for() -> None:
+    image = Image.new("RGBA", (28, 28), (0, 0, 0, 0))
+    image.paste((0, 0, 0, 255), (10, 10, 18, 18))
+    data = file_of(image, "PNG")
+    assert decode_image(data, GRAY).unique().tolist() == [0]
+    assert decode_image(data, GRAY, Reading(background="black")).unique().tolist() == [0]
+    assert decode_image(data, GRAY, Reading(background="white")).unique().tolist() == [0, 255]
+    gray16 = Image.new("I;16", (28, 28), 1000)
+    data = file_of(gray16, "PNG", transparency=1000)
+    assert decode_image(data, GRAY, Reading(background="white")).unique().tolist() == [255]
+
+
+def test_a_reading_that_is_none() -> None:
+    with pytest.raises(ImageError, match="preprocess is 'fast'; it can be exact or auto"):
+        Reading(preprocess="fast")
+    with pytest.raises(ImageError, match="background is 'red'; it can be black or white"):
+        Reading(background="red")
+
+
 # What is refused
 
 DAMAGED = "the image is damaged: .|bytes are not a PNG, JPEG, GIF, BMP, WEBP or TIFF image"
@@ -344,23 +371,37 @@ def test_other_files(data: bytes) -> None:
         decode_image(data, GRAY)
 
 
+def test_heic_is_named_as_what_it_is() -> None:
+    with pytest.raises(UnsupportedFormatError, match=r"20 bytes are not .* but HEIC or AVIF; save it as PNG"):
+        decode_image(b"\0\0\0\x18ftypheic" + bytes(8), GRAY)
+
+
+def test_a_jpeg_of_very_many_scans_is_refused() -> None:
+    data = file_of(picture("L", (100, 100)), "JPEG", progressive=True)
+    assert decode_image(data, GRAY).shape == (1, 28, 28)
+    with pytest.raises(ImageTooLargeError, match=r"passes over its 10000 pixels \d+ times"):
+        decode_image(data + b"\xff\xda" * (MAX_SCANNED_PIXELS // 10_000), GRAY)
+
+
 def test_no_bytes() -> None:
     with pytest.raises(ImageError, match=r"the image is empty; send the bytes of a PNG, .* or TIFF file"):
         decode_image(b"", GRAY)
 
 
 @pytest.mark.parametrize(
-    "size", [(MAX_PIXELS + 1, 1), (7072, 7072), (10_000, 10_000), (20_000, 20_000)], ids=str
+    "size", [(MAX_PIXELS + 1, 1), (5001, 5000), (10_000, 10_000), (20_000, 20_000)], ids=str
 )
 def test_too_many_pixels_are_refused_before_they_are_decoded(size: tuple[int, int]) -> None:
     width, height = size
-    with pytest.raises(ImageError, match=f"the image has more than {MAX_PIXELS} pixels; send a smaller one"):
+    with pytest.raises(
+        ImageTooLargeError, match=f"the image has more than {MAX_PIXELS} pixels; send a smaller one"
+    ):
         decode_image(png_header(width, height), GRAY)
 
 
 def test_a_small_image_without_its_pixels_is_damaged() -> None:
     with pytest.raises(ImageError, match=r"the image is damaged: ."):
-        decode_image(png_header(7071, 7071), GRAY)
+        decode_image(png_header(5000, 5000), GRAY)
 
 
 # encode_png

@@ -14,7 +14,7 @@ from torch import nn
 
 from mlp_dist.core.errors import BundleError, ImageError
 from mlp_dist.core.files import replacing_directory, replacing_file
-from mlp_dist.core.images import decode_image, encode_png, normalize
+from mlp_dist.core.images import Reading, decode_image, encode_png, normalize
 from mlp_dist.core.inputs import Images, model_input
 from mlp_dist.core.models import build_model
 from mlp_dist.core.spec import SPEC, BundleSpec
@@ -38,12 +38,21 @@ class Bundle:
     model: nn.Module
     golden_image: bytes = field(repr=False)
 
-    def predict(self, images: Images) -> list[str]:
+    def predict(
+        self, images: Images, *, preprocess: str | None = None, background: str | None = None
+    ) -> list[str]:
         """The most probable class's name for each image. Takes what `predict_proba` takes."""
-        return [max(answer, key=answer.__getitem__) for answer in self.predict_proba(images)]
+        answers = self.predict_proba(images, preprocess=preprocess, background=background)
+        return [max(answer, key=answer.__getitem__) for answer in answers]
+
+    def reading(self, preprocess: str | None = None, background: str | None = None) -> Reading:
+        """How pictures are read; what is None, as the model has it. Raises ImageError."""
+        return Reading(preprocess or self.spec.preprocess, background)
 
     @torch.inference_mode()
-    def predict_proba(self, images: Images) -> list[dict[str, float]]:
+    def predict_proba(
+        self, images: Images, *, preprocess: str | None = None, background: str | None = None
+    ) -> list[dict[str, float]]:
         """Class name -> probability for each image, in order; one image gives a list of one.
 
         `images`: a path, a PIL image, a numpy array or a tensor, or a list of these. Arrays and tensors
@@ -52,10 +61,16 @@ class Bundle:
         (C, H, W) of the model's own size is one image; where (3, H, W) may be three gray images as well as
         one in colour, it is refused. Images of another size or colour are converted as the server does.
 
+        `preprocess`: "exact" resizes files, PIL images, and arrays of another size; "auto" finds the digit
+        that is drawn on them, dark or light, anywhere on the page, and frames it as MNIST's are. None: the
+        model's own. `background`: "black" or "white", over which is shown what is transparent.
+
         Raises ImageError for what is none of these.
         """
         device = next(self.model.parameters()).device
-        batches = torch.split(model_input(images, self.spec.image), _BATCH)
+        batches = torch.split(
+            model_input(images, self.spec.image, self.reading(preprocess, background)), _BATCH
+        )
         rows = torch.cat([to_probabilities(self.model(batch.to(device))) for batch in batches])
         return [dict(zip(self.spec.classes, row, strict=True)) for row in rows.tolist()]
 
@@ -66,7 +81,8 @@ class Bundle:
 
     def answer(self, image: bytes) -> dict[str, float]:
         """Class name -> probability for one image file. Raises ImageError."""
-        pixels = decode_image(image, self.spec.image)[None].to(next(self.model.parameters()).device)
+        device = next(self.model.parameters()).device
+        pixels = decode_image(image, self.spec.image, self.reading())[None].to(device)
         return dict(zip(self.spec.classes, self.probabilities(pixels)[0].tolist(), strict=True))
 
     def check_golden(self) -> None:

@@ -17,6 +17,18 @@ class ImageError(MlpDistError, ValueError):
     """Bytes that are not an image this package reads."""
 
 
+class ImageTooLargeError(ImageError):
+    """An image that would take too much memory or time to decode."""
+
+
+class UnsupportedFormatError(ImageError):
+    """A file of a kind that is not read."""
+
+
+class EmptyPageError(ImageError):
+    """A picture with nothing drawn on it."""
+
+
 class BundleError(MlpDistError, ValueError):
     """A bundle directory that is incomplete, damaged or of another format."""
 

@@ -6,67 +6,142 @@ every device.
 """
 
 import io
+from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
 import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from mlp_dist.core.errors import ImageError
-from mlp_dist.core.spec import ImageSpec
+from mlp_dist.core.errors import ImageError, ImageTooLargeError, UnsupportedFormatError
+from mlp_dist.core.spec import AUTO, EXACT, PREPROCESS, ImageSpec
 
 FORMATS = ("PNG", "JPEG", "GIF", "BMP", "WEBP", "TIFF")
 
-MAX_PIXELS = 50_000_000
-"""Larger images are refused before they are decoded: their pixels alone would take over 150 MB."""
+MAX_PIXELS = 25_000_000
+"""Larger images are refused before they are decoded: their pixels alone would take over 75 MB."""
+
+MAX_SCANNED_PIXELS = 16 * MAX_PIXELS
+"""A progressive JPEG may name any number of scans, each of which passes over all of its pixels."""
+
+BACKGROUNDS = ("black", "white")
+
+_OTHERS = (
+    ("HEIC or AVIF", b"ftyp", 4),
+    ("PDF", b"%PDF", 0),
+    ("SVG", b"<svg", 0),
+    ("XML", b"<?xml", 0),
+    ("PSD", b"8BPS", 0),
+    ("JPEG 2000", b"jP  ", 4),
+    ("ZIP", b"PK\3\4", 0),
+)
+"""What people send besides: its name, the bytes by which it is known, and where they stand."""
 
 
-def decode_image(data: bytes, spec: ImageSpec) -> torch.Tensor:
+@dataclass(frozen=True)
+class Reading:
+    """How a picture becomes pixels. `preprocess` is one of PREPROCESS.
+
+    What is transparent is shown over `background`, one of BACKGROUNDS; None: over black, and for "auto" over
+    the one that sets off what is not transparent.
+
+    Raises ImageError for other values.
+    """
+
+    preprocess: str = EXACT
+    background: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.preprocess not in PREPROCESS:
+            raise ImageError(f"preprocess is {self.preprocess!r}; it can be {' or '.join(PREPROCESS)}")
+        if self.background not in (None, *BACKGROUNDS):
+            raise ImageError(f"background is {self.background!r}; it can be {' or '.join(BACKGROUNDS)}")
+
+
+AS_IT_IS = Reading()
+
+
+def decode_image(data: bytes, spec: ImageSpec, reading: Reading = AS_IT_IS) -> torch.Tensor:
     """The image file's pixels, uint8 (C, H, W) as `spec` wants them.
 
-    Turned as its EXIF orientation says; the first frame of several; transparency over black; 16-bit
+    Turned as its EXIF orientation says; the first frame of several; transparency over a background; 16-bit
     gray scaled to 8 bits; gray or RGB as `spec` has channels; resized where the size differs (bilinear,
-    with anti-aliasing).
+    with anti-aliasing), or what is drawn on it found and framed, as `reading` says.
 
-    Raises ImageError for anything but a PNG, JPEG, GIF, BMP, WebP or TIFF of at most MAX_PIXELS.
+    Raises ImageError for anything but a PNG, JPEG, GIF, BMP, WebP or TIFF of at most MAX_PIXELS: of its
+    kinds, ImageTooLargeError and UnsupportedFormatError.
     """
     if not data:
         raise ImageError(f"the image is empty; send the bytes of a {_listed(FORMATS)} file")
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-            if image.width * image.height > MAX_PIXELS:
-                raise Image.DecompressionBombError
-            return to_pixels(image, spec)
+            _check_size(image, data)
+            return to_pixels(image, spec, reading)
+    except ImageError:
+        raise
     # Pillow has limits of its own, of which the lower one is a warning.
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise ImageError(f"the image has more than {MAX_PIXELS} pixels; send a smaller one") from error
-    except UnidentifiedImageError as error:
-        raise ImageError(
-            f"{len(data)} bytes are not a {_listed(FORMATS)} image (they start with {data[:8]!r})"
+        raise ImageTooLargeError(
+            f"the image has more than {MAX_PIXELS} pixels; send a smaller one"
         ) from error
+    except UnidentifiedImageError as error:
+        raise _unidentified(data) from error
     # Pillow's decoders raise what they please on damaged files (OSError, SyntaxError, struct.error, ...);
     # whatever it is, the bytes are at fault.
     except Exception as error:
         raise ImageError(f"the image is damaged: {error}") from error
 
 
-def to_pixels(image: Image.Image, spec: ImageSpec) -> torch.Tensor:
+def _check_size(image: Image.Image, data: bytes) -> None:
+    if image.width * image.height > MAX_PIXELS:
+        raise Image.DecompressionBombError
+    if image.format in ("JPEG", "MPO"):
+        # Within the pixels' own data 0xFF is followed by no such byte.
+        scans = data.count(b"\xff\xda")
+        if scans * image.width * image.height > MAX_SCANNED_PIXELS:
+            raise ImageTooLargeError(
+                f"the image passes over its {image.width * image.height} pixels {scans} times; "
+                "save it as a JPEG that is not progressive"
+            )
+
+
+def _unidentified(data: bytes) -> ImageError:
+    message = f"{len(data)} bytes are not a {_listed(FORMATS)} image"
+    for name, magic, position in _OTHERS:
+        if data.startswith(magic, position):
+            return UnsupportedFormatError(f"{message} but {name}; save it as PNG or JPEG")
+    return ImageError(f"{message} (they start with {data[:8]!r})")
+
+
+def to_pixels(image: Image.Image, spec: ImageSpec, reading: Reading = AS_IT_IS) -> torch.Tensor:
     """An opened image's pixels, as `decode_image` gives them. Raises what Pillow does on damaged files."""
-    upright = ImageOps.exif_transpose(image)
-    if upright.mode == "F":
-        upright = Image.fromarray(_float_to_8_bits(np.asarray(upright)))
-    elif upright.mode.startswith("I"):
-        gray = np.asarray(upright, dtype=np.int64).clip(0, 65535)
-        gray[gray == upright.info.get("transparency", -1)] = 0
-        upright = Image.fromarray(((gray + 128) // 257).astype(np.uint8))
-    elif "transparency" in upright.info or upright.mode in ("LA", "La", "PA", "RGBA", "RGBa"):
-        opaque = upright.convert("RGBA")
-        upright = Image.alpha_composite(Image.new("RGBA", opaque.size, "black"), opaque).convert("RGB")
+    upright = _opaque(ImageOps.exif_transpose(image), reading)
     upright = upright.convert("L" if spec.channels == 1 else "RGB")
     if upright.size != (spec.width, spec.height):
         upright = upright.resize((spec.width, spec.height), Image.Resampling.BILINEAR)
     pixels = np.asarray(upright, dtype=np.uint8).reshape(spec.height, spec.width, spec.channels)
     return torch.from_numpy(pixels.transpose(2, 0, 1).copy())
+
+
+def _opaque(image: Image.Image, reading: Reading) -> Image.Image:
+    """8 bits a channel, and nothing transparent."""
+    if image.mode == "F":
+        return Image.fromarray(_float_to_8_bits(np.asarray(image)))
+    if image.mode.startswith("I"):
+        gray = np.asarray(image).astype(np.int32).clip(0, 65535)
+        gray[gray == image.info.get("transparency", -1)] = 65535 if reading.background == "white" else 0
+        return Image.fromarray(((gray + 128) // 257).astype(np.uint8))
+    if "transparency" in image.info or image.mode in ("LA", "La", "PA", "RGBA", "RGBa"):
+        drawn = image.convert("RGBA")
+        background = reading.background or (_contrast(drawn) if reading.preprocess == AUTO else "black")
+        return Image.alpha_composite(Image.new("RGBA", drawn.size, background), drawn).convert("RGB")
+    return image
+
+
+def _contrast(drawn: Image.Image) -> str:
+    """The background that sets off what is opaque of an RGBA image: people draw in black on nothing."""
+    light, opacity = (np.asarray(channel, dtype=np.float32) for channel in drawn.convert("LA").split())
+    return "white" if (light * opacity).sum() < 127.5 * opacity.sum() else "black"
 
 
 def _float_to_8_bits(gray: np.ndarray) -> np.ndarray:

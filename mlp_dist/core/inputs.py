@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from mlp_dist.core.errors import ImageError
-from mlp_dist.core.images import decode_image, normalize, to_pixels
+from mlp_dist.core.images import AS_IT_IS, Reading, decode_image, normalize, to_pixels
 from mlp_dist.core.spec import ImageSpec
 
 OneOrBatch = str | Path | Image.Image | np.ndarray | torch.Tensor
@@ -21,7 +21,7 @@ _ROUNDING = 1e-6
 """How far float images may lie outside 0 to 1, as they do after an interpolation."""
 
 
-def model_input(images: Images, spec: ImageSpec) -> torch.Tensor:
+def model_input(images: Images, spec: ImageSpec, reading: Reading = AS_IT_IS) -> torch.Tensor:
     """Normalized float32 (N, C*H*W) on the CPU, one row an image, in order.
 
     What arrays and tensors may look like is told at Bundle.predict_proba. Raises ImageError.
@@ -29,28 +29,30 @@ def model_input(images: Images, spec: ImageSpec) -> torch.Tensor:
     parts = images if isinstance(images, list | tuple) else [images]
     if not parts:
         raise ImageError("there is no image to answer: the list is empty")
-    return torch.cat([normalize(_read(part, spec), spec) for part in parts])
+    return torch.cat([normalize(read_images(part, spec, reading), spec) for part in parts])
 
 
-def _read(part: Any, spec: ImageSpec) -> torch.Tensor:
-    """One image or a batch -> (N, C, H, W), uint8 or float32."""
+def read_images(part: Any, spec: ImageSpec, reading: Reading = AS_IT_IS) -> torch.Tensor:
+    """One of OneOrBatch -> (N, C, H, W), uint8 or float32 from 0 to 1. Raises ImageError."""
     if isinstance(part, str | Path):
         try:
-            return decode_image(Path(part).read_bytes(), spec)[None]
+            return decode_image(Path(part).read_bytes(), spec, reading)[None]
         except ImageError as error:
             raise ImageError(f"{part}: {error}") from error
         except (OSError, ValueError) as error:
             raise ImageError(f"cannot read {part}: {getattr(error, 'strerror', None) or error}") from error
     if isinstance(part, Image.Image):
         try:
-            return to_pixels(part, spec)[None]
+            return to_pixels(part, spec, reading)[None]
+        except ImageError:
+            raise
         # A PIL image is read from its file only now, and its decoders raise what they please.
         except Exception as error:
             raise ImageError(f"the image is damaged: {error}") from error
     if isinstance(part, np.ndarray):
         part = _tensor(part)
     if isinstance(part, torch.Tensor):
-        return _converted(_as_batch(_checked(part), spec), spec)
+        return _converted(_as_batch(_checked(part), spec), spec, reading)
     raise ImageError(f"{type(part).__name__} is no image; give a path, a PIL image, an array or a tensor")
 
 
@@ -127,7 +129,7 @@ def _as_batch_of_planes(values: torch.Tensor, spec: ImageSpec) -> torch.Tensor:
     )
 
 
-def _converted(batch: torch.Tensor, spec: ImageSpec) -> torch.Tensor:
+def _converted(batch: torch.Tensor, spec: ImageSpec, reading: Reading) -> torch.Tensor:
     """Other sizes and colours go the way of image files, which has 8 bits."""
     if batch.shape[1:] == (spec.channels, spec.height, spec.width):
         return batch
@@ -135,7 +137,7 @@ def _converted(batch: torch.Tensor, spec: ImageSpec) -> torch.Tensor:
     arrays = pixels.permute(0, 2, 3, 1).contiguous().numpy()
     return torch.stack(
         [
-            to_pixels(Image.fromarray(array[:, :, 0] if array.shape[2] == 1 else array), spec)
+            to_pixels(Image.fromarray(array[:, :, 0] if array.shape[2] == 1 else array), spec, reading)
             for array in arrays
         ]
     )
