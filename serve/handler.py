@@ -1,12 +1,11 @@
 """The TorchServe handler: image in, class name -> probability out, a whole batch at once.
 
-What it knows of the model it reads from the bundle beside it. Imports only mlp_dist.core, torch and the
-standard library, so that the archive needs nothing else of the project.
+What it knows of the model it reads from the bundle beside it. Imports only mlp_dist.core, serve.answering,
+torch and the standard library, so that the archive needs nothing else of the project.
 """
 
-import base64
-import binascii
 import logging
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +14,12 @@ import torch
 from mlp_dist import core
 from mlp_dist.core.bundle import load_bundle
 from mlp_dist.core.errors import ImageError
-from mlp_dist.core.images import decode_image
+from serve.answering.answers import Answers, error_body, to_json
+from serve.answering.errors import NotInstalledError, status_of
+from serve.answering.pixels import Pixels, read_pixels, together
+from serve.answering.requests import Request, read_request
 
 logger = logging.getLogger(__name__)
-
-# TorchServe names a raw body "body" and a form's fields as the client did.
-FIELDS = ("body", "data", "image", "file", "b64")
 
 
 class MLPHandler:
@@ -40,32 +39,52 @@ class MLPHandler:
         self.bundle = load_bundle(directory)
         self.bundle.check_golden()
         self.bundle.model.to(self.device)
+        name, version = _name_and_version(context)
+        self.answers = Answers(self.bundle.spec.classes, name, version)
+        self.headers = {
+            "content-type": "application/json",
+            "X-Model-Name": name,
+            "X-Model-Version": version,
+            "X-Run-Id": self.bundle.spec.run_id,
+        }
 
-    def handle(self, data: list[dict[str, Any]], context: Any) -> list[dict[str, Any]]:
-        """One answer a request: probabilities, or for a bad image an error, with its own status 400."""
-        answers: list[dict[str, Any]] = [{} for _ in data]
-        images = {}
+    def handle(self, data: list[dict[str, Any]], context: Any) -> list[bytes]:
+        """The JSON of one answer a request: probabilities, or for a bad one an error with its own status."""
+        answers = [b""] * len(data)
+        asked: dict[int, tuple[Request, Pixels]] = {}
         for position, row in enumerate(data):
-            context.set_response_content_type(position, "application/json")
-            if context.get_request_header(position, "describe") == "True":
-                answers[position] = self.describe()
-                continue
-            if context.get_request_header(position, "explain") == "True":
-                answers[position] = _error(
-                    "NotImplemented", "this model has no explanations; ask /predictions"
-                )
-                context.set_response_status(501, "Not Implemented", position)
+            for name, value in self.headers.items():
+                context.set_response_header(position, name, value)
+            headers = context.get_all_request_header(position)
+            if headers.get("describe") == "True":
+                answers[position] = to_json(self.describe())
                 continue
             try:
-                images[position] = decode_image(_image_bytes(row), self.bundle.spec.image)
+                request = read_request(row, headers)
+                pixels = read_pixels(request, self.bundle)
+                if headers.get("explain") == "True":
+                    answers[position] = self.explain(request, pixels)
+                else:
+                    asked[position] = request, pixels
             except ImageError as error:
-                answers[position] = _error("ImageError", str(error))
-                context.set_response_status(400, "Bad Request", position)
-        if images:
-            pixels = torch.stack(list(images.values())).to(self.device)
-            for position, row in zip(images, self.bundle.probabilities(pixels).tolist(), strict=True):
-                answers[position] = dict(zip(self.bundle.spec.classes, row, strict=True))
+                status = status_of(error)
+                context.set_response_status(status.value, status.phrase, position)
+                answers[position] = error_body(error)
+        if asked:
+            self._answer(asked, answers)
         return answers
+
+    def _answer(self, asked: dict[int, tuple[Request, Pixels]], answers: list[bytes]) -> None:
+        """The images of all requests at once, since a batch costs the model little more than one image."""
+        images = together([pixels.images for _, pixels in asked.values()]).to(self.device)
+        rows = iter(self.bundle.probabilities(images).tolist())
+        for position, (request, pixels) in asked.items():
+            own = list(islice(rows, len(pixels.images)))
+            answers[position] = self.answers.write(request, own, many=pixels.many)
+
+    def explain(self, request: Request, pixels: Pixels) -> bytes:
+        """What decided the answer for each image."""
+        raise NotInstalledError("this model has no explanations; ask /predictions")
 
     def describe(self) -> dict[str, Any]:
         """What the management API tells of this model with `?customized=true`."""
@@ -74,35 +93,6 @@ class MLPHandler:
         return {**description, "num_parameters": self.bundle.spec.model.num_parameters}
 
 
-def _error(kind: str, message: str) -> dict[str, Any]:
-    return {"error": {"type": kind, "message": message}}
-
-
-def _image_bytes(row: dict[str, Any]) -> bytes:
-    """The image in a request: a raw body, a form's field, or base64 in JSON or text."""
-    value = _field(row, "the form")
-    if isinstance(value, dict):
-        value = _field(value, "the JSON object")
-    if isinstance(value, bytes | bytearray):
-        return bytes(value)
-    if isinstance(value, str):
-        text = value.partition(",")[2] if value.startswith("data:") else value
-        try:
-            return base64.b64decode(text, validate=True)
-        except (binascii.Error, ValueError) as error:
-            raise ImageError(f"the text is not base64 ({error}): it starts with {value[:20]!r}") from error
-    raise ImageError(
-        f"found {type(value).__name__} where an image should be; send the file's bytes as the body or a "
-        'form\'s field, or JSON {"data": base64}'
-    )
-
-
-def _field(fields: dict[str, Any], what: str) -> Any:
-    for name in FIELDS:
-        if name in fields:
-            return fields[name]
-    if len(fields) == 1:
-        return next(iter(fields.values()))
-    raise ImageError(
-        f"{what} has the fields {sorted(fields)}; the image is looked for in {', '.join(FIELDS)}"
-    )
+def _name_and_version(context: Any) -> tuple[str, str]:
+    model = (context.manifest or {}).get("model", {})
+    return str(model.get("modelName", context.model_name)), str(model.get("modelVersion", ""))

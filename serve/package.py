@@ -34,14 +34,15 @@ HERE = Path(__file__).resolve().parent
 def build_archive(bundle_directory: Path, model_name: str, version: str, directory: Path) -> Path:
     """Build `directory`/`model_name`.mar with torch-model-archiver.
 
-    It holds the handler, the bundle's three files, mlp_dist/core and TorchServe's settings for the model.
+    It holds the handler, serve/answering, mlp_dist/core, the bundle's three files and TorchServe's settings
+    for the model.
     """
     extra = directory / "extra"
     package = Path(mlp_dist.__file__).parent
-    shutil.copytree(
-        package / "core", extra / "mlp_dist" / "core", ignore=shutil.ignore_patterns("__pycache__")
-    )
-    shutil.copy(package / "__init__.py", extra / "mlp_dist")
+    compiled = shutil.ignore_patterns("__pycache__")
+    for whole in (package / "core", HERE / "answering"):
+        shutil.copytree(whole, extra / whole.parent.name / whole.name, ignore=compiled)
+        shutil.copy(whole.parent / "__init__.py", extra / whole.parent.name)
     for name in (SPEC, GOLDEN):
         shutil.copy(bundle_directory / name, extra)
     # The archiver stages in a directory named after the model, which parallel builds would share.

@@ -57,7 +57,7 @@ def _hide_what_does_not_serve() -> None:
         module
         for module, distributions in packages_distributions().items()
         if not allowed & {_normalized(name) for name in distributions}
-    } - {"mlp_dist"}
+    } - {"mlp_dist", "serve"}
     # Those of editable installations go too: they find what stands in no directory of sys.path.
     sys.meta_path[:] = [BuiltinImporter, FrozenImporter, ServedFinder]
 
@@ -73,13 +73,15 @@ def main(directory: Path) -> None:
         manifest["model"]["modelName"], str(directory), manifest["model"]["handler"], batch_size=1
     )
     import mlp_dist
+    import serve
 
-    if not Path(mlp_dist.__file__).is_relative_to(directory):
-        raise SystemExit(f"mlp_dist comes from {mlp_dist.__file__}, not from the archive")
+    for package in (mlp_dist, serve):
+        if not Path(str(package.__file__)).is_relative_to(directory):
+            raise SystemExit(f"{package.__name__} comes from {package.__file__}, not from the archive")
     service.context.request_processor = [RequestProcessor({})]
     golden = bytearray((directory / "golden.png").read_bytes())
     [answer] = service._entry_point([{"body": golden}], service.context)
-    print(json.dumps(answer))
+    print(answer.decode())
 
 
 if __name__ == "__main__":

@@ -87,6 +87,7 @@ def python(code: str) -> str:
     return done.stdout
 
 
+SERVED = {"serve.handler", *(name for name in MODULES if name.startswith("serve.answering"))}
 CORE = sorted(name for name in MODULES if name.startswith("mlp_dist.core"))
 
 
@@ -131,12 +132,11 @@ def test_one_home_for_each_package(package: str, names: set[str]) -> None:
     assert {name for name in users(package) if top(name) != "benchmarks"} == names
 
 
-def test_handler_imports_core_and_torch() -> None:
-    name = "serve.handler"
-    if name not in MODULES:
-        pytest.skip("there is no serve/handler.py")
-    assert foreign(name) <= {"torch", "ts"}
-    assert {imported for imported in IMPORTS[name] if top(imported) in PACKAGES} <= set(CORE)
+@pytest.mark.parametrize("name", [name for name in MODULES if name in SERVED])
+def test_what_travels_in_the_archive_imports_core_and_itself(name: str) -> None:
+    assert foreign(name) <= {"torch", "numpy", "PIL", "captum"}
+    inside = {imported for imported in IMPORTS[name] if top(imported) in PACKAGES}
+    assert inside <= {*CORE, *SERVED} - {"serve.handler"}
 
 
 def test_mlp_dist_itself_imports_nothing() -> None:

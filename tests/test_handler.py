@@ -1,13 +1,15 @@
 import base64
 import io
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from asking import ask, context, loaded
 from launching import Trained
 from PIL import Image
-from ts.context import Context, RequestProcessor
+from ts.context import RequestProcessor
 
 from mlp_dist.core.bundle import load_bundle
 from mlp_dist.core.images import encode_png
@@ -19,26 +21,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def handler(trained: Trained) -> MLPHandler:
-    handler = MLPHandler()
-    handler.initialize(context(trained.bundle, 0))
-    return handler
-
-
-def context(directory: Path, batch: int, headers: dict[str, str] | None = None) -> Context:
-    made = Context("mlp", str(directory), {}, 16, None, "0.12.0")
-    made.request_processor = [RequestProcessor(headers or {}) for _ in range(batch)]
-    return made
-
-
-def ask(
-    handler: MLPHandler, *rows: Any, headers: dict[str, str] | None = None
-) -> tuple[list[Any], list[int]]:
-    made = context(Path(), len(rows), headers)
-    answers = handler.handle(list(rows), made)
-    for position in range(len(rows)):
-        if not headers:
-            assert made.get_response_content_type(position) == "application/json"
-    return answers, [made.get_response_status(position)[0] for position in range(len(rows))]
+    return loaded(trained.bundle)
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +39,7 @@ def test_probabilities_are_the_trained_models(
     assert [list(answer) for answer in answers] == [list("0123456789")] * len(images)
     found = torch.tensor([list(answer.values()) for answer in answers], dtype=torch.float64)
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
-    assert (found.sum(dim=1) - 1).abs().max() < 1e-9
+    assert (found.sum(dim=1) - 1).abs().max() < 1e-5
 
 
 def test_all_ways_to_send_an_image_give_the_same_answer(handler: MLPHandler, png: bytes) -> None:
@@ -85,7 +68,7 @@ def test_any_mode_and_size_is_answered(handler: MLPHandler, mode: str, size: tup
     Image.new(mode, size).save(file, format="TIFF" if mode == "CMYK" else "PNG")
     [answer], [status] = ask(handler, {"body": bytearray(file.getvalue())})
     assert status == 200
-    assert sum(answer.values()) == pytest.approx(1, abs=1e-9)
+    assert sum(answer.values()) == pytest.approx(1, abs=1e-5)
 
 
 def test_a_corrupt_image_in_a_batch_of_eight_is_refused_alone(
@@ -113,12 +96,13 @@ def test_a_corrupt_image_in_a_batch_of_eight_is_refused_alone(
         ({"body": "*** not base64"}, "not base64"),
         ({"body": {"data": 5}}, "found int where an image should be"),
         ({"body": {"data": None}}, "found NoneType"),
-        ({"body": [1, 2, 3]}, "found list"),
+        ({"body": [1, 2, 3]}, "(3,) is not the shape of images"),
         ({"body": {"x": "1", "y": "2"}}, r"the JSON object has the fields ['x', 'y']"),
         ({"x": bytearray(b"1"), "y": bytearray(b"2")}, r"the form has the fields ['x', 'y']"),
         ({}, "the form has the fields []"),
         ({"body": {}}, "the JSON object has the fields []"),
-        ({"body": {"data": {"data": "x"}}}, "found dict"),
+        ({"body": {"data": {"data": "x"}}}, "not base64"),
+        ({"body": {"data": {"data": {"data": {"data": {"data": "x"}}}}}}, "found dict"),
     ],
 )
 def test_bad_input_is_a_400_that_says_why(
@@ -135,14 +119,14 @@ def test_describe(handler: MLPHandler, trained: Trained) -> None:
     [description], _ = ask(handler, {}, headers={"describe": "True"})
     assert description["run_id"] == trained.result["run_id"]
     assert description["num_parameters"] == 397510
-    assert description["classes"] == tuple("0123456789")
+    assert description["classes"] == list("0123456789")
     assert description["metrics"]["test_accuracy"] == trained.result["test_accuracy"]
 
 
 def test_a_description_asked_for_in_a_batch_is_one_rows_answer(handler: MLPHandler, png: bytes) -> None:
     made = context(Path(), 3)
     made.request_processor[0] = RequestProcessor({"describe": "True"})
-    answers = handler.handle([{"body": bytearray(png)}] * 3, made)
+    answers = [json.loads(answer) for answer in handler.handle([{"body": bytearray(png)}] * 3, made)]
     assert [len(answer) for answer in answers[1:]] == [10, 10]
     assert "run_id" in answers[0]
 

@@ -33,12 +33,14 @@ def test_the_last_line(packaged: Path, packaged_result: dict[str, object], train
 
 
 def test_what_is_inside(packaged: Path, trained: Trained) -> None:
-    core = {f"mlp_dist/core/{path.name}" for path in (ROOT / "mlp_dist/core").glob("*.py")}
+    packages = ("mlp_dist/core", "serve/answering")
+    code = {str(path.relative_to(ROOT)) for name in packages for path in (ROOT / name).glob("*.py")}
     bundle = {"weights.pt", "bundle.json", "golden.png"}
     with zipfile.ZipFile(packaged) as archive:
         assert set(archive.namelist()) == {
-            *("handler.py", "model-config.yaml", "MAR-INF/MANIFEST.json", "mlp_dist/__init__.py"),
-            *core,
+            *("handler.py", "model-config.yaml", "MAR-INF/MANIFEST.json"),
+            *("mlp_dist/__init__.py", "serve/__init__.py"),
+            *code,
             *bundle,
         }
         for name in bundle:
@@ -53,7 +55,7 @@ def test_it_answers_where_nothing_of_training_can_be_imported(packaged: Path, tm
     check = (
         "import sys; sys.path.insert(0, {serve!r}); import verify; from pathlib import Path\n"
         "verify.main(Path({directory!r}))\n"
-        "for name in 'mlflow accelerate matplotlib sklearn tqdm model_archiver serve launch'.split():\n"
+        "for name in 'mlflow accelerate matplotlib sklearn tqdm model_archiver launch'.split():\n"
         "    try:\n"
         "        __import__(name)\n"
         "    except ModuleNotFoundError:\n"

@@ -1,0 +1,1 @@
+"""What TorchServe's worker needs beside the handler: it travels inside the archive."""

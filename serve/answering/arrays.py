@@ -1,0 +1,77 @@
+"""Numbers in JSON -> arrays of images, as bundle.predict_proba takes them."""
+
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+import numpy as np
+
+from mlp_dist.core.spec import ImageSpec
+from serve.answering.errors import RequestError
+
+_FLOATS = ("FP16", "FP32", "FP64")
+_INTEGERS = ("UINT8", "UINT16", "UINT32", "UINT64", "INT8", "INT16", "INT32", "INT64")
+"""Of protocol v2, the types of numbers that images are made of."""
+
+_MOST_DIMENSIONS = 4
+
+
+@dataclass(frozen=True)
+class Array:
+    """`values` are integers from 0 to 255 or floats from 0 to 1, one image or several; where `one` is set,
+    it must be one.
+    """
+
+    values: np.ndarray
+    where: str
+    one: bool = False
+
+    def holds_many(self, spec: ImageSpec) -> bool:
+        """Whether the answer is a list, also of one: the array has a dimension that counts images."""
+        *_, last = shape = self.values.shape
+        if len(shape) == 3 and spec.channels == 3:
+            return shape != (3, spec.height, spec.width) and last != 3
+        return len(shape) > 2 or (len(shape) == 2 and last == spec.num_features)
+
+
+def from_lists(values: list[Any], where: str, *, one: bool = False) -> Array:
+    """Raises RequestError unless they are numbers in rows of equal length."""
+    try:
+        array = np.array(values)
+    except (ValueError, TypeError, OverflowError, RecursionError) as error:
+        raise RequestError(f"{where} is no array of numbers: {error}") from error
+    return Array(_checked(array, where), where, one)
+
+
+def from_tensor(values: Any, shape: Any, datatype: Any, where: str) -> Array:
+    """A tensor of protocol v2, whose numbers may come flat. Raises RequestError."""
+    if datatype not in (*_FLOATS, *_INTEGERS):
+        known = ", ".join(("BYTES", *_FLOATS, *_INTEGERS))
+        raise RequestError(f"{where} has the datatype {str(datatype)[:40]!r}; give one of {known}")
+    counts = isinstance(shape, list) and all(type(size) is int and size > 0 for size in shape)
+    if not counts or not 1 <= len(shape) <= _MOST_DIMENSIONS or not isinstance(values, list):
+        raise RequestError(
+            f"{where} needs its shape as a list of 1 to 4 numbers above 0, and its data as a list"
+        )
+    array = from_lists(values, where).values
+    if prod(shape) != array.size:
+        raise RequestError(f"{where} has {array.size} numbers, but its shape {shape} needs {prod(shape)}")
+    if datatype in _FLOATS:
+        array = array.astype(np.float64)
+    elif array.dtype.kind == "f":
+        raise RequestError(f"{where} has the datatype {datatype}, but numbers that are not whole")
+    elif datatype == "UINT16" and array.min() >= 0 and array.max() <= np.iinfo(np.uint16).max:
+        array = array.astype(np.uint16)
+    return Array(array.reshape(shape), where)
+
+
+def _checked(array: np.ndarray, where: str) -> np.ndarray:
+    if array.dtype.kind not in "uif" or array.ndim > _MOST_DIMENSIONS or not array.size:
+        found = (
+            "no numbers" if not array.size or array.dtype.kind not in "uif" else f"{array.ndim} dimensions"
+        )
+        raise RequestError(
+            f"{where} has {found} where an image should be; give rows of numbers, integers from 0 to 255 "
+            "or floats from 0 to 1"
+        )
+    return array
