@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch.nn import functional
 
+from mlp_dist.core.bundle import to_probabilities
 from mlp_dist.core.images import normalize
 from mlp_dist.core.spec import ImageSpec
 from mlp_dist.data.dataset import ImageSet
@@ -18,14 +19,17 @@ _BATCH = 2000
 
 @dataclass(frozen=True)
 class Evaluation:
-    """`loss` is the mean cross entropy in nats; `confusion` counts (true class, predicted class), int64;
-    `calibration` is what `calibration` returns. Both are on the CPU.
+    """`loss` is the mean cross entropy in nats, of the logits as they are; `confusion` counts (true class,
+    predicted class), int64. `calibration` is what `calibration` returns, of the answers at `temperature`;
+    `uncalibrated` the same at 1. All are on the CPU.
     """
 
     loss: float
     accuracy: float
     confusion: torch.Tensor
     calibration: torch.Tensor
+    uncalibrated: torch.Tensor
+    temperature: float
 
     @property
     def class_accuracy(self) -> list[float | None]:
@@ -48,8 +52,16 @@ class Evaluation:
         """The expected calibration error: how far a bin's confidence and accuracy lie apart, in the mean over
         all images (Naeini et al. 2015, "Obtaining Well Calibrated Probabilities Using Bayesian Binning").
         """
-        num_images, confidence, correct = self.calibration.unbind(dim=1)
-        return ((confidence - correct).abs().sum() / num_images.sum()).item()
+        return _expected_error(self.calibration)
+
+    @property
+    def uncalibrated_ece(self) -> float:
+        return _expected_error(self.uncalibrated)
+
+
+def _expected_error(bins: torch.Tensor) -> float:
+    num_images, confidence, correct = bins.unbind(dim=1)
+    return ((confidence - correct).abs().sum() / num_images.sum()).item()
 
 
 def _shares(parts: torch.Tensor, wholes: torch.Tensor) -> list[float | None]:
@@ -91,8 +103,8 @@ def _in_batches(part: ImageSet) -> Iterator[ImageSet]:
     return fetched(part, positions)
 
 
-def evaluate(logits: torch.Tensor, labels: torch.Tensor) -> Evaluation:
-    """Logits (N, classes) and labels (N,), N at least 1."""
+def evaluate(logits: torch.Tensor, labels: torch.Tensor, *, temperature: float = 1.0) -> Evaluation:
+    """Logits (N, classes) and labels (N,), N at least 1; the answers are softmax(logits / temperature)."""
     num_images, num_classes = logits.shape
     pairs = labels * num_classes + logits.argmax(dim=1)
     confusion = torch.bincount(pairs, minlength=num_classes**2).view(num_classes, num_classes).cpu()
@@ -100,7 +112,9 @@ def evaluate(logits: torch.Tensor, labels: torch.Tensor) -> Evaluation:
         loss=functional.cross_entropy(logits.double(), labels).item(),
         accuracy=confusion.trace().item() / num_images,
         confusion=confusion,
-        calibration=calibration(torch.softmax(logits.double(), dim=1), labels),
+        calibration=calibration(to_probabilities(logits, temperature), labels),
+        uncalibrated=calibration(to_probabilities(logits), labels),
+        temperature=temperature,
     )
 
 

@@ -5,11 +5,14 @@ from pathlib import Path
 
 import torch
 
-from mlp_dist.core.bundle import Bundle, load_bundle
+from mlp_dist.calibration import model_temperature
+from mlp_dist.config import TrainConfig
+from mlp_dist.core.bundle import Bundle, load_bundle, recalibrate
 from mlp_dist.core.errors import BundleError
+from mlp_dist.data.batches import split_validation
 from mlp_dist.data.dataset import Dataset
 from mlp_dist.data.readers import default_data_dir, prepare_dataset, read_dataset
-from mlp_dist.evaluation import predict
+from mlp_dist.evaluation import Evaluation, evaluate, predict
 from mlp_dist.tracking.find import StoredRun, download_bundle, load_config
 
 ACCURACY_TOLERANCE = 1e-3
@@ -26,14 +29,17 @@ class Export:
     bundle: Bundle
     labels: torch.Tensor
     correct: torch.Tensor
+    test: Evaluation
 
     @property
     def test_accuracy(self) -> float:
-        return int(self.correct.sum()) / len(self.correct)
+        return self.test.accuracy
 
 
 def export_run(run: StoredRun, directory: Path, data_dir: Path | None = None) -> Export:
     """Download the run's bundle under `directory` and score it again.
+
+    That of a run without a temperature, from before they were fitted, is given one here.
 
     Raises TrackingError where the run has none, BundleError where it is damaged or does not reach the
     test accuracy that its run reports, DataError where the test images cannot be had.
@@ -43,21 +49,30 @@ def export_run(run: StoredRun, directory: Path, data_dir: Path | None = None) ->
     if bundle.spec.run_id != run.run_id:
         raise BundleError(f"the bundle of run {run.run_id} is of another run, {bundle.spec.run_id}")
     bundle.check_golden()
-    test = run_dataset(run, data_dir).test
-    answers = predict(bundle.model, test.images, bundle.spec.image).argmax(dim=1)
-    export = Export(bundle_directory, bundle, test.labels, answers == test.labels)
+    config = load_config(run)
+    data = _read(config, data_dir)
+    logits = predict(bundle.model, data.test, bundle.spec.image)
+    accuracy = evaluate(logits, data.test.labels).accuracy
     reported = bundle.spec.metrics["test_accuracy"]
-    if reported is None or abs(export.test_accuracy - reported) > ACCURACY_TOLERANCE:
+    if reported is None or abs(accuracy - reported) > ACCURACY_TOLERANCE:
         raise BundleError(
             f"run {run.run_id} reports a test accuracy of {reported}, but its bundle scores "
-            f"{export.test_accuracy}: the weights or the test images are not the ones it was trained with"
+            f"{accuracy}: the weights or the test images are not the ones it was trained with"
         )
-    return export
+    if "temperature" not in run.metrics:
+        _, val = split_validation(data.train, config.val_size or 0)
+        temperature = model_temperature(bundle.model, val, bundle.spec.image)
+        bundle = recalibrate(bundle_directory, bundle, temperature)
+    test = evaluate(logits, data.test.labels, temperature=bundle.spec.temperature)
+    return Export(bundle_directory, bundle, data.test.labels, logits.argmax(dim=1) == data.test.labels, test)
 
 
 def run_dataset(run: StoredRun, data_dir: Path | None = None) -> Dataset:
     """The data set a run was trained on: from `data_dir`, else from where the run had it."""
-    config = load_config(run)
+    return _read(load_config(run), data_dir)
+
+
+def _read(config: TrainConfig, data_dir: Path | None) -> Dataset:
     if data_dir is None:
         trained_from = config.data_dir
         data_dir = trained_from if trained_from and trained_from.is_dir() else default_data_dir()

@@ -10,6 +10,7 @@ import torch
 
 import mlp_dist
 from mlp_dist import pictured, tables
+from mlp_dist.calibration import model_temperature
 from mlp_dist.checkpoint import StateDict, cpu_copy
 from mlp_dist.core.bundle import load_bundle, save_bundle, to_probabilities
 from mlp_dist.core.files import replacing_file
@@ -34,9 +35,10 @@ def finish(trainer: "Trainer", run: RunTracker) -> dict[str, Any]:
     # What is drawn first is drawn while the test images are predicted.
     run.draw("learning_curves", history, kept["epoch"])
     run.draw("first_layer", *pictured.largest_units(first_layer(model, trainer.spec)), trainer.data.image)
+    temperature = model_temperature(model, trainer.val_set, trainer.data.image)
     logits = predict(model, trainer.test_set, trainer.data.image)
-    test = evaluate(logits, trainer.test_set.labels)
-    _show(trainer, run, test, to_probabilities(logits))
+    test = evaluate(logits, trainer.test_set.labels, temperature=temperature)
+    _show(trainer, run, test, to_probabilities(logits, temperature))
     for name, state_dict in (("best", trainer.best), ("last", trainer.module.state_dict())):
         run.record.add(_write_weights(trainer.output_dir, name, state_dict))
     run_id = run.run_id()
@@ -61,6 +63,8 @@ def finish(trainer: "Trainer", run: RunTracker) -> dict[str, Any]:
         "test_loss": test.loss,
         "test_accuracy": test.accuracy,
         "test_ece": test.ece,
+        "test_ece_uncalibrated": test.uncalibrated_ece,
+        "temperature": test.temperature,
         "train_seconds": round(train_seconds, 3),
         "samples_per_second": round(len(trainer.train_set) * len(history) / train_seconds, 1),
         "output_dir": str(trainer.output_dir),
@@ -92,6 +96,8 @@ def _summary(trainer: "Trainer", test: Evaluation) -> dict[str, float]:
         "test_accuracy": test.accuracy,
         "test_loss": test.loss,
         "test_ece": test.ece,
+        "test_ece_uncalibrated": test.uncalibrated_ece,
+        "temperature": test.temperature,
     }
     if len(trainer.data.classes) <= _MOST_CLASSES:
         # MLflow takes no other characters in the name of a metric.
@@ -114,7 +120,7 @@ def _write_bundle(trainer: "Trainer", model: torch.nn.Module, test: Evaluation, 
     """Write the bundle and read it back: what it answers must be what the trained model answers."""
     directory, data = trainer.output_dir / BUNDLE, trainer.data
     golden = data.test[:1].images[0]
-    probabilities = to_probabilities(predict(model, golden[None], data.image))[0].tolist()
+    probabilities = to_probabilities(predict(model, golden[None], data.image), test.temperature)[0].tolist()
     spec = BundleSpec(
         model=trainer.spec,
         image=data.image,
@@ -126,6 +132,7 @@ def _write_bundle(trainer: "Trainer", model: torch.nn.Module, test: Evaluation, 
             "val_accuracy": trainer.history[trainer.kept]["val_accuracy"],
             "test_accuracy": test.accuracy,
             "test_loss": test.loss,
+            "test_ece": test.ece,
         },
         golden_probabilities=tuple(probabilities),
         weights_sha256="",
@@ -134,6 +141,7 @@ def _write_bundle(trainer: "Trainer", model: torch.nn.Module, test: Evaluation, 
             "python": platform.python_version(),
             "torch": str(torch.__version__),
         },
+        temperature=test.temperature,
     )
     save_bundle(directory, spec, model.state_dict(), golden)
     load_bundle(directory).check_golden()

@@ -5,7 +5,8 @@
   python -m serve.package --metric val_accuracy   the best finished run, whether there is a champion or not
   python -m serve.package --run-id ID             that run
 
-The last line on stdout is one JSON object: mar, run_id, version, sha256, test_accuracy.
+The last line on stdout is one JSON object: mar, run_id, version, sha256, test_accuracy, test_ece and
+temperature.
 """
 
 import hashlib
@@ -94,6 +95,12 @@ def package(
     with tempfile.TemporaryDirectory(prefix="mlp-package-") as name:
         directory = Path(name)
         exported = export.export_run(run, directory / "run", data_dir)
+        test = exported.test
+        print(
+            f"test accuracy {test.accuracy:.2%}, expected calibration error {test.ece:.2%} "
+            f"({test.uncalibrated_ece:.2%} without the temperature of {test.temperature:.3f})",
+            flush=True,
+        )
         # One version a run: two archives of one run are the same model.
         version = run.run_id[:8]
         mar = build_archive(exported.directory, model_name, version, directory)
@@ -106,7 +113,9 @@ def package(
             "run_id": run.run_id,
             "version": version,
             "sha256": hashlib.sha256(place.read_bytes()).hexdigest(),
-            "test_accuracy": exported.test_accuracy,
+            "test_accuracy": test.accuracy,
+            "test_ece": test.ece,
+            "temperature": test.temperature,
         }
 
 

@@ -23,7 +23,10 @@ def package(trained: Trained, *flags: str, export_path: Path) -> subprocess.Comp
 
 
 def test_the_last_line(packaged: Path, packaged_result: dict[str, object], trained: Trained) -> None:
-    assert set(packaged_result) == {"mar", "run_id", "version", "sha256", "test_accuracy"}
+    names = {"mar", "run_id", "version", "sha256", "test_accuracy", "test_ece", "temperature"}
+    assert set(packaged_result) == names
+    for name in ("test_ece", "temperature"):
+        assert packaged_result[name] == trained.result[name]
     assert packaged_result["run_id"] == trained.result["run_id"]
     assert packaged_result["test_accuracy"] == trained.result["test_accuracy"]
     assert packaged_result["sha256"] == hashlib.sha256(packaged.read_bytes()).hexdigest()

@@ -92,7 +92,9 @@ def test_a_run_says_what_it_is(trained: Trained, stored: Any) -> None:
 def test_its_summary_by_class_and_calibration(trained: Trained, stored: Any, tmp_path: Path) -> None:
     run_id = trained.result["run_id"]
     metrics = stored.get_run(run_id).data.metrics
-    for name in ("test_accuracy", "test_loss", "test_ece", "best_epoch"):
+    for name in (
+        *("test_accuracy", "test_loss", "test_ece", "test_ece_uncalibrated", "temperature", "best_epoch"),
+    ):
         assert metrics[name] == trained.result[name]
     table = json.loads(Path(stored.download_artifacts(run_id, "tables/per_class.json", tmp_path)).read_text())
     rows = [dict(zip(table["columns"], row, strict=True)) for row in table["data"]]

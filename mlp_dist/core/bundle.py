@@ -71,13 +71,16 @@ class Bundle:
         batches = torch.split(
             model_input(images, self.spec.image, self.reading(preprocess, background)), _BATCH
         )
-        rows = torch.cat([to_probabilities(self.model(batch.to(device))) for batch in batches])
+        rows = torch.cat([self._probabilities(batch.to(device)) for batch in batches])
         return [dict(zip(self.spec.classes, row, strict=True)) for row in rows.tolist()]
 
     @torch.inference_mode()
     def probabilities(self, pixels: torch.Tensor) -> torch.Tensor:
         """uint8 images (B, C, H, W) on the model's device -> class probabilities, float64 (B, classes)."""
-        return to_probabilities(self.model(normalize(pixels, self.spec.image)))
+        return self._probabilities(normalize(pixels, self.spec.image))
+
+    def _probabilities(self, inputs: torch.Tensor) -> torch.Tensor:
+        return to_probabilities(self.model(inputs), self.spec.temperature)
 
     def answer(self, image: bytes) -> dict[str, float]:
         """Class name -> probability for one image file. Raises ImageError."""
@@ -95,9 +98,9 @@ class Bundle:
         check_probabilities(answer, golden)
 
 
-def to_probabilities(logits: torch.Tensor) -> torch.Tensor:
-    """Softmax of logits (B, classes) in float64, so that each row sums to 1 within 1e-15."""
-    return torch.softmax(logits.double(), dim=1)
+def to_probabilities(logits: torch.Tensor, temperature: float = 1.0) -> torch.Tensor:
+    """softmax(logits / temperature), (B, classes), in float64, so that each row sums to 1 within 1e-15."""
+    return torch.softmax(logits.double() / temperature, dim=1)
 
 
 def check_probabilities(answer: dict[str, float], golden: dict[str, float]) -> None:
@@ -123,9 +126,19 @@ def save_bundle(
     with replacing_directory(directory) as new:
         _save(_on_cpu(state_dict), new / WEIGHTS)
         spec = replace(spec, weights_sha256=_sha256(new / WEIGHTS))
-        (new / SPEC).write_text(json.dumps(spec.to_json(), indent=2, allow_nan=False) + "\n")
+        (new / SPEC).write_text(_spec_text(spec))
         (new / GOLDEN).write_bytes(encode_png(golden_pixels))
     return spec
+
+
+def recalibrate(directory: Path, bundle: Bundle, temperature: float) -> Bundle:
+    """The same model at another temperature; in its `directory` bundle.json alone is written anew."""
+    changed = replace(bundle, spec=replace(bundle.spec, temperature=temperature))
+    golden = tuple(changed.answer(changed.golden_image).values())
+    changed = replace(changed, spec=replace(changed.spec, golden_probabilities=golden))
+    with replacing_file(directory / SPEC) as temporary:
+        temporary.write_text(_spec_text(changed.spec))
+    return changed
 
 
 def load_bundle(directory: Path | str, *, device: torch.device | str = "cpu") -> Bundle:
@@ -215,6 +228,10 @@ def load_state_dict(path: Path | str) -> dict[str, torch.Tensor]:
 def count_parameters(model: nn.Module | Bundle) -> int:
     """The number of parameters that training changes."""
     return sum(parameter.numel() for parameter in _module(model).parameters() if parameter.requires_grad)
+
+
+def _spec_text(spec: BundleSpec) -> str:
+    return json.dumps(spec.to_json(), indent=2, allow_nan=False) + "\n"
 
 
 def _module(model: nn.Module | Bundle) -> nn.Module:
