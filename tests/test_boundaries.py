@@ -188,3 +188,16 @@ print(json.dumps(sorted({name.split(".")[0] for name in sys.modules})))
 def test_figures_do_without_pyplot() -> None:
     loaded = "[f'matplotlib.{name}' in sys.modules for name in ('figure', 'pyplot')]"
     assert python(f"import sys, mlp_dist.figures; print({loaded})") == "[True, False]\n"
+
+
+@pytest.mark.slow
+def test_models_are_built_and_asked_without_torchs_compiler() -> None:
+    code = """
+import sys, torch
+from mlp_dist.core.models import build_model
+from mlp_dist.core.spec import KINDS, ModelSpec
+for kind in KINDS:
+    build_model(ModelSpec((4, 3, 2), kind))(torch.zeros(1, 4))
+print("sympy" in sys.modules)
+"""
+    assert python(code) == "False\n"

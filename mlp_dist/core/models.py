@@ -78,7 +78,9 @@ def build_model(
     with torch.device("meta"):
         model = _BUILDERS[spec.kind](*spec.layer_sizes)
     try:
-        model.to_empty(device="cpu")
+        # Module.to_empty would make torch import its compiler, half a second and 50 MB of every worker.
+        undefined = {name: torch.empty(each.shape) for name, each in model.state_dict().items()}
+        model.load_state_dict(undefined, assign=True)
     except (RuntimeError, MemoryError) as error:
         raise BundleError(
             f"a model of {spec} has {spec.num_parameters:,} parameters, more than this machine's memory holds"
