@@ -1,34 +1,44 @@
 """Ask a running TorchServe.
 
-python -m serve.client IMAGE...        one line of JSON an image: image, label, probability, probabilities
+  python -m serve.client IMAGE...      one line of JSON an image: image, label, probability, probabilities
+
+The key is read from key_file.json in the current directory, else in the project's root; it is sent to this
+machine alone, and to another one where --key-file or MLP_DIST_KEY_FILE names it.
 """
 
+import http.client
 import json
+import os
 import sys
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from urllib.parse import quote, urlsplit
 
 from mlp_dist import command
 from mlp_dist.core.errors import ServerError, UsageError
+from serve.keys import KEY_FILE, KEY_VARIABLE, candidates, read_key, renew
 
-KEY_FILE = "key_file.json"
 URL = "http://127.0.0.1:8080"
 
 START_SECONDS = 60.0
 """How long a server that has written its keys may take to load its model."""
 
 KEY_SECONDS = 5.0
-"""How long a server that was just started may take to write its keys."""
+"""How long a server that was just started may take to write its keys, and to know its models."""
 
-_LOADING = (404, 503)
+RECOVERY_SECONDS = 20.0
+"""How long a server that is there may fail to answer: a worker that died is replaced in some four."""
+
+_FAILING = (500, 502, 503, 504, 507)
+"""A worker that died or is loaded, or a queue that is full. Asking again changes nothing on the server."""
 
 _HINTS = {
     "InvalidKeyException": f"; the key is read from {KEY_FILE} in the current directory, else in the "
-    "project's root: ask from where the server was started",
+    "project's root: ask from where the server was started, or name the file with --key-file",
     "ModelNotFoundException": "; name the one that is served with --model",
 }
 """What to do about TorchServe's own errors, by their type."""
@@ -38,89 +48,161 @@ class NotReadyError(ServerError):
     """The server is not there, or has not loaded the model yet."""
 
 
-class Client:
-    """Asks one model of one server; the key is read anew when the server refuses it.
+class BusyError(NotReadyError):
+    """The server is there, but could not answer just now."""
 
-    `key_file`: where TorchServe wrote its keys; None: in the current directory, else in the project's root.
+
+class UnknownModelError(NotReadyError):
+    """The server is there, but does not know the model."""
+
+
+class InvalidKeyError(ServerError):
+    """The server wants another key, or one at all."""
+
+
+class Client:
+    """Asks one model of one server; the key is read anew for each question, and renewed when it has expired.
+
+    `key_file`: where TorchServe wrote its keys; None: in the current directory, else in the project's root,
+    and not for another machine. `management`: the address that renews keys; None: the port after `url`'s.
+
+    Raises UsageError for a `url` that is none.
     """
 
-    def __init__(self, url: str = URL, model: str = "mlp", key_file: Path | None = None) -> None:
+    def __init__(
+        self,
+        url: str = URL,
+        model: str = "mlp",
+        key_file: Path | None = None,
+        management: str | None = None,
+    ) -> None:
         self.url, self.model, self.key_file = url.rstrip("/"), model, key_file
+        host, port = _host_and_port(self.url)
         # A proxy is for other machines: through one, this machine's own server is not to be found.
-        local = urlsplit(self.url).hostname in ("127.0.0.1", "localhost", "::1")
-        proxies = urllib.request.ProxyHandler({} if local else None)
-        self._opener = urllib.request.build_opener(proxies)
+        self._local = host in ("127.0.0.1", "localhost", "::1")
+        self._management = management or f"http://{host}:{port + 1}"
+        self._opener = urllib.request.build_opener(urllib.request.ProxyHandler({} if self._local else None))
 
-    def predict(self, image: bytes, *, timeout: float = 30.0) -> dict[str, float]:
+    def predict(
+        self,
+        image: bytes,
+        *,
+        timeout: float = 30.0,
+        top_k: int | None = None,
+        preprocess: str | None = None,
+        background: str | None = None,
+    ) -> dict[str, float]:
         """Class name -> probability for the bytes of an image file.
+
+        A server that is there but cannot answer, since a worker died or too many ask, is asked again for
+        RECOVERY_SECONDS at most. `timeout` is that of one try, in seconds.
 
         Raises NotReadyError where no model answers, ServerError with the server's own words for any
         other answer that is not a prediction.
         """
-        request = urllib.request.Request(
-            f"{self.url}/predictions/{quote(self.model)}", data=image, headers=self._headers()
-        )
+        given = {"X-Top-K": top_k, "X-Preprocess": preprocess, "X-Background": background}
+        headers = {name: str(value) for name, value in given.items() if value is not None}
+        deadline, pause = time.monotonic() + RECOVERY_SECONDS, 0.05
+        while True:
+            try:
+                return self._ask(image, headers, timeout)
+            except BusyError:
+                if time.monotonic() + pause > deadline:
+                    raise
+            time.sleep(pause)
+            pause = min(2 * pause, 1.0)
+
+    def wait_and_predict(
+        self, image: bytes, *, seconds: float = START_SECONDS, check: Callable[[], None] = lambda: None
+    ) -> dict[str, float]:
+        """`predict`, tried again until the model is loaded; `check` may raise to end the wait."""
+        started = time.monotonic()
+        while True:
+            check()
+            try:
+                # TorchServe keeps a request while the model loads, for ever where it fails to.
+                return self._ask(image, {}, timeout=5)
+            except (NotReadyError, InvalidKeyError) as error:
+                known = not isinstance(error, UnknownModelError)
+                if time.monotonic() - started > (seconds if known else min(seconds, KEY_SECONDS)):
+                    raise
+            time.sleep(0.1)
+
+    def find_key_file(self) -> Path | None:
+        if self.key_file is not None:
+            return self.key_file if self.key_file.is_file() else None
+        if not self._local and not os.environ.get(KEY_VARIABLE):
+            return None
+        return next((path for path in candidates() if path.is_file()), None)
+
+    def _ask(self, image: bytes, headers: dict[str, str], timeout: float) -> dict[str, float]:
+        """One try, or two where the key had expired."""
+        path = self.find_key_file()
+        try:
+            return self._post(image, headers, timeout, path)
+        except InvalidKeyError:
+            if path is None or not renew(path, self._renew):
+                raise
+        return self._post(image, headers, timeout, path)
+
+    def _post(
+        self, image: bytes, headers: dict[str, str], timeout: float, key_file: Path | None
+    ) -> dict[str, float]:
+        sent = {"Content-Type": "application/octet-stream", **headers}
+        if key_file is not None:
+            sent["Authorization"] = f"Bearer {read_key(key_file).value}"
+        request = urllib.request.Request(f"{self.url}/predictions/{quote(self.model)}", image, sent)
         try:
             with self._opener.open(request, timeout=timeout) as answer:
                 probabilities: dict[str, float] = json.load(answer)
                 return probabilities
         except urllib.error.HTTPError as error:
             with error:
-                said = _message(error.read())
-                message = f"{self.url} answered {error.code}: {said}{_HINTS.get(said.partition(':')[0], '')}"
-            raise (NotReadyError if error.code in _LOADING else ServerError)(message) from error
-        except (OSError, json.JSONDecodeError) as error:
+                raise _told(self.url, error.code, error.read()) from error
+        except (OSError, http.client.HTTPException, json.JSONDecodeError) as error:
             reason = getattr(error, "reason", error)
+            message = f"no answer from {self.url} ({reason or type(reason).__name__})"
+            # A connection that was made and broke off is that of a server which lost a worker.
+            if isinstance(reason, ConnectionResetError | BrokenPipeError | http.client.HTTPException):
+                raise BusyError(message) from error
             raise NotReadyError(
-                f"no answer from {self.url} ({reason}); start the server: torchserve --start --models mlp.mar"
+                f"{message}; start the server: torchserve --start --models mlp.mar"
             ) from error
 
-    def wait_and_predict(
-        self, image: bytes, *, seconds: float = START_SECONDS, check: Callable[[], None] = lambda: None
-    ) -> dict[str, float]:
-        """`predict`, tried again until the model is loaded; `check` may raise to end the wait."""
-        deadline = time.monotonic() + seconds
-        while True:
-            check()
-            try:
-                # TorchServe keeps a request while the model loads, for ever where it fails to.
-                return self.predict(image, timeout=5)
-            except ServerError as error:
-                refused_key = "InvalidKeyException" in str(error)
-                starting = isinstance(error, NotReadyError) or refused_key
-                if not starting or time.monotonic() > deadline:
-                    raise
-            time.sleep(0.1)
-
-    def find_key_file(self) -> Path | None:
-        candidates = [self.key_file] if self.key_file else [Path(KEY_FILE), _root() / KEY_FILE]
-        return next((path for path in candidates if path.is_file()), None)
-
-    def _headers(self) -> dict[str, str]:
-        headers = {"Content-Type": "application/octet-stream"}
-        path = self.find_key_file()
-        if path is not None:
-            try:
-                headers["Authorization"] = f"Bearer {json.loads(path.read_text())['inference']['key']}"
-            except (OSError, KeyError, TypeError, json.JSONDecodeError) as error:
-                raise NotReadyError(f"{path} is not a key file of TorchServe ({error!r})") from error
-        return headers
+    def _renew(self, path: str, key: str) -> None:
+        headers = {"Authorization": f"Bearer {key}"}
+        request = urllib.request.Request(f"{self._management}{path}", headers=headers)
+        # Where it cannot be had, what the server says of the old key is what is to be told.
+        with suppress(OSError, http.client.HTTPException), self._opener.open(request, timeout=10) as answer:
+            answer.read()
 
 
-def _root() -> Path:
-    return Path(__file__).resolve().parents[1]
+def _host_and_port(url: str) -> tuple[str, int]:
+    try:
+        parts = urlsplit(url)
+        host, port = parts.hostname, parts.port
+    except ValueError as error:
+        raise UsageError(f"url {url!r} is no address: {error}; it looks like {URL}") from error
+    if parts.scheme not in ("http", "https") or not host:
+        raise UsageError(f"url {url!r} is no address of a server; it looks like {URL}")
+    return host, port or (443 if parts.scheme == "https" else 80)
 
 
-def _message(body: bytes) -> str:
+def _told(url: str, status: int, body: bytes) -> ServerError:
     """The message in the handler's or TorchServe's JSON, else the body's beginning."""
     try:
         values = json.loads(body)
         error = values.get("error")
-        if error is not None:
-            return str(error["message"])
-        return f"{values['type']}: {values['message']}"
+        said = str(error["message"]) if error is not None else f"{values['type']}: {values['message']}"
     except (ValueError, KeyError, TypeError, AttributeError):
-        return body[:200].decode(errors="replace") or "an empty body"
+        said = body[:200].decode(errors="replace") or "an empty body"
+    kind = said.partition(":")[0]
+    message = f"{url} answered {status}: {said}{_HINTS.get(kind, '')}"
+    if kind == "InvalidKeyException":
+        return InvalidKeyError(message)
+    if status == 404:
+        return UnknownModelError(message)
+    return BusyError(message) if status in _FAILING else ServerError(message)
 
 
 def main() -> int:
@@ -133,19 +215,20 @@ def main() -> int:
     )
     parser.add_argument("--url", default=URL, help=f"the server's inference address ({URL})")
     parser.add_argument("--model", default="mlp", metavar="NAME", help="the model's name on the server (mlp)")
+    parser.add_argument("--key-file", type=Path, metavar="FILE", help="where TorchServe wrote its keys")
     args = parser.parse_args()
-    missing = [str(path) for path in args.images if not path.is_file()]
+    missing = [str(path) for path in [*args.images, args.key_file] if path and not path.is_file()]
     if missing:
         raise UsageError(f"no such file: {', '.join(missing)}")
 
-    client = Client(args.url, args.model)
+    client = Client(args.url, args.model, args.key_file)
     # Keys are written before the model is loaded: where they lie, the server is worth a longer wait.
     seconds = START_SECONDS if client.find_key_file() else KEY_SECONDS
     failed = False
     for path in args.images:
         try:
             probabilities = client.wait_and_predict(path.read_bytes(), seconds=seconds)
-        except NotReadyError:
+        except (NotReadyError, InvalidKeyError):
             raise
         except ServerError as error:
             print(f"error: {path}: {error}", file=sys.stderr)
@@ -153,7 +236,7 @@ def main() -> int:
             continue
         label = max(probabilities, key=probabilities.__getitem__)
         answer = {"image": str(path), "label": label, "probability": probabilities[label]}
-        print(json.dumps({**answer, "probabilities": probabilities}), flush=True)
+        print(json.dumps({**answer, "probabilities": probabilities}, ensure_ascii=False), flush=True)
     return 1 if failed else 0
 
 

@@ -15,8 +15,9 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from mlp_dist.core.errors import ServerError
-from serve.client import KEY_FILE, Client
+from serve.client import Client
 from serve.java import java_home
+from serve.keys import KEY_FILE
 
 CONFIG = Path(__file__).with_name("config.properties")
 
@@ -35,8 +36,13 @@ def running(mar: Path, golden: bytes, *, seconds: float = 120.0) -> Iterator[Cli
     """
     with tempfile.TemporaryDirectory(prefix="mlp-") as name:
         directory = Path(name)
-        port, log = _configure(directory, mar), directory / "torchserve.log"
-        client = Client(f"http://127.0.0.1:{port}", _model_name(mar), directory / KEY_FILE)
+        (port, management), log = _configure(directory, mar), directory / "torchserve.log"
+        client = Client(
+            f"http://127.0.0.1:{port}",
+            _model_name(mar),
+            directory / KEY_FILE,
+            f"http://127.0.0.1:{management}",
+        )
         with log.open("wb") as output:
             process = _start(directory, mar, output.fileno())
         try:
@@ -64,8 +70,8 @@ def _model_name(mar: Path) -> str:
         return name
 
 
-def _configure(directory: Path, mar: Path) -> int:
-    """Write the project's settings with free ports into `directory`; returns the inference port."""
+def _configure(directory: Path, mar: Path) -> tuple[int, int]:
+    """Write the project's settings with free ports into `directory`; returns those to ask and manage it."""
     ports = _free_ports(6)
     changed = {
         "model_store": str(mar.resolve().parent),
@@ -79,7 +85,7 @@ def _configure(directory: Path, mar: Path) -> int:
     kept = [line for line in CONFIG.read_text().splitlines() if line.partition("=")[0] not in changed]
     lines = kept + [f"{name}={value}" for name, value in changed.items()]
     (directory / CONFIG.name).write_text("\n".join(lines) + "\n")
-    return ports[0]
+    return ports[0], ports[1]
 
 
 def _free_ports(number: int) -> list[int]:

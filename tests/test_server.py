@@ -21,8 +21,9 @@ from mlp_dist.core.bundle import load_bundle
 from mlp_dist.core.errors import ServerError
 from mlp_dist.core.images import encode_png
 from mlp_dist.data.dataset import Dataset
-from serve.client import Client, NotReadyError
+from serve.client import Client, NotReadyError, UnknownModelError
 from serve.java import MINIMUM, java_home
+from serve.keys import read_key
 from serve.server import running
 
 pytestmark = pytest.mark.slow
@@ -40,7 +41,8 @@ def post(
     client: Client, body: bytes, content_type: str, *, key: bool = True
 ) -> tuple[int, str | None, object]:
     connection = http.client.HTTPConnection(urlsplit(client.url).netloc, timeout=30)
-    authorization = {"Authorization": client._headers()["Authorization"]} if key else {}
+    assert client.key_file is not None
+    authorization = {"Authorization": f"Bearer {read_key(client.key_file).value}"} if key else {}
     with contextlib.closing(connection):
         connection.request("POST", "/predictions/mlp", body, {"Content-Type": content_type, **authorization})
         answer = connection.getresponse()
@@ -229,6 +231,6 @@ def test_a_key_or_a_model_that_the_server_does_not_know(
         stranger.predict(png)
     other = Client(server.url, "other", server.key_file)
     with pytest.raises(
-        NotReadyError, match=r"ModelNotFoundException: .*; name the one that is served with --"
+        UnknownModelError, match=r"ModelNotFoundException: .*; name the one that is served with --"
     ):
         other.predict(png)

@@ -1,0 +1,69 @@
+"""The keys that TorchServe writes where it is started, and how an expired one is renewed."""
+
+import json
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from mlp_dist.core.errors import ServerError
+
+KEY_FILE = "key_file.json"
+
+STATE = ".serve"
+"""The directory in which serve.server keeps what belongs to the server that it started."""
+
+KEY_VARIABLE = "MLP_DIST_KEY_FILE"
+
+
+class KeyFileError(ServerError):
+    """A file that is not TorchServe's, or whose key cannot be renewed."""
+
+
+@dataclass(frozen=True)
+class Key:
+    """`value` is sent with each question. `expires` has a time zone; `api` is what renews the key."""
+
+    value: str
+    expires: datetime | None = None
+    api: str | None = None
+
+    @property
+    def expired(self) -> bool:
+        return self.expires is not None and self.expires <= datetime.now(UTC)
+
+
+def candidates() -> list[Path]:
+    """Where key files may lie: named by the environment, in the current directory, in the project's root."""
+    named = os.environ.get(KEY_VARIABLE)
+    if named:
+        return [Path(named)]
+    places = [Path(), Path(__file__).resolve().parents[1]]
+    return [place / name for place in places for name in (f"{STATE}/{KEY_FILE}", KEY_FILE)]
+
+
+def read_key(path: Path, kind: str = "inference") -> Key:
+    """The key of `kind`, "inference" or "management". Raises KeyFileError."""
+    try:
+        values = json.loads(path.read_text())
+        expires = values[kind].get("expiration time")
+        return Key(
+            str(values[kind]["key"]),
+            datetime.fromisoformat(expires) if expires else None,
+            values.get("API", {}).get("key"),
+        )
+    except (OSError, KeyError, TypeError, ValueError, AttributeError) as error:
+        raise KeyFileError(f"{path} is not a key file of TorchServe ({error!r})") from error
+
+
+def renew(path: Path, ask: Callable[[str, str], None]) -> bool:
+    """Whether an expired inference key was replaced in the file, by whoever did it.
+
+    `ask` is given a path of the management API and the key to go with it.
+    """
+    old = read_key(path)
+    if not old.expired or old.api is None:
+        return False
+    ask("/token?type=inference", old.api)
+    return read_key(path) != old
