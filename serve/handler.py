@@ -15,9 +15,10 @@ from mlp_dist import core
 from mlp_dist.core.bundle import load_bundle
 from mlp_dist.core.errors import ImageError
 from serve.answering.answers import Answers, error_body, to_json
-from serve.answering.errors import NotInstalledError, status_of
+from serve.answering.errors import status_of
+from serve.answering.explain import explain
 from serve.answering.pixels import Pixels, read_pixels, together
-from serve.answering.requests import Request, read_request
+from serve.answering.requests import V1, Request, read_request
 
 logger = logging.getLogger(__name__)
 
@@ -83,8 +84,10 @@ class MLPHandler:
             answers[position] = self.answers.write(request, own, many=pixels.many)
 
     def explain(self, request: Request, pixels: Pixels) -> bytes:
-        """What decided the answer for each image."""
-        raise NotInstalledError("this model has no explanations; ask /predictions")
+        """What decided the answer for each image: see serve.answering.explain."""
+        explained = explain(self.bundle, pixels.images)
+        listed = explained if pixels.many or len(explained) > 1 else explained[0]
+        return to_json({"explanations": listed} if request.protocol == V1 else listed)
 
     def describe(self) -> dict[str, Any]:
         """What the management API tells of this model with `?customized=true`."""

@@ -124,6 +124,7 @@ def test_mlp_dist_imports_nothing_above_it() -> None:
         ("matplotlib", {f"mlp_dist.figures.{name}" for name in ("base", "files")}),
         ("optuna", {"mlp_dist.search.study"}),
         ("sklearn", {"mlp_dist.data.readers"}),
+        ("captum", {"serve.answering.explain"}),
         ("torchvision", set()),
     ],
 )

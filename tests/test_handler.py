@@ -1,9 +1,11 @@
 import base64
 import io
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from asking import ask, context, loaded
@@ -131,7 +133,24 @@ def test_a_description_asked_for_in_a_batch_is_one_rows_answer(handler: MLPHandl
     assert "run_id" in answers[0]
 
 
-def test_explanations_are_refused(handler: MLPHandler, png: bytes) -> None:
-    [answer], [status] = ask(handler, {"body": bytearray(png)}, headers={"explain": "True"})
-    assert status == 501
-    assert "no explanations" in answer["error"]["message"]
+def test_explanations_tell_what_decided_the_answers(handler: MLPHandler, png: bytes) -> None:
+    text = base64.b64encode(png).decode()
+    [answer], _ = ask(handler, {"body": bytearray(png)})
+    rows = [{"body": bytearray(png)}, {"body": {"instances": [{"b64": text}, {"b64": text}]}}]
+    (one, several), statuses = ask(handler, *rows, headers={"explain": "True"})
+    assert statuses == [200, 200]
+    assert answer[one["class"]] == max(answer.values()) == one["probability"]
+    assert np.array(one["attributions"]).shape == (28, 28)
+    for each in several["explanations"]:
+        assert each["class"] == one["class"]
+        np.testing.assert_allclose(each["attributions"], one["attributions"], rtol=0, atol=1e-5)
+
+
+def test_explanations_where_they_cannot_be(
+    handler: MLPHandler, png: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "captum.attr", None)
+    rows = [{"body": bytearray(png)}, {"body": bytearray(png[:99])}]
+    answers, statuses = ask(handler, *rows, headers={"explain": "True"})
+    assert statuses == [501, 400]
+    assert "pip install captum" in answers[0]["error"]["message"]
