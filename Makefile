@@ -15,7 +15,7 @@ help:
 	@echo "make test       lint, types and all tests"
 	@echo "make test-fast  the tests that need no server and no second process"
 	@echo "make recipes    train every recipe on MNIST with five seeds, beside its published number"
-	@echo "make bench      time an epoch of training beside other frameworks, which it installs"
+	@echo "make bench      time training and serving beside other frameworks, which it installs"
 	@echo "make gpu-check  where there is a GPU: its tests, and training timed, into benchmarks/results"
 	@echo "make lint       ruff and mypy"
 	@echo "make clean      remove .venv and caches; runs, models and data stay"
@@ -44,7 +44,7 @@ recipes: setup
 
 bench: setup
 	$(VENV)/bin/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[bench]'
-	@$(ACTIVATE) && python -m benchmarks.training $(ARGS)
+	@$(ACTIVATE) && python -m benchmarks.training $(ARGS) && python -m benchmarks.serving
 
 gpu-check: setup
 	@$(ACTIVATE) && python -m benchmarks.gpu_check $(ARGS)

@@ -1,0 +1,23 @@
+"""The model file of the archive that benchmarks/serving.py builds for TorchServe's own image_classifier."""
+
+import json
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from mlp_dist.core.models import build_model
+from mlp_dist.core.spec import BundleSpec
+
+
+class Perceptron(nn.Module):
+    """The model of the bundle beside it; takes no arguments, as TorchServe wants it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        spec = BundleSpec.from_json(json.loads(Path(__file__).with_name("bundle.json").read_text()))
+        self.model, self.temperature = build_model(spec.model), spec.temperature
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = self.model(images.flatten(1)) / self.temperature
+        return logits
