@@ -78,7 +78,7 @@ def main(directory: Path) -> None:
     for package in (mlp_dist, serve):
         if not Path(str(package.__file__)).is_relative_to(directory):
             raise SystemExit(f"{package.__name__} comes from {package.__file__}, not from the archive")
-    service.context.request_processor = [RequestProcessor({})]
+    service.context.request_processor = [RequestProcessor({"X-Preprocess": "exact"})]
     golden = bytearray((directory / "golden.png").read_bytes())
     [answer] = service._entry_point([{"body": golden}], service.context)
     print(answer.decode())

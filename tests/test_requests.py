@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 from asking import ask, context, loaded, write_bundle
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from mlp_dist.core.bundle import load_bundle
+from mlp_dist.core.drawings import as_mnist
 from mlp_dist.core.errors import ImageError
 from serve.answering.pixels import MAX_IMAGES
 from serve.handler import MLPHandler
@@ -244,6 +245,9 @@ def test_colour_images(tmp_path: Path) -> None:
     ]
     (first, last, planes, v1, listed), statuses = ask(handler, *rows)
     assert statuses == [200] * 5
+    [refused], [status] = ask(handler, rows[0], headers={"X-Preprocess": "auto"})
+    assert status == 400
+    assert "this model takes RGB" in refused["error"]["message"]
     assert first == last == planes == v1["predictions"][0] == listed[0]
 
 
@@ -256,6 +260,78 @@ def test_headers_say_which_model_it_was(handler: MLPHandler) -> None:
         assert headers["X-Model-Name"] == "mlp"
         assert headers["X-Model-Version"] == "1.5"
         assert headers["X-Run-Id"] == "0123456789abcdef"
+
+
+def page(ink: int = 40, paper: int = 230) -> Image.Image:
+    """A dark seven on light paper, away from the middle."""
+    image = Image.new("L", (300, 200), paper)
+    ImageDraw.Draw(image).line([(180, 60), (240, 60), (205, 160)], fill=ink, width=14)
+    return image
+
+
+def test_a_drawing_is_framed_where_that_is_asked_for(
+    handler: MLPHandler, directory: Path, tmp_path: Path
+) -> None:
+    file = tmp_path / "page.png"
+    page().save(file)
+    bundle = load_bundle(directory)
+    [exact], [auto] = bundle.predict_proba(file), bundle.predict_proba(file, preprocess="auto")
+    assert exact != pytest.approx(auto, abs=1e-3)
+    image = bytearray(file.read_bytes())
+    rows = [{"image": image, "preprocess": bytearray(b"auto")}, {"body": np.asarray(page()).tolist()}]
+    answers, _ = ask(handler, {"body": image})
+    assert close(answers[0], exact)
+    answers, _ = ask(handler, *rows, headers={"X-Preprocess": "AUTO"})
+    assert all(close(answer, auto) for answer in answers)
+
+
+def test_a_model_may_frame_drawings_by_default(tmp_path: Path) -> None:
+    directory = write_bundle(tmp_path / "auto", preprocess="auto")
+    handler = loaded(directory)
+    file = io.BytesIO()
+    page().save(file, "PNG")
+    [auto], _ = ask(handler, {"body": bytearray(file.getvalue())})
+    (tmp_path / "page.png").write_bytes(file.getvalue())
+    bundle = load_bundle(directory)
+    assert close(auto, bundle.predict_proba(tmp_path / "page.png")[0])
+    [exact], _ = ask(handler, {"body": bytearray(file.getvalue())}, headers={"X-Preprocess": "exact"})
+    assert close(exact, bundle.predict_proba(tmp_path / "page.png", preprocess="exact")[0])
+
+
+def test_an_image_that_is_framed_keeps_its_pixels(directory: Path) -> None:
+    bundle = load_bundle(directory)
+    framed = as_mnist(np.asarray(page()))
+    [exact, auto] = [bundle.predict_proba(framed / 255, preprocess=each) for each in ("exact", "auto")]
+    assert exact == auto
+
+
+def test_an_empty_page_is_no_digit(handler: MLPHandler) -> None:
+    file = io.BytesIO()
+    Image.new("L", (200, 200), 240).save(file, "PNG")
+    answers, statuses = ask(
+        handler,
+        {"image": bytearray(file.getvalue()), "preprocess": bytearray(b"auto")},
+        {"body": bytearray(FILE)},
+    )
+    assert statuses == [400, 200]
+    assert answers[0]["error"]["type"] == "EmptyPageError"
+    assert "the page is empty" in answers[0]["error"]["message"]
+
+
+def test_black_ink_on_nothing_is_seen(handler: MLPHandler) -> None:
+    """As a browser's canvas gives it."""
+    canvas = page(ink=0).convert("RGBA")
+    canvas.putalpha(Image.fromarray(np.where(np.asarray(page()) < 128, 255, 0).astype(np.uint8)))
+    drawn, ink = io.BytesIO(), io.BytesIO()
+    canvas.save(drawn, "PNG")
+    page(ink=0, paper=255).save(ink, "PNG")
+    [on_nothing, on_white], _ = ask(
+        handler,
+        {"body": bytearray(drawn.getvalue())},
+        {"body": bytearray(ink.getvalue())},
+        headers={"X-Preprocess": "auto"},
+    )
+    assert on_nothing == on_white
 
 
 HEIC = bytearray(b"\0\0\0\x18ftypheic" + bytes(8))

@@ -17,7 +17,7 @@ from mlp_dist.core.files import replacing_directory, replacing_file
 from mlp_dist.core.images import Reading, decode_image, encode_png, normalize
 from mlp_dist.core.inputs import Images, model_input
 from mlp_dist.core.models import build_model
-from mlp_dist.core.spec import SPEC, BundleSpec
+from mlp_dist.core.spec import EXACT, SPEC, BundleSpec
 
 WEIGHTS = "weights.pt"
 GOLDEN = "golden.png"
@@ -82,17 +82,17 @@ class Bundle:
     def _probabilities(self, inputs: torch.Tensor) -> torch.Tensor:
         return to_probabilities(self.model(inputs), self.spec.temperature)
 
-    def answer(self, image: bytes) -> dict[str, float]:
-        """Class name -> probability for one image file. Raises ImageError."""
+    def answer(self, image: bytes, *, preprocess: str | None = None) -> dict[str, float]:
+        """Class name -> probability for one image file, as `predict_proba` gives it. Raises ImageError."""
         device = next(self.model.parameters()).device
-        pixels = decode_image(image, self.spec.image, self.reading())[None].to(device)
+        pixels = decode_image(image, self.spec.image, self.reading(preprocess))[None].to(device)
         return dict(zip(self.spec.classes, self.probabilities(pixels)[0].tolist(), strict=True))
 
     def check_golden(self) -> None:
         """Raise BundleError unless the golden image is answered as the trained model answered it."""
         golden = dict(zip(self.spec.classes, self.spec.golden_probabilities, strict=True))
         try:
-            answer = self.answer(self.golden_image)
+            answer = self.answer(self.golden_image, preprocess=EXACT)
         except ImageError as error:
             raise BundleError(f"{GOLDEN} cannot be read: {error}") from error
         check_probabilities(answer, golden)
@@ -178,7 +178,7 @@ def save_file(bundle: Bundle, path: Path) -> None:
     Its golden probabilities are those of the weights as they are now.
     """
     _check_place(path)
-    golden = tuple(bundle.answer(bundle.golden_image).values())
+    golden = tuple(bundle.answer(bundle.golden_image, preprocess=EXACT).values())
     spec = replace(bundle.spec, golden_probabilities=golden)
     content = {
         "format": _FILE_FORMAT,

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from mlp_dist.core.errors import ImageError
+from mlp_dist.core.errors import EmptyPageError
 
 Bytes = npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.floating]
@@ -58,7 +58,7 @@ def as_mnist(gray: Bytes) -> Bytes:
     """A gray picture of one digit, uint8 (H, W) of any size -> uint8 (28, 28), light ink on black.
 
     The ink may be darker or lighter than its paper, and the paper uneven. An image that is framed as MNIST's
-    is returned as it is. Raises ImageError where no ink stands out from the page.
+    is returned as it is. Raises EmptyPageError where no ink stands out from the page.
     """
     if gray.shape == (SIZE, SIZE):
         if is_framed(gray):
@@ -189,7 +189,7 @@ def _within(box: Box, size: tuple[int, int]) -> Box:
 
 
 def _ink(contrast: Floats) -> Bools:
-    """The ink of the digit on a page. Raises ImageError where there is none."""
+    """The ink of the digit on a page. Raises EmptyPageError where there is none."""
     contrast = _blurred(contrast, 1 if min(contrast.shape) > _PAPER else 0)
     contrast -= np.median(contrast)
     level, deviation = _level(contrast), -np.quantile(contrast, 0.16)
@@ -201,7 +201,7 @@ def _ink(contrast: Floats) -> Bools:
         width = _stroke(ink) / max(right - left, bottom - top)
         if softness <= _SOFTEST and width >= _THINNEST:
             return ink
-    raise ImageError(
+    raise EmptyPageError(
         "the page is empty: no digit stands out from it; send a picture of one digit that is clearly "
         "darker or lighter than its paper"
     )

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from mlp_dist.core.drawings import as_mnist
 from mlp_dist.core.errors import ImageError, ImageTooLargeError, UnsupportedFormatError
 from mlp_dist.core.spec import AUTO, EXACT, PREPROCESS, ImageSpec
 
@@ -117,6 +118,12 @@ def to_pixels(image: Image.Image, spec: ImageSpec, reading: Reading = AS_IT_IS) 
     """An opened image's pixels, as `decode_image` gives them. Raises what Pillow does on damaged files."""
     upright = _opaque(ImageOps.exif_transpose(image), reading)
     upright = upright.convert("L" if spec.channels == 1 else "RGB")
+    if reading.preprocess == AUTO:
+        if spec.channels != 1:
+            raise ImageError(
+                "preprocess 'auto' is for drawings in gray, and this model takes RGB: say 'exact'"
+            )
+        upright = Image.fromarray(as_mnist(np.asarray(upright)))
     if upright.size != (spec.width, spec.height):
         upright = upright.resize((spec.width, spec.height), Image.Resampling.BILINEAR)
     pixels = np.asarray(upright, dtype=np.uint8).reshape(spec.height, spec.width, spec.channels)

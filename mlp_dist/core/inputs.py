@@ -10,7 +10,7 @@ from PIL import Image
 
 from mlp_dist.core.errors import ImageError
 from mlp_dist.core.images import AS_IT_IS, Reading, decode_image, normalize, to_pixels
-from mlp_dist.core.spec import ImageSpec
+from mlp_dist.core.spec import AUTO, ImageSpec
 
 OneOrBatch = str | Path | Image.Image | np.ndarray | torch.Tensor
 Images = OneOrBatch | Sequence[OneOrBatch]
@@ -130,14 +130,17 @@ def _as_batch_of_planes(values: torch.Tensor, spec: ImageSpec) -> torch.Tensor:
 
 
 def _converted(batch: torch.Tensor, spec: ImageSpec, reading: Reading) -> torch.Tensor:
-    """Other sizes and colours go the way of image files, which has 8 bits."""
-    if batch.shape[1:] == (spec.channels, spec.height, spec.width):
+    """Other sizes and colours, and what is to be framed, go the way of image files, which has 8 bits."""
+    own_size = batch.shape[1:] == (spec.channels, spec.height, spec.width)
+    if own_size and reading.preprocess != AUTO:
         return batch
     pixels = batch if batch.dtype == torch.uint8 else (batch * 255).round().to(torch.uint8)
     arrays = pixels.permute(0, 2, 3, 1).contiguous().numpy()
-    return torch.stack(
+    read = torch.stack(
         [
             to_pixels(Image.fromarray(array[:, :, 0] if array.shape[2] == 1 else array), spec, reading)
             for array in arrays
         ]
     )
+    # What is framed already is as precise as it was.
+    return batch if own_size and torch.equal(read, pixels) else read
