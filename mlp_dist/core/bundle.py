@@ -134,7 +134,7 @@ def save_bundle(
 def recalibrate(directory: Path, bundle: Bundle, temperature: float) -> Bundle:
     """The same model at another temperature; in its `directory` bundle.json alone is written anew."""
     changed = replace(bundle, spec=replace(bundle.spec, temperature=temperature))
-    golden = tuple(changed.answer(changed.golden_image).values())
+    golden = tuple(changed.answer(changed.golden_image, preprocess=EXACT).values())
     changed = replace(changed, spec=replace(changed.spec, golden_probabilities=golden))
     with replacing_file(directory / SPEC) as temporary:
         temporary.write_text(_spec_text(changed.spec))
