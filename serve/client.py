@@ -20,7 +20,7 @@ from urllib.parse import quote, urlsplit
 
 from mlp_dist import command
 from mlp_dist.core.errors import ServerError, UsageError
-from serve.keys import KEY_FILE, KEY_VARIABLE, candidates, read_key, renew
+from serve.keys import KEY_FILE, KEY_VARIABLE, KeyFileError, candidates, read_key, renew
 
 URL = "http://127.0.0.1:8080"
 
@@ -80,7 +80,7 @@ class Client:
         host, port = _host_and_port(self.url)
         # A proxy is for other machines: through one, this machine's own server is not to be found.
         self._local = host in ("127.0.0.1", "localhost", "::1")
-        self._management = management or f"http://{host}:{port + 1}"
+        self.management = management or f"http://{host}:{port + 1}"
         self._opener = urllib.request.build_opener(urllib.request.ProxyHandler({} if self._local else None))
 
     def predict(
@@ -113,18 +113,25 @@ class Client:
             pause = min(2 * pause, 1.0)
 
     def wait_and_predict(
-        self, image: bytes, *, seconds: float = START_SECONDS, check: Callable[[], None] = lambda: None
+        self,
+        image: bytes,
+        *,
+        seconds: float = START_SECONDS,
+        preprocess: str | None = None,
+        check: Callable[[], None] = lambda: None,
     ) -> dict[str, float]:
         """`predict`, tried again until the model is loaded; `check` may raise to end the wait."""
         started = time.monotonic()
+        headers = {"X-Preprocess": preprocess} if preprocess else {}
         while True:
             check()
             try:
                 # TorchServe keeps a request while the model loads, for ever where it fails to.
-                return self._ask(image, {}, timeout=5)
-            except (NotReadyError, InvalidKeyError) as error:
-                known = not isinstance(error, UnknownModelError)
-                if time.monotonic() - started > (seconds if known else min(seconds, KEY_SECONDS)):
+                return self._ask(image, headers, timeout=5)
+            except (NotReadyError, InvalidKeyError, KeyFileError) as error:
+                # A server that starts may be about to know the model, or to write its keys.
+                soon = isinstance(error, UnknownModelError | KeyFileError)
+                if time.monotonic() - started > (min(seconds, KEY_SECONDS) if soon else seconds):
                     raise
             time.sleep(0.1)
 
@@ -171,7 +178,7 @@ class Client:
 
     def _renew(self, path: str, key: str) -> None:
         headers = {"Authorization": f"Bearer {key}"}
-        request = urllib.request.Request(f"{self._management}{path}", headers=headers)
+        request = urllib.request.Request(f"{self.management}{path}", headers=headers)
         # Where it cannot be had, what the server says of the old key is what is to be told.
         with suppress(OSError, http.client.HTTPException), self._opener.open(request, timeout=10) as answer:
             answer.read()

@@ -15,6 +15,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from mlp_dist.core.errors import ServerError
+from mlp_dist.core.spec import EXACT
 from serve.client import Client
 from serve.java import java_home
 from serve.keys import KEY_FILE
@@ -55,7 +56,7 @@ def running(mar: Path, golden: bytes, *, seconds: float = 120.0) -> Iterator[Cli
                     raise ServerError("its worker died while it loaded the model")
 
             try:
-                client.wait_and_predict(golden, seconds=seconds, check=check)
+                client.wait_and_predict(golden, seconds=seconds, preprocess=EXACT, check=check)
             except ServerError as error:
                 raise ServerError(f"TorchServe did not come up: {error}\n{_tail(log)}") from error
             yield client
