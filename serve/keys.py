@@ -57,13 +57,13 @@ def read_key(path: Path, kind: str = "inference") -> Key:
         raise KeyFileError(f"{path} is not a key file of TorchServe ({error!r})") from error
 
 
-def renew(path: Path, ask: Callable[[str, str], None]) -> bool:
-    """Whether an expired inference key was replaced in the file, by whoever did it.
+def renew(path: Path, ask: Callable[[str, str], None], kind: str = "inference") -> bool:
+    """Whether an expired key was replaced in the file, by whoever did it.
 
     `ask` is given a path of the management API and the key to go with it.
     """
-    old = read_key(path)
+    old = read_key(path, kind)
     if not old.expired or old.api is None:
         return False
-    ask("/token?type=inference", old.api)
-    return read_key(path) != old
+    ask(f"/token?type={kind}", old.api)
+    return read_key(path, kind) != old

@@ -1,144 +1,157 @@
-"""A TorchServe of one's own for as long as it is needed: free ports, its own directory, ended for certain."""
+"""A TorchServe of one's own, which answers rightly or does not start.
 
+  python -m serve.server start [MAR]   serve an archive (model_store/mlp.mar) in the background
+  python -m serve.server status        whether it answers rightly, and with which model
+  python -m serve.server logs -f       what it and its worker write
+  python -m serve.server stop          end it, and wait until it is gone
+
+It listens at 127.0.0.1:8080 and the two ports after it, or where these are taken at free ones. What belongs
+to it lies in .serve in the current directory, and is found from there, or from the project's root. The last
+line of start, status and stop is one JSON object.
+"""
+
+import argparse
 import json
 import os
-import shutil
-import signal
-import socket
-import subprocess
-import sys
 import tempfile
-import time
-import zipfile
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from mlp_dist.core.errors import ServerError
-from mlp_dist.core.spec import EXACT
+from mlp_dist import command
+from mlp_dist.core.errors import ServerError, UsageError
+from mlp_dist.core.files import try_to_lock
+from serve import torchserve
+from serve.archive import model_name, read_archive
 from serve.client import Client
-from serve.java import java_home
-from serve.keys import KEY_FILE
+from serve.follow import print_log
+from serve.keys import STATE
+from serve.ports import free_ports, three_ports
+from serve.state import LOG, State, find_state
+from serve.status import describe, in_words
 
-CONFIG = Path(__file__).with_name("config.properties")
-
-STOP_SECONDS = 20.0
-
-WORKER_LINE = "MODEL_LOG - "
-LOAD_FAILED = "Load model failed"
+MAR = Path("model_store/mlp.mar")
 
 
 @contextmanager
-def running(mar: Path, golden: bytes, *, seconds: float = 120.0) -> Iterator[Client]:
+def running(
+    mar: Path, golden: bytes, *, seconds: float = torchserve.START_SECONDS, **settings: object
+) -> Iterator[Client]:
     """Serve `mar` on free loopback ports; yields a client once the image `golden` is really answered.
 
-    Raises ServerError with the end of the server's log where that does not come to pass. On leaving, the
-    server and its workers have ended.
+    `settings` go before those of config.properties. Raises ServerError with the end of the server's log
+    where that does not come to pass. On leaving, the server and its workers have ended.
     """
     with tempfile.TemporaryDirectory(prefix="mlp-") as name:
-        directory = Path(name)
-        (port, management), log = _configure(directory, mar), directory / "torchserve.log"
-        client = Client(
-            f"http://127.0.0.1:{port}",
-            _model_name(mar),
-            directory / KEY_FILE,
-            f"http://127.0.0.1:{management}",
-        )
-        with log.open("wb") as output:
-            process = _start(directory, mar, output.fileno())
+        state, process = torchserve.start(Path(name), mar, model_name(mar), free_ports(3), settings)
         try:
-
-            def check() -> None:
-                if process.poll() is not None:
-                    raise ServerError(f"it ended with code {process.returncode}")
-                # TorchServe itself would start such a worker again for minutes, and call itself healthy.
-                if LOAD_FAILED in log.read_text(errors="replace"):
-                    raise ServerError("its worker died while it loaded the model")
-
-            try:
-                client.wait_and_predict(golden, seconds=seconds, preprocess=EXACT, check=check)
-            except ServerError as error:
-                raise ServerError(f"TorchServe did not come up: {error}\n{_tail(log)}") from error
-            yield client
+            torchserve.wait_until_ready(state, process, golden, seconds)
+            yield torchserve.client_of(state)
         finally:
-            _stop(process)
+            torchserve.stop(state, process)
 
 
-def _model_name(mar: Path) -> str:
-    """The name that TorchServe serves the archive under, whatever the file is called."""
-    with zipfile.ZipFile(mar) as archive:
-        name: str = json.loads(archive.read("MAR-INF/MANIFEST.json"))["model"]["modelName"]
-        return name
+@contextmanager
+def alone(directory: Path) -> Iterator[None]:
+    """No other command changes the server meanwhile. Raises ServerError where one does."""
+    directory.mkdir(mode=0o700, exist_ok=True)
+    lock = try_to_lock(directory)
+    if lock is None:
+        raise ServerError(f"another start, stop or deploy is at work in {directory}; wait until it is done")
+    try:
+        yield
+    finally:
+        os.close(lock)
 
 
-def _configure(directory: Path, mar: Path) -> tuple[int, int]:
-    """Write the project's settings with free ports into `directory`; returns those to ask and manage it."""
-    ports = _free_ports(6)
-    changed = {
-        "model_store": str(mar.resolve().parent),
-        "inference_address": f"http://127.0.0.1:{ports[0]}",
-        "management_address": f"http://127.0.0.1:{ports[1]}",
-        "metrics_address": f"http://127.0.0.1:{ports[2]}",
-        "grpc_inference_port": ports[3],
-        "grpc_management_port": ports[4],
-        "initial_worker_port": ports[5],
-    }
-    kept = [line for line in CONFIG.read_text().splitlines() if line.partition("=")[0] not in changed]
-    lines = kept + [f"{name}={value}" for name, value in changed.items()]
-    (directory / CONFIG.name).write_text("\n".join(lines) + "\n")
-    return ports[0], ports[1]
-
-
-def _free_ports(number: int) -> list[int]:
-    with ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(number)]
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [each.getsockname()[1] for each in sockets]
-
-
-def _start(directory: Path, mar: Path, log: int) -> subprocess.Popen[bytes]:
-    temporary = directory / "tmp"
-    temporary.mkdir()
-    # TorchServe allows one server a temporary directory; its own lets it run beside others.
-    places = {"TMPDIR": str(temporary), "TEMP": str(temporary), "TS_CONFIG_FILE": CONFIG.name}
-    home = java_home()
-    environment = {**os.environ, **places, **({"JAVA_HOME": home} if home else {})}
-    # A checkout on PYTHONPATH would be used in place of what the archive brings.
-    environment.pop("PYTHONPATH", None)
-    torchserve = shutil.which(
-        "torchserve", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    )
-    if torchserve is None:
-        raise ServerError("torchserve is not installed in this environment: make setup")
-    command = [torchserve, "--start", "--foreground", "--models", mar.name]
-    return subprocess.Popen(
-        command,
-        cwd=directory,
-        env=environment,
-        stdout=log,
-        stderr=log,
-        stdin=subprocess.DEVNULL,
-        start_new_session=True,
-    )
-
-
-def _stop(process: subprocess.Popen[bytes]) -> None:
-    """End the server's whole process group: launcher, Java and workers."""
-    for signum in (signal.SIGTERM, signal.SIGKILL):
-        deadline = time.monotonic() + STOP_SECONDS
+def start(mar: Path, first_port: int | None, *, deployable: bool) -> int:
+    archive = read_archive(mar)
+    directory = Path(STATE).resolve()
+    with alone(directory):
+        old = State.load(directory)
+        if old is not None:
+            if old.processes():
+                raise UsageError(
+                    f"a server already runs here, at {old.url} as process {old.session}; "
+                    "end it first: python -m serve.server stop"
+                )
+            torchserve.stop(old)
+        ports, taken = three_ports(first_port)
+        if taken:
+            print(f"{taken}; taking free ones", flush=True)
+        print(f"starting TorchServe with {mar}", flush=True)
+        settings = {"enable_model_api": "true"} if deployable else {}
+        state, process = torchserve.start(directory, mar, archive.name, ports, settings)
         try:
-            os.killpg(process.pid, signum)
-            while time.monotonic() < deadline:
-                process.poll()
-                os.killpg(process.pid, 0)
-                time.sleep(0.05)
-        except ProcessLookupError:
-            return
+            torchserve.wait_until_ready(state, process, archive.golden, check=archive.check)
+        except BaseException:
+            torchserve.stop(state, process)
+            raise
+        return status(state)
 
 
-def _tail(log: Path, lines: int = 25) -> str:
-    """The last lines that the worker wrote, where it came so far; else the server's own."""
-    everything = log.read_text(errors="replace").splitlines()
-    worker = [line.partition(WORKER_LINE)[2] for line in everything if WORKER_LINE in line]
-    return "\n".join((worker or everything)[-lines:])
+def status(state: State | None) -> int:
+    values = describe(state)
+    print(in_words(values))
+    print(json.dumps(values))
+    return 0 if values["ready"] else 1
+
+
+def stop() -> None:
+    state = find_state()
+    stopped = False
+    if state is not None:
+        with alone(state.directory):
+            stopped = bool(state.processes())
+            torchserve.stop(state)
+    print(
+        f"the server at {state.url} has ended"
+        if stopped and state
+        else "no server runs that was started here"
+    )
+    print(json.dumps({"stopped": stopped}))
+
+
+def logs(*, follow: bool) -> None:
+    places = [Path.cwd() / STATE, Path(__file__).resolve().parents[1] / STATE]
+    found = next((place / LOG for place in places if (place / LOG).is_file()), None)
+    if found is None:
+        raise UsageError("no server was started here: python -m serve.server start")
+    # Interrupting is how one stops to follow.
+    with suppress(KeyboardInterrupt):
+        print_log(found, follow=follow)
+
+
+def _parse() -> argparse.Namespace:
+    parser = command.Parser(prog="python -m serve.server", description=__doc__)
+    actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
+    starting = actions.add_parser("start", help="start a server in the background")
+    starting.add_argument("mar", type=Path, nargs="?", default=MAR, metavar="MAR", help=f"({MAR})")
+    starting.add_argument(
+        "--port", type=int, metavar="N", help="predictions at N, management at N+1, metrics at N+2"
+    )
+    starting.add_argument(
+        "--deployable", action="store_true", help="new versions can be deployed while it answers"
+    )
+    actions.add_parser("status", help="whether it answers rightly")
+    following = actions.add_parser("logs", help="what it writes")
+    following.add_argument("-f", "--follow", action="store_true", help="go on with what comes")
+    actions.add_parser("stop", help="end it")
+    return parser.parse_args()
+
+
+def main() -> int | None:
+    args = _parse()
+    if args.action == "start":
+        return start(args.mar, args.port, deployable=args.deployable)
+    if args.action == "status":
+        return status(find_state())
+    if args.action == "logs":
+        logs(follow=args.follow)
+    else:
+        stop()
+    return None
+
+
+if __name__ == "__main__":
+    command.run(main)

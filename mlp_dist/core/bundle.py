@@ -14,18 +14,15 @@ from torch import nn
 
 from mlp_dist.core.errors import BundleError, ImageError
 from mlp_dist.core.files import replacing_directory, replacing_file
+from mlp_dist.core.golden import GOLDEN as GOLDEN
+from mlp_dist.core.golden import PROBABILITY_TOLERANCE as PROBABILITY_TOLERANCE
+from mlp_dist.core.golden import check_probabilities as check_probabilities
 from mlp_dist.core.images import Reading, decode_image, encode_png, normalize
 from mlp_dist.core.inputs import Images, model_input
 from mlp_dist.core.models import build_model
 from mlp_dist.core.spec import EXACT, SPEC, BundleSpec
 
 WEIGHTS = "weights.pt"
-GOLDEN = "golden.png"
-
-PROBABILITY_TOLERANCE = 1e-6
-"""Two computations of one probability agree to this: same weights, another machine or batch size."""
-
-
 _FILE_FORMAT = "mlp_dist model 1"
 _BATCH = 2000
 
@@ -101,19 +98,6 @@ class Bundle:
 def to_probabilities(logits: torch.Tensor, temperature: float = 1.0) -> torch.Tensor:
     """softmax(logits / temperature), (B, classes), in float64, so that each row sums to 1 within 1e-15."""
     return torch.softmax(logits.double() / temperature, dim=1)
-
-
-def check_probabilities(answer: dict[str, float], golden: dict[str, float]) -> None:
-    """Raise BundleError unless both have the same classes and differ by at most PROBABILITY_TOLERANCE."""
-    if list(answer) != list(golden):
-        raise BundleError(f"the answer has the classes {list(answer)}, not {list(golden)}")
-    worst = max(golden, key=lambda name: abs(answer[name] - golden[name]))
-    # Written so that NaN fails as well.
-    if not all(abs(answer[name] - golden[name]) <= PROBABILITY_TOLERANCE for name in golden):
-        raise BundleError(
-            f"the golden image's class {worst!r} is answered with {answer[worst]}, "
-            f"the trained model gave {golden[worst]}"
-        )
 
 
 def save_bundle(

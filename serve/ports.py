@@ -1,0 +1,66 @@
+"""Ports on loopback: which are free, and who has the others."""
+
+import os
+import socket
+from collections.abc import Sequence
+from contextlib import ExitStack
+
+import psutil
+
+from mlp_dist.core.errors import ServerError, UsageError
+
+FIRST = 8080
+"""Of three in a row, as TorchServe has them: predictions, management, metrics."""
+
+HOST = "127.0.0.1"
+
+
+def free_ports(number: int) -> list[int]:
+    with ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(number)]
+        for each in sockets:
+            each.bind((HOST, 0))
+        return [each.getsockname()[1] for each in sockets]
+
+
+def three_ports(first: int | None) -> tuple[list[int], str]:
+    """`first` and the two after it; without one FIRST's, or where these are taken others, and a word on that.
+
+    Raises ServerError where those that were asked for are taken, UsageError where there are none such.
+    """
+    asked = range(first or FIRST, (first or FIRST) + 3)
+    if not 1 <= asked[0] <= asked[-1] <= 65535:
+        raise UsageError(f"port is {first}; give one from 1 to 65533, the two after it are used as well")
+    taken = [port for port in asked if not _is_free(port)]
+    if not taken:
+        return list(asked), ""
+    message = "; ".join(f"port {port} is taken by {_owner(port)}" for port in taken)
+    if first is not None:
+        raise ServerError(f"{message}; give three others with --port, or none for free ones")
+    return free_ports(3), message
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        # As TorchServe does: connections that were closed a moment ago do not hold a port.
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((HOST, port))
+        except OSError:
+            return False
+    return True
+
+
+def _owner(port: int) -> str:
+    try:
+        connections: Sequence[psutil._ntuples.sconn] = psutil.net_connections(kind="tcp")
+    except (psutil.Error, OSError):
+        connections = []
+    for each in connections:
+        if each.laddr and each.laddr.port == port and each.status == psutil.CONN_LISTEN and each.pid:
+            try:
+                words = psutil.Process(each.pid).cmdline()
+            except psutil.Error:
+                words = []
+            return f"process {each.pid} ({' '.join(words)[:80] or 'unknown'})"
+    return f"a process that user {os.getuid()} may not see"

@@ -1,0 +1,92 @@
+"""What is known of a server that serve.server started: one directory, found again from another shell."""
+
+import json
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import psutil
+
+from mlp_dist.core.errors import ServerError
+from mlp_dist.core.files import replacing_file
+from serve.keys import KEY_FILE, STATE
+
+FILE = "state.json"
+LOG = "torchserve.log"
+STORE = "model_store"
+
+
+@dataclass(frozen=True)
+class State:
+    """A server: its processes are those of session `session` that were given `temporary` for their files.
+
+    `directory` holds all that is the server's own. `started` is in seconds since 1970.
+    """
+
+    directory: Path
+    session: int
+    temporary: str
+    model: str
+    url: str
+    management_url: str
+    metrics_url: str
+    deployable: bool
+    started: float
+
+    @classmethod
+    def load(cls, directory: Path) -> Self | None:
+        """None where no server was started there, or it was stopped. Raises ServerError."""
+        path = directory / FILE
+        try:
+            return cls(directory=directory, **json.loads(path.read_text()))
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError, TypeError) as error:
+            raise ServerError(f"{path} cannot be read ({error}); remove it: rm -r {directory}") from error
+
+    def save(self) -> None:
+        values: dict[str, Any] = {name: value for name, value in asdict(self).items() if name != "directory"}
+        with replacing_file(self.directory / FILE) as temporary:
+            temporary.write_text(json.dumps(values, indent=1) + "\n")
+
+    def forget(self) -> None:
+        """As if it had never been started; the log stays."""
+        for name in (FILE, KEY_FILE):
+            (self.directory / name).unlink(missing_ok=True)
+
+    @property
+    def log(self) -> Path:
+        return self.directory / LOG
+
+    @property
+    def key_file(self) -> Path:
+        return self.directory / KEY_FILE
+
+    def processes(self) -> list[psutil.Process]:
+        """Launcher, Java and workers, as far as they run.
+
+        After a crash or a restart of the machine others may have their numbers, but not what they were given.
+        """
+        found = []
+        for pid in psutil.pids():
+            try:
+                if os.getsid(pid) == self.session:
+                    process = psutil.Process(pid)
+                    if process.environ().get("TEMP") == self.temporary:
+                        found.append(process)
+            except (OSError, psutil.Error):
+                continue
+        return found
+
+    def describe_process(self) -> str:
+        return f"{self.url}, process {self.session}"
+
+
+def find_state() -> State | None:
+    """That of the current directory, else of the project's root. Raises ServerError."""
+    for place in (Path.cwd(), Path(__file__).resolve().parents[1]):
+        found = State.load(place / STATE)
+        if found is not None:
+            return found
+    return None

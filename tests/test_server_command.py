@@ -1,0 +1,149 @@
+"""python -m serve.server, as a person types it."""
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import zipfile
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from launching import Trained, run
+
+from mlp_dist.core.errors import PackagingError, ServerError, UsageError
+from serve.archive import read_archive
+from serve.keys import STATE
+from serve.package import build_archive
+from serve.ports import three_ports
+from serve.state import State
+
+
+def serve(*words: str, cwd: Path, timeout: float = 60) -> subprocess.CompletedProcess[str]:
+    return run([sys.executable, "-m", "serve.server", *words], cwd, timeout=timeout)
+
+
+def last_line(done: subprocess.CompletedProcess[str]) -> dict[str, Any]:
+    values: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return values
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Iterator[Path]:
+    """A directory in which no server is left."""
+    yield tmp_path
+    with suppress(subprocess.TimeoutExpired):
+        serve("stop", cwd=tmp_path)
+
+
+@pytest.mark.slow
+def test_from_start_to_stop(packaged: Path, place: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        busy = serve("start", str(packaged), "--port", str(port), cwd=place)
+    assert busy.returncode == 1
+    assert f"port {port} is taken by process {os.getpid()}" in busy.stderr
+
+    done = serve("start", str(packaged), cwd=place)
+    started = last_line(done)
+    assert done.returncode == 0, done.stderr
+    assert (started["running"], started["ready"], started["workers"]) == (True, True, 1)
+    assert (place / STATE).stat().st_mode & 0o777 == 0o700
+
+    again = serve("start", str(packaged), cwd=place)
+    assert again.returncode == 2
+    assert f"a server already runs here, at {started['url']}" in again.stderr
+
+    # Another shell, which knows nothing but the directory.
+    seen = last_line(serve("status", cwd=place))
+    archive = read_archive(packaged)
+    assert (seen["version"], seen["run_id"]) == (archive.version, archive.spec.run_id)
+    (place / "golden.png").write_bytes(archive.golden)
+    asked = run([sys.executable, "-m", "serve.client", "golden.png"], place)
+    archive.check(last_line(asked)["probabilities"])
+    assert "Torch worker started" in serve("logs", cwd=place).stdout
+
+    state = State.load(place / STATE)
+    assert state is not None
+    running = state.processes()
+    assert len(running) == 3
+    assert last_line(serve("stop", cwd=place)) == {"stopped": True}
+    assert not any(psutil.pid_exists(each.pid) and each.status() != "zombie" for each in running)
+    assert last_line(serve("stop", cwd=place)) == {"stopped": False}
+    status = serve("status", cwd=place)
+    assert (status.returncode, last_line(status)["running"]) == (1, False)
+
+
+def fails_to_start(mar: Path, place: Path, message: str) -> None:
+    done = serve("start", str(mar), cwd=place)
+    assert done.returncode == 1
+    assert message in done.stderr
+    assert last_line(serve("status", cwd=place)) == {"running": False, "ready": False}
+
+
+@pytest.mark.slow
+def test_a_handler_that_cannot_be_imported_does_not_start(packaged: Path, place: Path) -> None:
+    broken = place / "broken.mar"
+    with zipfile.ZipFile(packaged) as old, zipfile.ZipFile(broken, "w") as new:
+        for name in old.namelist():
+            new.writestr(name, (b"import nowhere\n" if name == "handler.py" else b"") + old.read(name))
+    fails_to_start(broken, place, "ModuleNotFoundError: No module named 'nowhere'")
+
+
+@pytest.mark.slow
+def test_a_wrong_golden_answer_does_not_start(trained: Trained, place: Path) -> None:
+    shutil.copytree(trained.bundle, place / "bundle")
+    spec = json.loads((place / "bundle/bundle.json").read_text())
+    spec["golden_probabilities"].reverse()
+    (place / "bundle/bundle.json").write_text(json.dumps(spec))
+    mar = build_archive(place / "bundle", "mlp", "1", place)
+    fails_to_start(mar, place, "the golden image's class")
+
+
+def test_an_archive_that_is_none(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"there is no .*nope\.mar; package a run first"):
+        read_archive(tmp_path / "nope.mar")
+    (tmp_path / "half.mar").write_bytes(b"PK\x03\x04 half of it")
+    with pytest.raises(PackagingError, match=r"half\.mar is damaged"):
+        read_archive(tmp_path / "half.mar")
+    with zipfile.ZipFile(tmp_path / "other.mar", "w") as archive:
+        archive.writestr("MAR-INF/MANIFEST.json", "{}")
+    with pytest.raises(PackagingError, match=r"not an archive of python -m serve\.package"):
+        read_archive(tmp_path / "other.mar")
+
+
+def test_ports_that_are_taken() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(ServerError, match=rf"port {port} is taken by process {os.getpid()} \(.*--port"):
+            three_ports(port - 1)
+    with pytest.raises(UsageError, match="port is 65534"):
+        three_ports(65534)
+
+
+def test_the_files_of_a_server_that_crashed_name_no_process(tmp_path: Path) -> None:
+    """Its number is another's by now."""
+    other = State(
+        directory=tmp_path,
+        session=os.getsid(0),
+        temporary=str(tmp_path / "tmp"),
+        model="mlp",
+        url="http://127.0.0.1:8080",
+        management_url="http://127.0.0.1:8081",
+        metrics_url="http://127.0.0.1:8082",
+        deployable=False,
+        started=time.time(),
+    )
+    other.save()
+    found = State.load(tmp_path)
+    assert found == other
+    assert found.processes() == []
+    (tmp_path / "state.json").write_text("{")
+    with pytest.raises(ServerError, match="cannot be read"):
+        State.load(tmp_path)
