@@ -4,6 +4,7 @@ import time
 from typing import Any
 
 from mlp_dist.core.errors import MlpDistError, ServerError
+from mlp_dist.core.spec import EXACT
 from serve.archive import read_archive
 from serve.management import default_version
 from serve.state import STORE, State
@@ -40,7 +41,7 @@ def describe(state: State | None) -> dict[str, Any]:
         values["run_id"] = archive.spec.run_id
         if not values["workers"]:
             raise ServerError("no worker is ready")
-        archive.check(client_of(state).predict(archive.golden, timeout=_SECONDS))
+        archive.check(client_of(state).predict(archive.golden, timeout=_SECONDS, preprocess=EXACT))
         values["ready"] = True
     except MlpDistError as error:
         values["reason"] = str(error)

@@ -26,7 +26,7 @@ from serve.keys import read_key
 from serve.package import build_archive
 from serve.server import running
 from tests.asking import write_bundle
-from tests.fuzz_inputs import Input, good_images, inputs
+from tests.fuzz_inputs import HUGE, Input, good_images, inputs
 
 CONNECTIONS = 8
 TIMEOUT = 60.0
@@ -66,7 +66,8 @@ class Fuzzer:
             try:
                 problem = self._ask(connection, each)
             except (OSError, http.client.HTTPException) as error:
-                problem = f"no answer: {error!r}"
+                # TorchServe hangs up on a head that is too large, whether its refusal was read or not.
+                problem = None if each.kind == HUGE else f"no answer: {error!r}"
                 connection.close()
                 connection = self._connect()
             if problem:

@@ -14,6 +14,7 @@ Random = np.random.Generator
 
 FORMATS = ("PNG", "JPEG", "GIF", "BMP", "WEBP", "TIFF")
 BINARY = "application/octet-stream"
+HUGE = "huge header"
 
 
 @dataclass
@@ -223,6 +224,6 @@ WRONG: dict[str, Callable[[bytes, Random], Input]] = {
     "strange JSON": _strange_json,
     "strange tensor": _strange_tensor,
     "strange headers": _strange_headers,
-    "huge header": _huge_header,
+    HUGE: _huge_header,
     "explained": _explained,
 }
