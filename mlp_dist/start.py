@@ -217,4 +217,7 @@ def _announce(trainer: Trainer, checkpoint: Checkpoint | None) -> None:
                 flush=True,
             )
     if not len(trainer.val_set):
-        print("no validation images: the last epoch's weights are kept", flush=True)
+        print(
+            "no validation images: the last epoch's weights are kept, and its probabilities as they are",
+            flush=True,
+        )

@@ -27,6 +27,7 @@ from mlp_dist.core.bundle import GOLDEN, WEIGHTS, Bundle, check_probabilities
 from mlp_dist.core.errors import BundleError, PackagingError, UsageError
 from mlp_dist.core.files import replacing_file
 from mlp_dist.core.spec import SPEC
+from mlp_dist.evaluation import Evaluation
 from mlp_dist.tracking import find, registry
 
 HERE = Path(__file__).resolve().parent
@@ -96,11 +97,7 @@ def package(
         directory = Path(name)
         exported = export.export_run(run, directory / "run", data_dir)
         test = exported.test
-        print(
-            f"test accuracy {test.accuracy:.2%}, expected calibration error {test.ece:.2%} "
-            f"({test.uncalibrated_ece:.2%} without the temperature of {test.temperature:.3f})",
-            flush=True,
-        )
+        print(_scores(test), flush=True)
         # One version a run: two archives of one run are the same model.
         version = run.run_id[:8]
         mar = build_archive(exported.directory, model_name, version, directory)
@@ -117,6 +114,14 @@ def package(
             "test_ece": test.ece,
             "temperature": test.temperature,
         }
+
+
+def _scores(test: Evaluation) -> str:
+    """What to tell of the model's answers for the test images."""
+    told = f"test accuracy {test.accuracy:.2%}, expected calibration error {test.ece:.2%}"
+    if test.temperature == 1:
+        return f"{told}, without a temperature: there were no validation images to fit one on"
+    return f"{told} at temperature {test.temperature:.3f}, {test.uncalibrated_ece:.2%} without"
 
 
 def main() -> None:

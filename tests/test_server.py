@@ -38,13 +38,13 @@ def server(packaged: Path) -> Iterator[Client]:
 
 
 def post(
-    client: Client, body: bytes, content_type: str, *, key: bool = True
+    client: Client, body: bytes, content_type: str, *, key: bool = True, path: str = "/predictions/mlp"
 ) -> tuple[int, str | None, object]:
     connection = http.client.HTTPConnection(urlsplit(client.url).netloc, timeout=30)
     assert client.key_file is not None
     authorization = {"Authorization": f"Bearer {read_key(client.key_file).value}"} if key else {}
     with contextlib.closing(connection):
-        connection.request("POST", "/predictions/mlp", body, {"Content-Type": content_type, **authorization})
+        connection.request("POST", path, body, {"Content-Type": content_type, **authorization})
         answer = connection.getresponse()
         return answer.status, answer.headers["Content-Type"], json.loads(answer.read())
 
@@ -60,6 +60,15 @@ def test_probabilities_over_http_are_the_trained_models(
         torch.testing.assert_close(
             torch.tensor(list(answer.values()), dtype=torch.float64), row, rtol=0, atol=1e-6
         )
+
+
+def test_explanations_over_http(server: Client, image_data: Dataset) -> None:
+    png = encode_png(image_data.test.images[0])
+    status, content_type, answer = post(server, png, "image/png", path="/explanations/mlp")
+    assert (status, content_type) == (200, "application/json")
+    assert isinstance(answer, dict)
+    assert answer["probability"] == pytest.approx(max(server.predict(png).values()), abs=2e-6)
+    assert base64.b64decode(answer["heat_map"].partition(",")[2])[:4] == b"\x89PNG"
 
 
 def test_raw_form_and_json_are_answered_the_same(server: Client, image_data: Dataset) -> None:

@@ -101,7 +101,8 @@ def _integrated_gradients(
 def _told(attributions: torch.Tensor, difference: float) -> dict[str, Any]:
     """Attributions (C, H, W) as JSON, and how far their sum is off."""
     exact = attributions.double()
-    rounded = [[[round(value, 6) for value in line] for line in plane] for plane in exact.tolist()]
+    # -0.0 is rounded to -0.0, and told as 0.0.
+    rounded = [[[round(value, 6) + 0.0 for value in line] for line in plane] for plane in exact.tolist()]
     return {
         "attributions": rounded[0] if len(rounded) == 1 else rounded,
         "convergence_delta": round(exact.sum().item() - difference, 6),
