@@ -50,6 +50,20 @@ def test_the_recipes_are_trained_and_the_last_line_is_json(mnist_dir: Path) -> N
 
 
 @pytest.mark.slow
+def test_calibration_without_and_with_the_temperature(mnist_dir: Path) -> None:
+    flags = ["--seeds", "1", "--recipes", "mnist-logistic", "--data-dir", str(mnist_dir)]
+    rows = []
+    for held_out in ([], ["--val-size", "5000"]):
+        done = run([sys.executable, "-m", "benchmarks.calibration", *flags, *held_out], ROOT)
+        assert done.returncode == 0, done.stderr
+        rows += json.loads(done.stdout.splitlines()[-1])["rows"]
+    assert [row["num_validation"] for row in rows] == [0, 5000]
+    assert rows[0]["temperature"] == [1]
+    assert rows[0]["test_ece"] == rows[0]["test_ece_uncalibrated"]
+    assert rows[1]["test_ece"][0] < 0.6 * rows[1]["test_ece_uncalibrated"][0]
+
+
+@pytest.mark.slow
 def test_folders_start_sooner_the_second_time() -> None:
     done = run([sys.executable, "-m", "benchmarks.folders", "--scale", "0.05"], ROOT)
     assert done.returncode == 0, done.stderr
