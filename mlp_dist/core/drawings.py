@@ -30,8 +30,11 @@ SIZE, BOX = 28, 20
 _PAGE, _PAPER = 256, 64
 """The longest side of the copies on which the ink is looked for, and the paper's look."""
 
-_SPECK, _NEAR, _LARGE = 0.02, 0.25, 0.3
-"""Of the digit's largest part: how much smaller another may be, how far off, and how large if further off."""
+_SPECK = 0.04
+"""Of the size of the digit's largest part: what is smaller is none of it."""
+
+_ALONG_BORDER = 0.4
+"""The most of a part's outline that may lie on the picture's border."""
 
 _FINE = 5 * BOX
 """The longer side of the digit where its strokes are looked at."""
@@ -44,6 +47,9 @@ _SOFTEST, _THINNEST = 2.2, 0.025
 
 Light and shadow are softer, and what is left of scattered dots is thinner.
 """
+
+_STROKES = (1.8, 3.3)
+"""The thinnest and thickest strokes that stay as they are, in pixels of the box: most of MNIST's."""
 
 _RAMP = (0.2, 0.8)
 """The shares of the ink's contrast that become no ink, and all of it."""
@@ -76,7 +82,7 @@ def as_mnist(gray: Bytes) -> Bytes:
     paper = Image.fromarray(light + _opened(tiny - light, max(tiny.shape) // 5))
     contrast = _contrast(page, paper, (0, 0, *page.size), page.size, dark)
     box = _bounds(_ink(contrast))
-    return _framed(_fine(image, paper, _scaled(box, page.size, image.size), dark))
+    return _framed(_evened(_fine(image, paper, _scaled(box, page.size, image.size), dark)))
 
 
 def is_framed(image: Bytes) -> bool:
@@ -138,16 +144,17 @@ def _is_dark(gray: Floats) -> bool:
 
 def _spread(values: npt.NDArray[Any], reach: int, extreme: np.ufunc) -> npt.NDArray[Any]:
     """The largest or the smallest value no further than `reach` away in rows and columns."""
-    for _ in range(2):
-        values = values.T
-        length = values.shape[0]
-        padded = np.pad(values, ((reach, reach), (0, 0)), mode="edge")
-        width = 1
-        while width < 2 * reach + 1:
-            step = min(width, 2 * reach + 1 - width)
-            padded = extreme(padded[:-step], padded[step:])
-            width += step
-        values = padded[:length]
+    return _along(_along(values, reach, extreme).T, reach, extreme).T
+
+
+def _along(values: npt.NDArray[Any], reach: int, extreme: np.ufunc) -> npt.NDArray[Any]:
+    """The same in columns only."""
+    values = np.pad(values, ((reach, reach), (0, 0)), mode="edge")
+    width = 1
+    while width < 2 * reach + 1:
+        step = min(width, 2 * reach + 1 - width)
+        values = extreme(values[:-step], values[step:])
+        width += step
     return values
 
 
@@ -193,18 +200,23 @@ def _ink(contrast: Floats) -> Bools:
     contrast = _blurred(contrast, 1 if min(contrast.shape) > _PAPER else 0)
     contrast -= np.median(contrast)
     level, deviation = _level(contrast), -np.quantile(contrast, 0.16)
-    if level >= _LEAST_CONTRAST and level >= _LEAST_DEVIATIONS * deviation:
-        ink = _digit(contrast > level / 2)
-        left, top, right, bottom = _bounds(ink)
-        near = contrast[max(top - 2, 0) : bottom + 2, max(left - 2, 0) : right + 2]
-        softness = np.count_nonzero(near > 0.3 * level) / np.count_nonzero(near > 0.7 * level)
-        width = _stroke(ink) / max(right - left, bottom - top)
-        if softness <= _SOFTEST and width >= _THINNEST:
-            return ink
-    raise EmptyPageError(
+    clear = level >= _LEAST_CONTRAST and level >= _LEAST_DEVIATIONS * deviation
+    ink = _digit(contrast > level / 2) if clear else np.zeros(contrast.shape, bool)
+    if ink.any() and _is_drawn(ink, contrast / level):
+        return ink
+    raise ImageError(
         "the page is empty: no digit stands out from it; send a picture of one digit that is clearly "
         "darker or lighter than its paper"
     )
+
+
+def _is_drawn(ink: Bools, contrast: Floats) -> bool:
+    """Whether ink, of contrast about 1, is sharp and wide enough to have been drawn."""
+    left, top, right, bottom = _bounds(ink)
+    near = contrast[max(top - 2, 0) : bottom + 2, max(left - 2, 0) : right + 2]
+    softness = float(np.count_nonzero(near > 0.3) / np.count_nonzero(near > 0.7))
+    width = _stroke(ink) / max(right - left, bottom - top)
+    return softness <= _SOFTEST and width >= _THINNEST
 
 
 def _stroke(ink: Bools) -> float:
@@ -223,18 +235,25 @@ def _level(contrast: Floats) -> float:
 
 
 def _digit(mask: Bools) -> Bools:
-    """The ink that belongs to the digit: its largest part, others nearly as large, and small ones near it."""
+    """The ink that belongs to the digit."""
     labels = _parts(mask)
     sizes = np.bincount(labels.ravel())
     sizes[0] = 0
-    left, top, right, bottom = _bounds(labels == sizes.argmax())
-    reach = int(_NEAR * max(right - left, bottom - top)) + 1
-    near = labels[max(top - reach, 0) : bottom + reach, max(left - reach, 0) : right + reach]
-    kept = sizes >= _SPECK * sizes.max()
-    kept &= (np.bincount(near.ravel(), minlength=len(sizes)) > 0) | (sizes >= sizes.max() * _LARGE)
-    kept[0] = False
+    sizes[_of_the_border(labels)] = 0
+    kept = sizes > _SPECK * sizes.max()
     digit: Bools = kept[labels]
     return digit
+
+
+def _of_the_border(labels: Integers) -> Bools:
+    """Which parts' outlines lie along the picture's border: shadows, and what lies around the page."""
+    outside = np.pad(labels, 1)
+    outline = np.zeros(labels.max() + 1, np.intp)
+    for other in (outside[2:, 1:-1], outside[:-2, 1:-1], outside[1:-1, 2:], outside[1:-1, :-2]):
+        outline += np.bincount(labels[other != labels], minlength=len(outline))
+    sides = np.concatenate([labels[0], labels[-1], labels[:, 0], labels[:, -1]])
+    contact: Bools = np.bincount(sides, minlength=len(outline)) > _ALONG_BORDER * outline
+    return contact
 
 
 def _parts(mask: Bools) -> Integers:
@@ -271,9 +290,26 @@ def _fine(image: Image.Image, paper: Image.Image, box: Box, dark: bool) -> Float
     scale = 1.2 * _FINE / max(width, height)
     size = (max(1, round(width * scale)), max(1, round(height * scale)))
     contrast = _contrast(image, paper, box, size, dark)
-    contrast -= np.median(contrast)
+    contrast -= np.quantile(contrast, 0.25)
     low, high = _RAMP
     return ((contrast / _level(contrast) - low) / (high - low)).clip(0, 1)
+
+
+def _evened(ink: Floats) -> Floats:
+    """The ink with strokes as thick, in proportion to the digit, as most of MNIST's are."""
+    edge = ink > _EDGE
+    left, top, right, bottom = _bounds(edge)
+    length, stroke = max(right - left, bottom - top), _stroke(edge)
+    wanted = min(max(stroke * BOX / length, _STROKES[0]), _STROKES[1])
+    # What is added on either side lengthens the digit as well.
+    more = (wanted * length - stroke * BOX) / (2 * (BOX - wanted))
+    extreme = np.maximum if more > 0 else np.minimum
+    ink = np.pad(ink, max(0, round(more)))
+    for step in range(round(abs(more))):
+        # Squares and crosses in turn make an octagon.
+        across = extreme(_along(ink, 1, extreme), _along(ink.T, 1, extreme).T)
+        ink = _spread(ink, 1, extreme) if step % 2 else across
+    return ink
 
 
 def _framed(ink: Floats) -> Bytes:
