@@ -30,6 +30,9 @@ SIZE, BOX = 28, 20
 _PAGE, _PAPER = 256, 64
 """The longest side of the copies on which the ink is looked for, and the paper's look."""
 
+_REACHES = (0.2, 0.11)
+"""Half the width, in the page's, of what is ink and not paper: where that finds no digit, the next."""
+
 _SPECK = 0.04
 """Of the size of the digit's largest part: what is smaller is none of it."""
 
@@ -42,13 +45,13 @@ _FINE = 5 * BOX
 _LEAST_CONTRAST, _LEAST_DEVIATIONS = 10.0, 6.0
 """Ink stands out from its paper by so many gray levels, and so many times the paper's own deviation."""
 
-_SOFTEST, _THINNEST = 2.2, 0.025
-"""What is a digit: the area over 0.3 of its contrast to that over 0.7, and its stroke to its length.
+_SHORTEST, _SOFTEST, _THINNEST = 6, 2.2, 0.025
+"""What is a digit: its pixels on the page, the area over 0.3 of its contrast to that over 0.7, and its
+strokes' width to its length.
 
 Light and shadow are softer, and what is left of scattered dots is thinner.
 """
-
-_STROKES = (1.8, 3.3)
+_STROKES = (2.0, 3.3)
 """The thinnest and thickest strokes that stay as they are, in pixels of the box: most of MNIST's."""
 
 _RAMP = (0.2, 0.8)
@@ -79,10 +82,16 @@ def as_mnist(gray: Bytes) -> Bytes:
     if dark:
         image, page = _negative(image), _negative(page)
         tiny, light = 255 - tiny, 255 - light
-    paper = Image.fromarray(light + _opened(tiny - light, max(tiny.shape) // 5))
-    contrast = _contrast(page, paper, (0, 0, *page.size), page.size, dark)
-    box = _bounds(_ink(contrast))
-    return _framed(_evened(_fine(image, paper, _scaled(box, page.size, image.size), dark)))
+    for reach in _REACHES:
+        paper = Image.fromarray(light + _opened(tiny - light, round(reach * max(tiny.shape))))
+        ink = _ink(_contrast(page, paper, (0, 0, *page.size), page.size, dark))
+        if ink.any():
+            box = _scaled(_bounds(ink), page.size, image.size)
+            return _framed(_evened(_fine(image, paper, box, dark)))
+    raise ImageError(
+        "the page is empty: no digit stands out from it; send a picture of one digit that is clearly "
+        "darker or lighter than its paper"
+    )
 
 
 def is_framed(image: Bytes) -> bool:
@@ -196,27 +205,22 @@ def _within(box: Box, size: tuple[int, int]) -> Box:
 
 
 def _ink(contrast: Floats) -> Bools:
-    """The ink of the digit on a page. Raises EmptyPageError where there is none."""
+    """The ink of the digit on a page; none where there is none."""
     contrast = _blurred(contrast, 1 if min(contrast.shape) > _PAPER else 0)
     contrast -= np.median(contrast)
     level, deviation = _level(contrast), -np.quantile(contrast, 0.16)
     clear = level >= _LEAST_CONTRAST and level >= _LEAST_DEVIATIONS * deviation
     ink = _digit(contrast > level / 2) if clear else np.zeros(contrast.shape, bool)
-    if ink.any() and _is_drawn(ink, contrast / level):
-        return ink
-    raise ImageError(
-        "the page is empty: no digit stands out from it; send a picture of one digit that is clearly "
-        "darker or lighter than its paper"
-    )
+    return ink if ink.any() and _is_drawn(ink, contrast / level) else np.zeros_like(ink)
 
 
 def _is_drawn(ink: Bools, contrast: Floats) -> bool:
-    """Whether ink, of contrast about 1, is sharp and wide enough to have been drawn."""
+    """Whether ink, of contrast about 1, is long, sharp and wide enough to have been drawn."""
     left, top, right, bottom = _bounds(ink)
     near = contrast[max(top - 2, 0) : bottom + 2, max(left - 2, 0) : right + 2]
-    softness = float(np.count_nonzero(near > 0.3) / np.count_nonzero(near > 0.7))
-    width = _stroke(ink) / max(right - left, bottom - top)
-    return softness <= _SOFTEST and width >= _THINNEST
+    length, core = max(right - left, bottom - top), int(np.count_nonzero(near > 0.7))
+    sharp = int(np.count_nonzero(near > 0.3)) <= _SOFTEST * core
+    return sharp and length >= _SHORTEST and _stroke(ink) >= _THINNEST * length
 
 
 def _stroke(ink: Bools) -> float:
