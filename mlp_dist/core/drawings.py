@@ -36,6 +36,9 @@ _REACHES = (0.2, 0.11)
 _SPECK = 0.04
 """Of the size of the digit's largest part: what is smaller is none of it."""
 
+_SHARE = 0.15
+"""Of the digit that its largest part is at least."""
+
 _ALONG_BORDER = 0.4
 """The most of a part's outline that may lie on the picture's border."""
 
@@ -45,12 +48,11 @@ _FINE = 5 * BOX
 _LEAST_CONTRAST, _LEAST_DEVIATIONS = 10.0, 6.0
 """Ink stands out from its paper by so many gray levels, and so many times the paper's own deviation."""
 
-_SHORTEST, _SOFTEST, _THINNEST = 6, 2.2, 0.025
-"""What is a digit: its pixels on the page, the area over 0.3 of its contrast to that over 0.7, and its
-strokes' width to its length.
-
-Light and shadow are softer, and what is left of scattered dots is thinner.
+_SHORTEST, _LONGEST, _SOFTEST = 6, 8, 2.2
+"""What has been drawn: its pixels on the page, the length of its strokes in its own, and the area over 0.3 of
+its contrast to that over 0.7. Scattered dots are longer, light and shadow are softer.
 """
+
 _STROKES = (2.0, 3.3)
 """The thinnest and thickest strokes that stay as they are, in pixels of the box: most of MNIST's."""
 
@@ -215,12 +217,12 @@ def _ink(contrast: Floats) -> Bools:
 
 
 def _is_drawn(ink: Bools, contrast: Floats) -> bool:
-    """Whether ink, of contrast about 1, is long, sharp and wide enough to have been drawn."""
+    """Whether ink, of contrast about 1, is as large, as sharp and in as few strokes as what is drawn."""
     left, top, right, bottom = _bounds(ink)
     near = contrast[max(top - 2, 0) : bottom + 2, max(left - 2, 0) : right + 2]
-    length, core = max(right - left, bottom - top), int(np.count_nonzero(near > 0.7))
-    sharp = int(np.count_nonzero(near > 0.3)) <= _SOFTEST * core
-    return sharp and length >= _SHORTEST and _stroke(ink) >= _THINNEST * length
+    length, area = max(right - left, bottom - top), int(np.count_nonzero(ink))
+    sharp = int(np.count_nonzero(near > 0.3)) <= _SOFTEST * int(np.count_nonzero(near > 0.7))
+    return sharp and length >= _SHORTEST and area <= _LONGEST * length * _stroke(ink)
 
 
 def _stroke(ink: Bools) -> float:
@@ -245,7 +247,8 @@ def _digit(mask: Bools) -> Bools:
     sizes[0] = 0
     sizes[_of_the_border(labels)] = 0
     kept = sizes > _SPECK * sizes.max()
-    digit: Bools = kept[labels]
+    # Dots that are scattered over a page are alike.
+    digit: Bools = kept[labels] & (sizes.max() > _SHARE * sizes[kept].sum())
     return digit
 
 
