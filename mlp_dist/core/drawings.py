@@ -6,6 +6,7 @@ what a photograph needs: whether the ink is darker or lighter than its paper, wh
 the ink, and where on it the digit stands.
 """
 
+import math
 from typing import Any
 
 import numpy as np
@@ -53,6 +54,9 @@ _SHORTEST, _LONGEST, _SOFTEST = 6, 8, 2.2
 its contrast to that over 0.7. Scattered dots are longer, light and shadow are softer.
 """
 
+_BOTH_SIDES = 0.2
+"""Of its contrast to most of the page, the contrast that ink has to either side of it."""
+
 _STROKES = (2.0, 3.3)
 """The thinnest and thickest strokes that stay as they are, in pixels of the box: most of MNIST's."""
 
@@ -87,7 +91,7 @@ def as_mnist(gray: Bytes) -> Bytes:
     for reach in _REACHES:
         paper = Image.fromarray(light + _opened(tiny - light, round(reach * max(tiny.shape))))
         ink = _ink(_contrast(page, paper, (0, 0, *page.size), page.size, dark))
-        if ink.any():
+        if ink.any() and not _is_edge(ink, np.asarray(page, np.float32)):
             box = _scaled(_bounds(ink), page.size, image.size)
             return _framed(_evened(_fine(image, paper, box, dark)))
     raise ImageError(
@@ -223,6 +227,19 @@ def _is_drawn(ink: Bools, contrast: Floats) -> bool:
     length, area = max(right - left, bottom - top), int(np.count_nonzero(ink))
     sharp = int(np.count_nonzero(near > 0.3)) <= _SOFTEST * int(np.count_nonzero(near > 0.7))
     return sharp and length >= _SHORTEST and area <= _LONGEST * length * _stroke(ink)
+
+
+def _is_edge(ink: Bools, gray: Floats) -> bool:
+    """Whether it is where a shadow ends: lighter than what lies on one side of it, but not on the other."""
+    left, top, right, bottom = _bounds(ink)
+    reach = math.ceil(_stroke(ink))
+    around = (
+        slice(max(top - 2 * reach, 0), bottom + 2 * reach),
+        slice(max(left - 2 * reach, 0), right + 2 * reach),
+    )
+    ink, gray = ink[around], _blurred(gray[around], 1)
+    sides = _spread(_spread(gray, reach, np.minimum), reach, np.maximum)
+    return bool(np.median((gray - sides)[ink]) < _BOTH_SIDES * np.median((gray - np.median(gray))[ink]))
 
 
 def _stroke(ink: Bools) -> float:
