@@ -94,7 +94,7 @@ def as_mnist(gray: Bytes) -> Bytes:
         if ink.any() and not _is_edge(ink, np.asarray(page, np.float32)):
             box = _scaled(_bounds(ink), page.size, image.size)
             return _framed(_evened(_fine(image, paper, box, dark)))
-    raise ImageError(
+    raise EmptyPageError(
         "the page is empty: no digit stands out from it; send a picture of one digit that is clearly "
         "darker or lighter than its paper"
     )
