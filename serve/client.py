@@ -16,11 +16,13 @@ import urllib.request
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from typing import Self
 from urllib.parse import quote, urlsplit
 
 from mlp_dist import command
 from mlp_dist.core.errors import ServerError, UsageError
 from serve.keys import KEY_FILE, KEY_VARIABLE, KeyFileError, candidates, read_key, renew
+from serve.state import find_state
 
 URL = "http://127.0.0.1:8080"
 
@@ -82,6 +84,16 @@ class Client:
         self._local = host in ("127.0.0.1", "localhost", "::1")
         self.management = management or f"http://{host}:{port + 1}"
         self._opener = urllib.request.build_opener(urllib.request.ProxyHandler({} if self._local else None))
+
+    @classmethod
+    def find(cls, url: str | None = None, model: str = "mlp", key_file: Path | None = None) -> Self:
+        """Of the server that serve.server started here, where `url` is its address or None; else of the one
+        at `url`, or URL.
+        """
+        state = find_state()
+        if state is not None and key_file is None and url in (None, state.url):
+            return cls(state.url, model, state.key_file, state.management_url)
+        return cls(url or URL, model, key_file)
 
     def predict(
         self,
@@ -220,7 +232,9 @@ def main() -> int:
     parser.add_argument(
         "images", type=Path, nargs="+", metavar="IMAGE", help="PNG, JPEG, GIF, BMP, WebP or TIFF"
     )
-    parser.add_argument("--url", default=URL, help=f"the server's inference address ({URL})")
+    parser.add_argument(
+        "--url", help=f"the server's inference address (that of serve.server start, else {URL})"
+    )
     parser.add_argument("--model", default="mlp", metavar="NAME", help="the model's name on the server (mlp)")
     parser.add_argument("--key-file", type=Path, metavar="FILE", help="where TorchServe wrote its keys")
     args = parser.parse_args()
@@ -228,7 +242,7 @@ def main() -> int:
     if missing:
         raise UsageError(f"no such file: {', '.join(missing)}")
 
-    client = Client(args.url, args.model, args.key_file)
+    client = Client.find(args.url, args.model, args.key_file)
     # Keys are written before the model is loaded: where they lie, the server is worth a longer wait.
     seconds = START_SECONDS if client.find_key_file() else KEY_SECONDS
     failed = False

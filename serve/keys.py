@@ -39,8 +39,7 @@ def candidates() -> list[Path]:
     named = os.environ.get(KEY_VARIABLE)
     if named:
         return [Path(named)]
-    places = [Path(), Path(__file__).resolve().parents[1]]
-    return [place / name for place in places for name in (f"{STATE}/{KEY_FILE}", KEY_FILE)]
+    return [place / KEY_FILE for place in (Path(), Path(__file__).resolve().parents[1])]
 
 
 def read_key(path: Path, kind: str = "inference") -> Key:
