@@ -17,10 +17,12 @@ from mlp_dist.core.bundle import WEIGHTS
 from mlp_dist.core.errors import ServerError
 from mlp_dist.core.spec import SPEC
 from mlp_dist.data.readers import default_data_dir
+from serve.answering.manifest import MANIFEST
+from serve.package import seal
 
 _ROOT = Path(__file__).resolve().parents[1]
 _HANDLERS = Path(__file__).with_name("rivals")
-_MANIFEST, CONFIG = "MAR-INF/MANIFEST.json", "model-config.yaml"
+CONFIG = "model-config.yaml"
 
 
 @dataclass(frozen=True)
@@ -96,9 +98,10 @@ def _changed(mar: Path, place: Path, files: dict[str, bytes], **manifest: str) -
     place.parent.mkdir()
     with zipfile.ZipFile(mar) as old, zipfile.ZipFile(place, "w") as new:
         kept = {name: old.read(name) for name in old.namelist()} | files
-        values = json.loads(kept[_MANIFEST])
+        values = json.loads(kept[MANIFEST])
         values["model"] |= manifest
-        kept[_MANIFEST] = json.dumps(values).encode()
+        kept[MANIFEST] = json.dumps(values).encode()
         for name, content in kept.items():
             new.writestr(name, content)
+    seal(place)
     return place

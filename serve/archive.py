@@ -9,8 +9,7 @@ from pathlib import Path
 from mlp_dist.core.errors import BundleError, PackagingError, UsageError
 from mlp_dist.core.golden import GOLDEN, check_probabilities
 from mlp_dist.core.spec import SPEC, BundleSpec
-
-MANIFEST = "MAR-INF/MANIFEST.json"
+from serve.answering.manifest import MANIFEST
 
 
 @dataclass(frozen=True)

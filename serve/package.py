@@ -29,8 +29,12 @@ from mlp_dist.core.files import replacing_file
 from mlp_dist.core.spec import SPEC
 from mlp_dist.evaluation import Evaluation
 from mlp_dist.tracking import find, registry
+from serve.answering.manifest import MANIFEST, SUMS, sha256_sums
 
 HERE = Path(__file__).resolve().parent
+
+_UNIX = 3
+"""In a zip file, that permissions are those of Unix."""
 
 
 def build_archive(bundle_directory: Path, model_name: str, version: str, directory: Path) -> Path:
@@ -61,7 +65,29 @@ def build_archive(bundle_directory: Path, model_name: str, version: str, directo
     }
     words = [str(word) for pair in arguments.items() for word in pair]
     _run([sys.executable, "-m", "model_archiver.model_packaging", *words], TMPDIR=str(temporary))
-    return directory / f"{model_name}.mar"
+    mar = directory / f"{model_name}.mar"
+    seal(mar)
+    return mar
+
+
+def seal(mar: Path) -> None:
+    """Name the sha256 of each file in the archive's manifest, and write it so that the same files give the
+    same bytes: the archiver stamps the time on them, and takes them in the order of the directory.
+    """
+    with tempfile.TemporaryDirectory(prefix="mlp-seal-") as name, zipfile.ZipFile(mar) as made:
+        directory = Path(name)
+        made.extractall(directory)
+        manifest = json.loads((directory / MANIFEST).read_text())
+        manifest.pop("createdOn", None)
+        sums = sha256_sums(directory)
+        files = {name: (directory / name).read_bytes() for name in sums}
+    files[MANIFEST] = (json.dumps({**manifest, SUMS: sums}, indent=2, sort_keys=True) + "\n").encode()
+    # Not compressed, which gains little of weights, and is not the same with every zlib.
+    with zipfile.ZipFile(mar, "w", zipfile.ZIP_STORED) as sealed:
+        for name in sorted(files):
+            entry = zipfile.ZipInfo(name)
+            entry.create_system, entry.external_attr = _UNIX, 0o644 << 16
+            sealed.writestr(entry, files[name])
 
 
 def check_archive(mar: Path, bundle: Bundle, directory: Path) -> None:

@@ -11,6 +11,7 @@ from mlp_dist.core.bundle import save_bundle, to_probabilities
 from mlp_dist.core.images import normalize
 from mlp_dist.core.models import build_model
 from mlp_dist.core.spec import BundleSpec, ImageSpec, ModelSpec
+from serve.answering.manifest import SUMS, sha256_sums
 from serve.handler import MLPHandler
 
 DIGITS = tuple("0123456789")
@@ -50,7 +51,8 @@ def loaded(bundle: Path) -> MLPHandler:
 
 
 def context(directory: Path, batch: int, headers: dict[str, str] | None = None) -> Context:
-    made = Context("mlp", str(directory), MANIFEST, 16, None, "0.12.0")
+    manifest = {**MANIFEST, SUMS: sha256_sums(directory)} if batch == 0 else MANIFEST
+    made = Context("mlp", str(directory), manifest, 16, None, "0.12.0")
     made.request_processor = [RequestProcessor(headers or {}) for _ in range(batch)]
     return made
 

@@ -1,18 +1,22 @@
 import hashlib
 import json
+import os
 import shutil
 import subprocess
 import sys
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from asking import write_bundle
 from launching import ROOT, Trained, run
 
 from mlp_dist.core.bundle import load_bundle
 from mlp_dist.core.errors import PackagingError
-from serve.package import build_archive, check_archive
+from serve.answering.manifest import MANIFEST
+from serve.package import build_archive, check_archive, seal
 
 pytestmark = pytest.mark.slow
 
@@ -72,26 +76,85 @@ def test_it_answers_where_nothing_of_training_can_be_imported(packaged: Path, tm
     assert list(answer.values()) == pytest.approx(spec["golden_probabilities"], abs=1e-6)
 
 
-@pytest.mark.parametrize("damage", ["weights", "handler", "core", "golden"])
-def test_an_archive_that_answers_otherwise_is_refused(damage: str, trained: Trained, tmp_path: Path) -> None:
-    bundle = load_bundle(trained.bundle)
-    (tmp_path / "work").mkdir()
-    mar = build_archive(trained.bundle, "mlp", "1", tmp_path / "work")
-    broken = tmp_path / "broken.mar"
-    with zipfile.ZipFile(mar) as old, zipfile.ZipFile(broken, "w") as new:
-        for name in old.namelist():
-            data = old.read(name)
-            if damage == "weights" and name == "weights.pt":
-                data = data[:-1000]
-            if damage == "handler" and name == "handler.py":
-                data = data.replace(b"import torch\n", b"import torch\nimport accelerate\n")
-            if damage == "core" and name == "mlp_dist/core/images.py":
-                continue
-            if damage == "golden" and name == "golden.png":
-                data = b"not an image"
+def rewritten(mar: Path, place: Path, change: Callable[[dict[str, bytes]], object]) -> Path:
+    """A copy of the archive whose files were changed, but for the manifest."""
+    with zipfile.ZipFile(mar) as old, zipfile.ZipFile(place, "w") as new:
+        files = {name: old.read(name) for name in old.namelist()}
+        change(files)
+        for name, data in files.items():
             new.writestr(name, data)
-    with pytest.raises(PackagingError, match="the archive was not put in place"):
-        check_archive(broken, bundle, tmp_path)
+    return place
+
+
+@pytest.fixture(scope="module")
+def untrained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A bundle of a model that was not trained, and its archive."""
+    directory = tmp_path_factory.mktemp("untrained")
+    bundle = write_bundle(directory / "bundle")
+    return bundle, build_archive(bundle, "mlp", "1", directory)
+
+
+DAMAGE: dict[str, tuple[Callable[[dict[str, bytes]], object], str]] = {
+    "weights": (
+        lambda files: files.update({"weights.pt": files["weights.pt"][:-1000]}),
+        "weights.pt was changed",
+    ),
+    "golden": (lambda files: files.update({"golden.png": b"none"}), "golden.png was changed"),
+    "settings": (lambda files: files.update({"model-config.yaml": b""}), "model-config.yaml was changed"),
+    "handler": (
+        lambda files: files.update({"handler.py": files["handler.py"] + b"\n"}),
+        "handler.py was changed",
+    ),
+    "core": (lambda files: files.pop("mlp_dist/core/images.py"), "mlp_dist/core/images.py was missing"),
+    "another": (lambda files: files.update({"a.py": b"", "b/c.py": b""}), "a.py, b/c.py were added"),
+    "sums": (
+        lambda files: files.update({MANIFEST: files[MANIFEST].replace(b'"sha256"', b'"sha255"')}),
+        "has no sha256 of the archive's files",
+    ),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_an_archive_that_was_changed_is_refused(
+    damage: str, untrained: tuple[Path, Path], tmp_path: Path
+) -> None:
+    bundle, mar = untrained
+    change, message = DAMAGE[damage]
+    broken = rewritten(mar, tmp_path / "broken.mar", change)
+    with pytest.raises(PackagingError, match=f"the archive was not put in place(.|\n)*{message}"):
+        check_archive(broken, load_bundle(bundle), tmp_path)
+
+
+def test_an_archive_that_needs_more_than_what_serves_is_refused(
+    untrained: tuple[Path, Path], tmp_path: Path
+) -> None:
+    bundle, mar = untrained
+    name = "serve/answering/worker.py"
+    broken = rewritten(
+        mar, tmp_path / "broken.mar", lambda files: files.update({name: b"import accelerate\n" + files[name]})
+    )
+    seal(broken)
+    with pytest.raises(PackagingError, match="No module named 'accelerate'"):
+        check_archive(broken, load_bundle(bundle), tmp_path)
+
+
+def test_the_same_bundle_gives_the_same_bytes(
+    untrained: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle, mar = untrained
+    elsewhere = shutil.copytree(bundle, tmp_path / "bundle")
+    for path in elsewhere.iterdir():
+        os.utime(path, (1_000_000_000, 1_000_000_000))
+        path.chmod(0o600)
+    monkeypatch.setenv("TZ", "Asia/Tokyo")
+    monkeypatch.setenv("LC_ALL", "C")
+    (tmp_path / "work").mkdir()
+    umask = os.umask(0o077)
+    try:
+        again = build_archive(elsewhere, "mlp", "1", tmp_path / "work")
+    finally:
+        os.umask(umask)
+    assert again.read_bytes() == mar.read_bytes()
 
 
 def test_another_models_answer_is_refused(trained: Trained, tmp_path: Path) -> None:
