@@ -49,13 +49,13 @@ _FINE = 5 * BOX
 _LEAST_CONTRAST, _LEAST_DEVIATIONS = 10.0, 6.0
 """Ink stands out from its paper by so many gray levels, and so many times the paper's own deviation."""
 
-_SHORTEST, _LONGEST, _SOFTEST = 6, 8, 2.2
+_SHORTEST, _LONGEST, _SOFTEST = 8, 8, 2.2
 """What has been drawn: its pixels on the page, the length of its strokes in its own, and the area over 0.3 of
 its contrast to that over 0.7. Scattered dots are longer, light and shadow are softer.
 """
 
-_BOTH_SIDES = 0.2
-"""Of its contrast to most of the page, the contrast that ink has to either side of it."""
+_BOTH_SIDES = 0.4
+"""Of the contrast of ink to its paper, the least it has to what is on either side of it."""
 
 _STROKES = (2.0, 3.3)
 """The thinnest and thickest strokes that stay as they are, in pixels of the box: most of MNIST's."""
@@ -91,7 +91,7 @@ def as_mnist(gray: Bytes) -> Bytes:
     for reach in _REACHES:
         paper = Image.fromarray(light + _opened(tiny - light, round(reach * max(tiny.shape))))
         ink = _ink(_contrast(page, paper, (0, 0, *page.size), page.size, dark))
-        if ink.any() and not _is_edge(ink, np.asarray(page, np.float32)):
+        if ink.any() and not _is_edge(ink, page, paper):
             box = _scaled(_bounds(ink), page.size, image.size)
             return _framed(_evened(_fine(image, paper, box, dark)))
     raise EmptyPageError(
@@ -229,17 +229,13 @@ def _is_drawn(ink: Bools, contrast: Floats) -> bool:
     return sharp and length >= _SHORTEST and area <= _LONGEST * length * _stroke(ink)
 
 
-def _is_edge(ink: Bools, gray: Floats) -> bool:
+def _is_edge(ink: Bools, page: Image.Image, paper: Image.Image) -> bool:
     """Whether it is where a shadow ends: lighter than what lies on one side of it, but not on the other."""
-    left, top, right, bottom = _bounds(ink)
+    gray = _blurred(np.asarray(page, np.float32), 1)
+    under = np.asarray(paper.resize(page.size, Image.Resampling.BILINEAR), np.float32)
     reach = math.ceil(_stroke(ink))
-    around = (
-        slice(max(top - 2 * reach, 0), bottom + 2 * reach),
-        slice(max(left - 2 * reach, 0), right + 2 * reach),
-    )
-    ink, gray = ink[around], _blurred(gray[around], 1)
     sides = _spread(_spread(gray, reach, np.minimum), reach, np.maximum)
-    return bool(np.median((gray - sides)[ink]) < _BOTH_SIDES * np.median((gray - np.median(gray))[ink]))
+    return bool(np.median((gray - sides)[ink]) < _BOTH_SIDES * np.median((gray - under)[ink]))
 
 
 def _stroke(ink: Bools) -> float:
