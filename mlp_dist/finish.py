@@ -142,6 +142,7 @@ def _write_bundle(trainer: "Trainer", model: torch.nn.Module, test: Evaluation, 
             "torch": str(torch.__version__),
         },
         temperature=test.temperature,
+        preprocess=data.preprocess,
     )
     save_bundle(directory, spec, model.state_dict(), golden)
     load_bundle(directory).check_golden()

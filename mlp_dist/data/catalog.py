@@ -5,7 +5,7 @@ Mean and standard deviation are those of the training images, in units of ToTens
 
 from dataclasses import dataclass
 
-from mlp_dist.core.spec import ImageSpec
+from mlp_dist.core.spec import AUTO, EXACT, ImageSpec
 
 FOLDER_PREFIX = "folder:"
 """`folder:DIR` names a data set of one's own: one folder a class, or DIR/train and DIR/test."""
@@ -39,12 +39,16 @@ class Files:
 
 @dataclass(frozen=True)
 class DatasetFacts:
-    """`files` is None where the images come with a package."""
+    """`files` is None where the images come with a package.
+
+    `preprocess` is how pictures are read, where a question does not say: "auto" frames them as MNIST's are.
+    """
 
     title: str
     image: ImageSpec
     classes: tuple[str, ...]
     files: Files | None
+    preprocess: str = EXACT
 
 
 _DIGIT_NAMES = tuple("0123456789")
@@ -69,6 +73,7 @@ CATALOG: dict[str, DatasetFacts] = {
                 "ec29112dd5afa0611ce80d1b7f02629c",
             ),
         ),
+        preprocess=AUTO,
     ),
     "fashion_mnist": DatasetFacts(
         "Fashion-MNIST",

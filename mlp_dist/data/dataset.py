@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from mlp_dist.core.spec import ImageSpec
+from mlp_dist.core.spec import EXACT, ImageSpec
 
 _PIECE_BYTES = 2**22
 
@@ -36,7 +36,8 @@ class ImageSet:
 class Dataset:
     """A data set on the CPU, each part in memory or a StoredSet. `name` is what `read_dataset` takes.
 
-    `known_digest` is the digest where it has been computed before.
+    `known_digest` is the digest where it has been computed before. `preprocess` is how a model of it reads
+    pictures, where a question does not say: one of core.spec's PREPROCESS.
     """
 
     name: str
@@ -46,6 +47,7 @@ class Dataset:
     train: ImageSet
     test: ImageSet
     known_digest: str = ""
+    preprocess: str = EXACT
 
     def digest(self) -> str:
         """sha256 over the training and test images and labels, in hexadecimal.

@@ -70,7 +70,7 @@ def read_dataset(
         train, test = _read_idx(facts, facts.files, data_dir)
     spec = replace(facts.image, height=image_size, width=image_size)
     train, test = _resized(train, spec), _resized(test, spec)
-    return Dataset(name, facts.title, spec, facts.classes, train, test)
+    return Dataset(name, facts.title, spec, facts.classes, train, test, preprocess=facts.preprocess)
 
 
 def _resized(data: ImageSet, spec: ImageSpec) -> ImageSet:
