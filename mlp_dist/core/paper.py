@@ -90,7 +90,9 @@ def blurred(values: Floats, reach: int) -> Floats:
     """The mean of what is no further than `reach` away in rows and columns."""
     for _ in range(2):
         values = values.T
-        padded = np.pad(values, ((reach + 1, reach), (0, 0)), mode="edge")
-        sums = np.cumsum(padded, axis=0, dtype=np.float32)
-        values = (sums[2 * reach + 1 :] - sums[: -2 * reach - 1]) / (2 * reach + 1)
+        padded = np.pad(values, ((reach, reach), (0, 0)), mode="edge")
+        total = padded[: len(values)].copy()
+        for offset in range(1, 2 * reach + 1):
+            total += padded[offset : offset + len(values)]
+        values = total / (2 * reach + 1)
     return values
