@@ -6,7 +6,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from mlp_dist.core.errors import ServerError
-from serve.keys import KeyFileError, read_key, renew
+from serve.keys import read_key, renew
 from serve.state import State
 
 
@@ -51,17 +51,16 @@ def _send(state: State, path: str, method: str, key: str, timeout: float) -> tup
         connection.close()
 
 
-def versions(state: State) -> list[dict[str, Any]]:
-    """All versions of the model as TorchServe describes them. Raises ServerError."""
-    try:
-        found: list[dict[str, Any]] = ask(state, f"/models/{state.model}/all", timeout=10)
-        return found
-    except KeyFileError as error:
-        raise ServerError(f"the server's keys are not there: {error}") from error
+def describe_version(state: State, version: str = "") -> dict[str, Any]:
+    """A version of the model as TorchServe describes it; "": the one that is asked where none is named.
 
-
-def default_version(state: State) -> dict[str, Any]:
-    """The version that is asked where none is named. Raises ServerError."""
-    [found] = ask(state, f"/models/{state.model}", timeout=10)
+    Raises ServerError.
+    """
+    [found] = ask(state, "/".join(filter(None, ("/models", state.model, version))), timeout=10)
     values: dict[str, Any] = found
     return values
+
+
+def versions(state: State) -> set[str]:
+    """Those of the model that are registered. Raises ServerError."""
+    return {found["modelVersion"] for found in ask(state, f"/models/{state.model}/all", timeout=10)}

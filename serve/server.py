@@ -4,30 +4,31 @@
   python -m serve.server status        whether it answers rightly, and with which model
   python -m serve.server logs -f       what it and its worker write
   python -m serve.server stop          end it, and wait until it is gone
+  python -m serve.server deploy MAR    put another version in its place without a gap, where the server was
+                                       started with --deployable
 
 It listens at 127.0.0.1:8080 and the two ports after it, or where these are taken at free ones. What belongs
 to it lies in .serve in the current directory, and is found from there, or from the project's root. The last
-line of start, status and stop is one JSON object.
+line of start, status, stop and deploy is one JSON object.
 """
 
 import argparse
 import json
-import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from mlp_dist import command
-from mlp_dist.core.errors import ServerError, UsageError
-from mlp_dist.core.files import try_to_lock
+from mlp_dist.core.errors import UsageError
 from serve import torchserve
 from serve.archive import model_name, read_archive
 from serve.client import Client
-from serve.follow import print_log
+from serve.deploy import deploy
 from serve.keys import STATE
+from serve.logs import print_log
 from serve.ports import free_ports, three_ports
-from serve.state import LOG, State, find_state
+from serve.state import LOG, State, alone, find_state
 from serve.status import describe, in_words
 
 MAR = Path("model_store/mlp.mar")
@@ -49,19 +50,6 @@ def running(
             yield torchserve.client_of(state)
         finally:
             torchserve.stop(state, process)
-
-
-@contextmanager
-def alone(directory: Path) -> Iterator[None]:
-    """No other command changes the server meanwhile. Raises ServerError where one does."""
-    directory.mkdir(mode=0o700, exist_ok=True)
-    lock = try_to_lock(directory)
-    if lock is None:
-        raise ServerError(f"another start, stop or deploy is at work in {directory}; wait until it is done")
-    try:
-        yield
-    finally:
-        os.close(lock)
 
 
 def start(mar: Path, first_port: int | None, *, deployable: bool) -> int:
@@ -137,6 +125,8 @@ def _parse() -> argparse.Namespace:
     following = actions.add_parser("logs", help="what it writes")
     following.add_argument("-f", "--follow", action="store_true", help="go on with what comes")
     actions.add_parser("stop", help="end it")
+    deploying = actions.add_parser("deploy", help="another version in its place, without a gap")
+    deploying.add_argument("mar", type=Path, metavar="MAR")
     return parser.parse_args()
 
 
@@ -148,6 +138,8 @@ def main() -> int | None:
         return status(find_state())
     if args.action == "logs":
         logs(follow=args.follow)
+    elif args.action == "deploy":
+        print(json.dumps(deploy(args.mar)))
     else:
         stop()
     return None

@@ -2,6 +2,8 @@
 
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -9,7 +11,7 @@ from typing import Any, Self
 import psutil
 
 from mlp_dist.core.errors import ServerError
-from mlp_dist.core.files import replacing_file
+from mlp_dist.core.files import replacing_file, try_to_lock
 from serve.keys import KEY_FILE, STATE
 
 FILE = "state.json"
@@ -79,9 +81,6 @@ class State:
                 continue
         return found
 
-    def describe_process(self) -> str:
-        return f"{self.url}, process {self.session}"
-
 
 def find_state() -> State | None:
     """That of the current directory, else of the project's root. Raises ServerError."""
@@ -90,3 +89,16 @@ def find_state() -> State | None:
         if found is not None:
             return found
     return None
+
+
+@contextmanager
+def alone(directory: Path) -> Iterator[None]:
+    """No other command changes the server meanwhile. Raises ServerError where one does."""
+    directory.mkdir(mode=0o700, exist_ok=True)
+    lock = try_to_lock(directory)
+    if lock is None:
+        raise ServerError(f"another start, stop or deploy is at work in {directory}; wait until it is done")
+    try:
+        yield
+    finally:
+        os.close(lock)

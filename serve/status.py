@@ -6,7 +6,7 @@ from typing import Any
 from mlp_dist.core.errors import MlpDistError, ServerError
 from mlp_dist.core.spec import EXACT
 from serve.archive import read_archive
-from serve.management import default_version
+from serve.management import describe_version
 from serve.state import STORE, State
 from serve.torchserve import client_of
 
@@ -34,7 +34,7 @@ def describe(state: State | None) -> dict[str, Any]:
         "log": str(state.log),
     }
     try:
-        version = default_version(state)
+        version = describe_version(state)
         values["version"] = version["modelVersion"]
         values["workers"] = sum(worker["status"] == "READY" for worker in version["workers"])
         archive = read_archive(state.directory / STORE / version["modelUrl"])

@@ -9,7 +9,6 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from itertools import takewhile
 from pathlib import Path
 
 import psutil
@@ -19,7 +18,8 @@ from mlp_dist.core.spec import EXACT
 from serve.client import Client
 from serve.java import java_home
 from serve.keys import KEY_FILE
-from serve.management import default_version
+from serve.logs import last_words, why_loading_failed
+from serve.management import describe_version
 from serve.ports import HOST, free_ports
 from serve.state import LOG, STORE, State
 
@@ -32,11 +32,6 @@ STOP_SECONDS = 20.0
 
 _LONGEST_SOCKET = 80
 """Characters of a directory in which a Unix socket still can have a name of its own, of 104 in all."""
-
-_WORKER_LINE = "MODEL_LOG - "
-_LOAD_FAILED = "Load model failed"
-_DIED = "Backend worker process died."
-_NEXT_WORKER = "s_name_part"
 
 
 def start(
@@ -92,27 +87,48 @@ def wait_until_ready(
     Raises ServerError with the worker's own words.
     """
     deadline = time.monotonic() + seconds
+
+    def alive() -> None:
+        if process.poll() is not None:
+            raise ServerError(f"it ended with code {process.returncode}\n{last_words(state.log)}")
+
     try:
-        # A request that comes before the worker would wait in TorchServe, for ever where none comes.
-        while not _has_worker(state):
-            if process.poll() is not None:
-                raise ServerError(f"it ended with code {process.returncode}\n{_tail(state.log)}")
-            # TorchServe itself would start such a worker again for minutes, and call itself healthy.
-            if _LOAD_FAILED in state.log.read_text(errors="replace"):
-                _wait_for_silence(state.log)
-                raise ServerError(f"its worker died while it loaded the model\n{_tail(state.log)}")
-            if time.monotonic() > deadline:
-                raise ServerError(f"no model was loaded in {seconds:.0f} s\n{_tail(state.log)}")
-            time.sleep(0.05)
+        wait_for_worker(state, seconds, check=alive)
         left = max(0, deadline - time.monotonic())
         check(client_of(state).wait_and_predict(golden, seconds=left, preprocess=EXACT))
     except (ServerError, BundleError) as error:
         raise ServerError(f"TorchServe did not come up: {error}") from error
 
 
-def _has_worker(state: State) -> bool:
+def wait_for_worker(
+    state: State,
+    seconds: float,
+    *,
+    version: str = "",
+    offset: int = 0,
+    check: Callable[[], None] = lambda: None,
+) -> None:
+    """Return once a worker has loaded the model, of that version, else of the default one.
+
+    A request that came before would wait in TorchServe, for ever where no worker comes: it starts one that
+    dies again for minutes, and calls itself healthy. Raises ServerError with what such a worker wrote into
+    the log, from `offset` on. `check` may raise to end the wait.
+    """
+    deadline = time.monotonic() + seconds
+    while not _has_worker(state, version):
+        check()
+        failure = why_loading_failed(state.log, version, offset)
+        if failure is not None:
+            raise ServerError(f"its worker died while it loaded the model\n{failure}")
+        if time.monotonic() > deadline:
+            said = last_words(state.log, version, offset)
+            raise ServerError(f"no model was loaded in {seconds:.0f} s\n{said}")
+        time.sleep(0.05)
+
+
+def _has_worker(state: State, version: str) -> bool:
     try:
-        return any(worker["status"] == "READY" for worker in default_version(state)["workers"])
+        return any(worker["status"] == "READY" for worker in describe_version(state, version)["workers"])
     except ServerError:
         return False
 
@@ -196,22 +212,3 @@ def _launch(directory: Path, temporary: Path, mar: str, log: int) -> subprocess.
         stdin=subprocess.DEVNULL,
         start_new_session=True,
     )
-
-
-def _wait_for_silence(log: Path) -> None:
-    """TorchServe hands on what a worker said last only after it has told that it died."""
-    size, deadline = -1, time.monotonic() + 5
-    while size != log.stat().st_size and time.monotonic() < deadline:
-        size = log.stat().st_size
-        time.sleep(0.5)
-
-
-def _tail(log: Path, lines: int = 25) -> str:
-    """How the worker ended, where it came so far; else the last lines of the server."""
-    everything = log.read_text(errors="replace").splitlines()
-    worker = [line.partition(_WORKER_LINE)[2] for line in everything if _WORKER_LINE in line]
-    if _DIED in worker:
-        # Whole, since TorchServe tells of a handler's missing import only before an error of its own.
-        ended = worker[worker.index(_DIED) + 1 :]
-        return "\n".join(takewhile(lambda line: not line.startswith(_NEXT_WORKER), ended))
-    return "\n".join((worker or everything)[-lines:])
