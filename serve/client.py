@@ -16,7 +16,7 @@ import urllib.request
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 from urllib.parse import quote, urlsplit
 
 from mlp_dist import command
@@ -62,6 +62,13 @@ class InvalidKeyError(ServerError):
     """The server wants another key, or one at all."""
 
 
+class _NoRedirects(urllib.request.HTTPRedirectHandler):
+    """urllib would take the key along to wherever it is sent."""
+
+    def redirect_request(self, *_: Any) -> None:
+        return None
+
+
 class Client:
     """Asks one model of one server; the key is read anew for each question, and renewed when it has expired.
 
@@ -83,7 +90,8 @@ class Client:
         # A proxy is for other machines: through one, this machine's own server is not to be found.
         self._local = host in ("127.0.0.1", "localhost", "::1")
         self.management = management or f"http://{host}:{port + 1}"
-        self._opener = urllib.request.build_opener(urllib.request.ProxyHandler({} if self._local else None))
+        proxies = urllib.request.ProxyHandler({} if self._local else None)
+        self._opener = urllib.request.build_opener(proxies, _NoRedirects)
 
     @classmethod
     def find(cls, url: str | None = None, model: str = "mlp", key_file: Path | None = None) -> Self:
@@ -91,7 +99,7 @@ class Client:
         at `url`, or URL.
         """
         state = find_state()
-        if state is not None and key_file is None and url in (None, state.url):
+        if state is not None and key_file is None and url in (None, state.url) and state.processes():
             return cls(state.url, model, state.key_file, state.management_url)
         return cls(url or URL, model, key_file)
 

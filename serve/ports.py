@@ -12,6 +12,8 @@ from mlp_dist.core.errors import ServerError, UsageError
 FIRST = 8080
 """Of three in a row, as TorchServe has them: predictions, management, metrics."""
 
+_STEP = 10
+
 HOST = "127.0.0.1"
 
 
@@ -24,7 +26,7 @@ def free_ports(number: int) -> list[int]:
 
 
 def three_ports(first: int | None) -> tuple[list[int], str]:
-    """`first` and the two after it; without one FIRST's, or where these are taken others, and a word on that.
+    """`first` and the two after it; without it FIRST's, or where these are taken others, and a word on that.
 
     Raises ServerError where those that were asked for are taken, UsageError where there are none such.
     """
@@ -37,7 +39,11 @@ def three_ports(first: int | None) -> tuple[list[int], str]:
     message = "; ".join(f"port {port} is taken by {_owner(port)}" for port in taken)
     if first is not None:
         raise ServerError(f"{message}; give three others with --port, or none for free ones")
-    return free_ports(3), message
+    for start in range(FIRST + _STEP, FIRST + 100 * _STEP, _STEP):
+        ports = list(range(start, start + 3))
+        if all(map(_is_free, ports)):
+            return ports, f"{message}; using {ports[0]} to {ports[-1]}"
+    raise ServerError(f"{message}, and so are those up to {start}; give three others with --port")
 
 
 def _is_free(port: int) -> bool:

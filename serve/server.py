@@ -7,9 +7,9 @@
   python -m serve.server deploy MAR    put another version in its place without a gap, where the server was
                                        started with --deployable
 
-It listens at 127.0.0.1:8080 and the two ports after it, or where these are taken at free ones. What belongs
-to it lies in .serve in the current directory, and is found from there, or from the project's root. The last
-line of start, status, stop and deploy is one JSON object.
+It listens at 127.0.0.1:8080 and the two ports after it, or where these are taken at the first free ones of
+8090, 8100 and so on. What belongs to it lies in .serve in the current directory, and is found from there, or
+from the project's root. The last line of start, status, stop and deploy is one JSON object.
 """
 
 import argparse
@@ -66,7 +66,7 @@ def start(mar: Path, first_port: int | None, *, deployable: bool) -> int:
             torchserve.stop(old)
         ports, taken = three_ports(first_port)
         if taken:
-            print(f"{taken}; taking free ones", flush=True)
+            print(taken, flush=True)
         print(f"starting TorchServe with {mar}", flush=True)
         settings = {"enable_model_api": "true"} if deployable else {}
         state, process = torchserve.start(directory, mar, archive.name, ports, settings)

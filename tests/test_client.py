@@ -159,6 +159,21 @@ def test_the_key_goes_to_this_machine_alone(tmp_path: Path, monkeypatch: pytest.
     assert Client("http://example.invalid:8080").find_key_file() == file
 
 
+def test_the_key_does_not_go_where_a_server_sends_the_client(tmp_path: Path) -> None:
+    file, asked = write_keys(tmp_path / "key_file.json", "secret"), []
+
+    with answering(lambda _, number: (asked.append(number), ANSWER)[1]) as other:
+
+        def away(request: BaseHTTPRequestHandler, _: int) -> tuple[int, object]:
+            request.send_response_only(302)
+            request.send_header("Location", other)
+            return 302, {}
+
+        with answering(away) as url, pytest.raises(ServerError, match="answered 302"):
+            Client(url, key_file=file).predict(b"x")
+    assert asked == []
+
+
 @pytest.mark.parametrize("url", ["", "127.0.0.1:8080", "ftp://x", "http://", "http://x:port", "http://[::1"])
 def test_an_address_that_is_none(url: str) -> None:
     with pytest.raises(UsageError, match=r"it looks like http://127\.0\.0\.1:8080"):

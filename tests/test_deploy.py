@@ -133,7 +133,6 @@ def test_ten_deployments_lose_no_request(server: State, archives: list[Path]) ->
             done = deploy(mar)
             assert done["version"] == mar.parent.name
             assert versions(server) == {mar.parent.name}
-    print(load.told)
     assert set(load.told) == {"right"}
 
 
@@ -207,7 +206,6 @@ def test_the_clients_lose_nothing_where_a_worker_is_killed(server: State, archiv
         [worker] = describe_version(server)["workers"]
         psutil.Process(worker["pid"]).send_signal(signal.SIGKILL)
         time.sleep(5)
-    print(impatient.told, load.told)
     assert set(load.told) == {"right"}
     # So something was lost that a client which asks once would have missed.
     assert set(impatient.told) > {"right"}

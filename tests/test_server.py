@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,7 +25,9 @@ from mlp_dist.data.dataset import Dataset
 from serve.client import Client, NotReadyError, UnknownModelError
 from serve.java import MINIMUM, java_home
 from serve.keys import read_key
+from serve.management import describe_version
 from serve.server import running
+from serve.state import State
 
 pytestmark = pytest.mark.slow
 
@@ -183,6 +186,22 @@ def test_a_model_that_cannot_load_ends_the_wait_with_the_workers_error(
             new.writestr(name, b"damaged" if name == "weights.pt" else old.read(name))
     with pytest.raises(ServerError, match=r"(?s)did not come up.*weights.pt was changed"):
         running(broken, b"x", seconds=25).__enter__()
+
+
+def test_keys_that_have_expired_are_renewed(packaged: Path, image_data: Dataset) -> None:
+    with zipfile.ZipFile(packaged) as archive:
+        golden = archive.read("golden.png")
+    with running(packaged, golden, token_expiration_min=0.03) as client:
+        assert client.key_file is not None
+        state = State.load(client.key_file.parent)
+        assert state is not None
+        old = {kind: read_key(client.key_file, kind) for kind in ("inference", "management")}
+        while not all(key.expired for key in old.values()):
+            time.sleep(0.1)
+        client.predict(golden)
+        assert describe_version(state)["modelName"] == "mlp"
+        for kind, key in old.items():
+            assert read_key(client.key_file, kind).value != key.value
 
 
 def test_leaving_ends_every_process(packaged: Path) -> None:
