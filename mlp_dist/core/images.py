@@ -15,6 +15,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from mlp_dist.core.drawings import as_mnist
 from mlp_dist.core.errors import ImageError, ImageTooLargeError, UnsupportedFormatError
+from mlp_dist.core.plain import read_plain
 from mlp_dist.core.spec import AUTO, EXACT, PREPROCESS, ImageSpec
 
 FORMATS = ("PNG", "JPEG", "GIF", "BMP", "WEBP", "TIFF")
@@ -74,6 +75,9 @@ def decode_image(data: bytes, spec: ImageSpec, reading: Reading = AS_IT_IS) -> t
     """
     if not data:
         raise ImageError(f"the image is empty; send the bytes of a {_listed(FORMATS)} file")
+    plain = read_plain(data, spec)
+    if plain is not None:
+        return _fitted(plain, spec, reading)
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             _check_size(image, data)
@@ -117,17 +121,23 @@ def _unidentified(data: bytes) -> ImageError:
 def to_pixels(image: Image.Image, spec: ImageSpec, reading: Reading = AS_IT_IS) -> torch.Tensor:
     """An opened image's pixels, as `decode_image` gives them. Raises what Pillow does on damaged files."""
     upright = _opaque(ImageOps.exif_transpose(image), reading)
-    upright = upright.convert("L" if spec.channels == 1 else "RGB")
+    return _fitted(upright.convert("L" if spec.channels == 1 else "RGB"), spec, reading)
+
+
+def _fitted(image: Image.Image, spec: ImageSpec, reading: Reading) -> torch.Tensor:
+    """An image of the mode L or RGB, as `spec` has channels, in the spec's size."""
     if reading.preprocess == AUTO:
         if spec.channels != 1:
             raise ImageError(
                 "preprocess 'auto' is for drawings in gray, and this model takes RGB: say 'exact'"
             )
-        upright = Image.fromarray(as_mnist(np.asarray(upright)))
-    if upright.size != (spec.width, spec.height):
-        upright = upright.resize((spec.width, spec.height), Image.Resampling.BILINEAR)
-    pixels = np.asarray(upright, dtype=np.uint8).reshape(spec.height, spec.width, spec.channels)
-    return torch.from_numpy(pixels.transpose(2, 0, 1).copy())
+        image = Image.fromarray(as_mnist(np.asarray(image)))
+    if image.size != (spec.width, spec.height):
+        image = image.resize((spec.width, spec.height), Image.Resampling.BILINEAR)
+    pixels = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8)
+    if spec.channels == 1:
+        return pixels.view(1, spec.height, spec.width)
+    return pixels.view(spec.height, spec.width, spec.channels).permute(2, 0, 1).contiguous()
 
 
 def _opaque(image: Image.Image, reading: Reading) -> Image.Image:
