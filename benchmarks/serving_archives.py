@@ -27,11 +27,17 @@ CONFIG = "model-config.yaml"
 
 @dataclass(frozen=True)
 class Packaged:
-    """A run's archive and its bundle's directory."""
+    """A run's archive, and the directory of what is in it."""
 
     mar: Path
     bundle: Path
     dataset: str
+
+
+def unpack(mar: Path, directory: Path, dataset: str) -> Packaged:
+    with zipfile.ZipFile(mar) as archive:
+        archive.extractall(directory)
+    return Packaged(mar, directory, dataset)
 
 
 def train(directory: Path) -> Packaged:
@@ -41,9 +47,7 @@ def train(directory: Path) -> Packaged:
     """
     trained = _result_of(directory, str(_ROOT / "launch/train.py"), "--epochs", "1")
     packaged = _result_of(directory, "-m", "serve.package", "--run-id", trained["run_id"])
-    return Packaged(
-        directory / packaged["mar"], directory / trained["output_dir"] / "bundle", trained["dataset"]
-    )
+    return unpack(directory / packaged["mar"], directory / "unpacked", trained["dataset"])
 
 
 def _result_of(directory: Path, *arguments: str) -> dict[str, Any]:

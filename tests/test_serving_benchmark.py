@@ -8,7 +8,6 @@ import pytest
 from launching import Trained
 
 from benchmarks import serving, serving_archives
-from benchmarks.serving_archives import Packaged
 from benchmarks.serving_load import Load, drive
 from benchmarks.serving_results import (
     CEILING,
@@ -88,9 +87,13 @@ def test_a_load_ends_at_an_answer_that_is_none(
 
 @pytest.mark.slow
 def test_the_handler_is_measured_beside_the_ceiling(
-    packaged: Path, trained: Trained, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    packaged: Path,
+    trained: Trained,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    archive = Packaged(packaged, trained.directory / trained.bundle, trained.result["dataset"])
+    archive = serving_archives.unpack(packaged, tmp_path, trained.result["dataset"])
     monkeypatch.setattr(serving_archives, "train", lambda directory: archive)
     monkeypatch.setitem(serving.servers.NEEDS, STOCK, ("no_such_package",))
     flags = ["--only", STOCK, "--rounds", "2", "--seconds", "0.5", "--warm-up", "0.5", "--starts", "1"]
