@@ -48,7 +48,7 @@ _RAMP = (0.2, 0.8)
 _EDGE = 0.4
 """The digit's edge lies where there is so much of it."""
 
-_POSITIONS = np.arange(SIZE)
+_POSITIONS, _ONES = np.arange(SIZE, dtype=np.float32), np.ones(SIZE, np.float32)
 
 
 def as_mnist(gray: Bytes) -> Bytes:
@@ -90,10 +90,11 @@ def is_framed(image: Bytes) -> bool:
     """
     if image[0, 0] or image.max() < 254:
         return False
-    profiles = [np.add.reduce(image, axis=axis, dtype=np.uint32) for axis in (0, 1)]
+    # All data-set images pass here: products are the quickest, and so few integers exact in float32.
+    gray = image.astype(np.float32)
     length = 0
-    for profile in profiles:
-        if not 13.47 < profile @ _POSITIONS / profile.sum() < 14.51:
+    for profile in (_ONES @ gray, gray @ _ONES):
+        if not 13.47 < float(profile @ _POSITIONS) / float(profile @ _ONES) < 14.51:
             return False
         used = profile.nonzero()[0]
         length = max(length, used[-1] - used[0] + 1)
