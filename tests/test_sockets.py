@@ -1,4 +1,4 @@
-"""Reading ahead, against TorchServe's own reading of the same messages."""
+"""The quicker ways to read and write TorchServe's messages, against its own."""
 
 import random
 import socket
@@ -19,6 +19,12 @@ def pair() -> Iterator[tuple[socket.socket, socket.socket]]:
     yield ends
     for end in ends:
         end.close()
+
+
+def in_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is put in TorchServe's place is taken away after the test."""
+    for name in ("_retrieve_buffer", "encode_response_headers"):
+        monkeypatch.setattr(protocol, name, getattr(protocol, name))
 
 
 def field(content: bytes) -> bytes:
@@ -53,8 +59,8 @@ def test_the_messages_are_the_same_however_they_arrive(
     thread = threading.Thread(target=send)
     thread.start()
     expected = [protocol.retrieve_msg(pair[1]) for _ in sent]
-    monkeypatch.setattr(protocol, "_retrieve_buffer", protocol._retrieve_buffer)
-    sockets.read_ahead()
+    in_place(monkeypatch)
+    sockets.quicken()
     assert [protocol.retrieve_msg(pair[1]) for _ in sent] == expected
     thread.join()
 
@@ -87,11 +93,20 @@ def test_it_ends_as_torchserves_does_when_the_server_has_gone(
 
 
 def test_it_is_put_in_place_once_and_only_in_a_worker(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(protocol, "_retrieve_buffer", protocol._retrieve_buffer)
-    sockets.read_ahead()
+    in_place(monkeypatch)
+    sockets.quicken()
     once = protocol._retrieve_buffer
-    sockets.read_ahead()
+    sockets.quicken()
     assert protocol._retrieve_buffer is once
     monkeypatch.delitem(sys.modules, "ts.protocol.otf_message_handler")
-    sockets.read_ahead()
+    sockets.quicken()
     assert "ts.protocol.otf_message_handler" not in sys.modules
+
+
+def test_headers_are_encoded_as_torchserve_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    given = [{}, {"content-type": "application/json", "X-Run-Id": "é1"}, {"X-Run-Id": "é2"}]
+    expected = [protocol.encode_response_headers(each) for each in given]
+    in_place(monkeypatch)
+    sockets.quicken()
+    for _ in range(2):
+        assert [protocol.encode_response_headers(each) for each in given] == expected

@@ -18,7 +18,7 @@ from serve.answering.errors import status_of
 from serve.answering.explain import explain
 from serve.answering.pixels import Pixels, read_pixels, together
 from serve.answering.requests import V1, Request, read_request
-from serve.answering.sockets import read_ahead
+from serve.answering.sockets import quicken
 
 logger = logging.getLogger(__name__)
 
@@ -41,7 +41,7 @@ class Worker:
         self.bundle = load_bundle(directory)
         self.bundle.check_golden()
         self.bundle.model.to(self.device)
-        read_ahead()
+        quicken()
         name, version = _name_and_version(context)
         self.answers = Answers(self.bundle.spec.classes, name, version)
         self.headers = {
