@@ -1,16 +1,31 @@
 """The quicker ways to read and write TorchServe's messages, against its own."""
 
+import importlib.util
 import random
 import socket
 import struct
 import sys
 import threading
 from collections.abc import Iterator
+from types import ModuleType
 
 import pytest
-from ts.protocol import otf_message_handler as protocol
 
 from serve.answering import sockets
+
+NAME = "ts.protocol.otf_message_handler"
+
+
+@pytest.fixture
+def protocol(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """TorchServe's own, new: a handler of another test has changed the one that is loaded."""
+    spec = importlib.util.find_spec(NAME)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    monkeypatch.setitem(sys.modules, NAME, module)
+    return module
 
 
 @pytest.fixture
@@ -19,12 +34,6 @@ def pair() -> Iterator[tuple[socket.socket, socket.socket]]:
     yield ends
     for end in ends:
         end.close()
-
-
-def in_place(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is put in TorchServe's place is taken away after the test."""
-    for name in ("_retrieve_buffer", "encode_response_headers"):
-        monkeypatch.setattr(protocol, name, getattr(protocol, name))
 
 
 def field(content: bytes) -> bytes:
@@ -40,7 +49,7 @@ def message(bodies: list[bytes]) -> bytes:
 
 
 def test_the_messages_are_the_same_however_they_arrive(
-    pair: tuple[socket.socket, socket.socket], monkeypatch: pytest.MonkeyPatch
+    pair: tuple[socket.socket, socket.socket], protocol: ModuleType
 ) -> None:
     draw = random.Random(0)
     sent = [
@@ -59,13 +68,14 @@ def test_the_messages_are_the_same_however_they_arrive(
     thread = threading.Thread(target=send)
     thread.start()
     expected = [protocol.retrieve_msg(pair[1]) for _ in sent]
-    in_place(monkeypatch)
     sockets.quicken()
     assert [protocol.retrieve_msg(pair[1]) for _ in sent] == expected
     thread.join()
 
 
-def test_a_batch_is_read_in_a_few_calls(pair: tuple[socket.socket, socket.socket]) -> None:
+def test_a_batch_is_read_in_a_few_calls(
+    pair: tuple[socket.socket, socket.socket], protocol: ModuleType
+) -> None:
     calls = []
 
     class Counting:
@@ -81,7 +91,7 @@ def test_a_batch_is_read_in_a_few_calls(pair: tuple[socket.socket, socket.socket
 
 
 def test_it_ends_as_torchserves_does_when_the_server_has_gone(
-    pair: tuple[socket.socket, socket.socket],
+    pair: tuple[socket.socket, socket.socket], protocol: ModuleType
 ) -> None:
     pair[0].sendall(b"I")
     pair[0].close()
@@ -92,21 +102,23 @@ def test_it_ends_as_torchserves_does_when_the_server_has_gone(
     assert ended.value.code == 0
 
 
-def test_it_is_put_in_place_once_and_only_in_a_worker(monkeypatch: pytest.MonkeyPatch) -> None:
-    in_place(monkeypatch)
+def test_it_is_put_in_place_once_and_only_in_a_worker(
+    protocol: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = protocol._retrieve_buffer
     sockets.quicken()
     once = protocol._retrieve_buffer
+    assert once is not own
     sockets.quicken()
     assert protocol._retrieve_buffer is once
-    monkeypatch.delitem(sys.modules, "ts.protocol.otf_message_handler")
+    monkeypatch.delitem(sys.modules, NAME)
     sockets.quicken()
-    assert "ts.protocol.otf_message_handler" not in sys.modules
+    assert NAME not in sys.modules
 
 
-def test_headers_are_encoded_as_torchserve_does(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_headers_are_encoded_as_torchserve_does(protocol: ModuleType) -> None:
     given = [{}, {"content-type": "application/json", "X-Run-Id": "é1"}, {"X-Run-Id": "é2"}]
     expected = [protocol.encode_response_headers(each) for each in given]
-    in_place(monkeypatch)
     sockets.quicken()
     for _ in range(2):
         assert [protocol.encode_response_headers(each) for each in given] == expected
