@@ -4,15 +4,17 @@
   python -m benchmarks.gpu_check --repeats 11 --cases adam-64
 
 Runs the tests marked `gpu`; benchmarks.training beside the notebook's loop, an eager loop with Accelerate,
-and the matrix products alone in a CUDA graph, which no launch holds up; and the recipe mnist-128-64-adam, all
-of its 20 epochs. Writes DIR/<card>.json with date and versions, to be committed. The last line on stdout is
-the same JSON object. Exit code 1: a test has failed; goals that were missed are told, and no more.
+and the matrix products alone in a CUDA graph, which no launch holds up; the recipe mnist-128-64-adam, all of
+its 20 epochs; and its model's answers to a batch of 64 images, as a TorchServe worker asks for them. Writes
+DIR/<card>.json with date and versions, to be committed. The last line on stdout is the same JSON object. Exit
+code 1: a test has failed; goals that were missed are told, and no more.
 """
 
 import argparse
 import json
 import os
 import re
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -24,13 +26,17 @@ import torch
 
 from benchmarks.peers import OURS, versions
 from mlp_dist import command, processes
+from mlp_dist.core.bundle import load_bundle
 from mlp_dist.core.errors import TrainingError, UsageError
 from mlp_dist.core.files import replacing_file
+from mlp_dist.data.batches import generator
 from mlp_dist.data.readers import default_data_dir
 
 _ROOT = Path(__file__).resolve().parents[1]
 RECIPE = "mnist-128-64-adam"
 PEERS = ("notebook", "accelerate", "products-highest")
+SERVED = 64
+"""Images of a served batch."""
 
 NOTEBOOK_GOAL, PRODUCTS_GOAL, SECONDS_GOAL = 100.0, 1.5, 1.0
 """The notebook's time over ours at batch 64 at least; ours over the products' and seconds of the recipe at
@@ -97,7 +103,22 @@ def train_recipe() -> dict[str, Any]:
             MLFLOW_TRACKING_URI=f"sqlite:///{directory}/mlflow.db",
             MLP_DIST_DATA=str(default_data_dir().absolute()),
         )
-    return {key: found[key] for key in ("train_seconds", "test_accuracy")}
+        served = {device: batch_ms(Path(f"{directory}/run/bundle"), device) for device in ("cuda", "cpu")}
+    return {"served_ms": served, **{key: found[key] for key in ("train_seconds", "test_accuracy")}}
+
+
+def batch_ms(bundle_directory: Path, device: str, repeats: int = 200) -> float:
+    """Milliseconds from SERVED decoded images to their probabilities as Python's numbers, the median."""
+    bundle = load_bundle(bundle_directory, device=device)
+    spec = bundle.spec.image
+    size = (SERVED, spec.channels, spec.height, spec.width)
+    images = torch.randint(256, size, generator=generator(0)).to(torch.uint8)
+    taken = []
+    for _ in range(repeats):
+        started = time.perf_counter()
+        bundle.probabilities(images.to(device)).tolist()
+        taken.append(1000 * (time.perf_counter() - started))
+    return statistics.median(taken)
 
 
 def goals(training: dict[str, Any], train_seconds: float) -> list[dict[str, Any]]:
@@ -131,6 +152,8 @@ def main() -> int:
         *(("--cases", *args.cases) if args.cases else ()),
     )
     reached = goals(training, recipe["train_seconds"])
+    for device, taken in recipe["served_ms"].items():
+        print(f"  {SERVED} images answered on {device}: {taken:.3f} ms")
     for goal in reached:
         met = "met" if goal["met"] else "missed"
         print(f"  {goal['name']:<40} {goal['value']:>8.2f}  wanted {goal['wanted']:<7} {met}")

@@ -1,7 +1,9 @@
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
+from asking import write_bundle
 
 from benchmarks import gpu_check
 from mlp_dist.core.errors import TrainingError, UsageError
@@ -49,3 +51,7 @@ def test_the_last_line_of_a_command_is_its_result(capfd: pytest.CaptureFixture[s
     assert "a table" in capfd.readouterr().out
     with pytest.raises(TrainingError, match="exit code 3"):
         gpu_check.result_of(sys.executable, "-c", "raise SystemExit(3)")
+
+
+def test_a_served_batch_is_timed(tmp_path: Path) -> None:
+    assert 0 < gpu_check.batch_ms(write_bundle(tmp_path / "bundle"), "cpu", repeats=3) < 1000

@@ -154,3 +154,18 @@ def test_explanations_where_they_cannot_be(
     answers, statuses = ask(handler, *rows, headers={"explain": "True"})
     assert statuses == [501, 400]
     assert "pip install captum" in answers[0]["error"]["message"]
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_the_same_archive_uses_it(trained: Trained, image_data: Dataset) -> None:
+    asked = context(trained.bundle, 0)
+    asked.system_properties["gpu_id"] = 0
+    on_gpu = MLPHandler()
+    on_gpu.initialize(asked)
+    assert next(on_gpu.bundle.model.parameters()).device == torch.device("cuda:0")
+    rows = [{"body": bytearray(encode_png(image))} for image in image_data.test.images[:64]]
+    found, statuses = ask(on_gpu, *rows)
+    assert statuses == [200] * 64
+    expected, _ = ask(loaded(trained.bundle), *rows)
+    for answer, other in zip(found, expected, strict=True):
+        assert answer == pytest.approx(other, abs=2e-6)
