@@ -131,7 +131,10 @@ def _fitted(image: Image.Image, spec: ImageSpec, reading: Reading) -> torch.Tens
             raise ImageError(
                 "preprocess 'auto' is for drawings in gray, and this model takes RGB: say 'exact'"
             )
-        image = Image.fromarray(as_mnist(np.asarray(image)))
+        framed = as_mnist(np.asarray(image))
+        if framed.shape == (spec.height, spec.width):
+            return torch.from_numpy(framed.copy())[None]
+        image = Image.fromarray(framed)
     if image.size != (spec.width, spec.height):
         image = image.resize((spec.width, spec.height), Image.Resampling.BILINEAR)
     pixels = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8)
