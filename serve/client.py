@@ -99,7 +99,7 @@ class Client:
         at `url`, or URL.
         """
         state = find_state()
-        if state is not None and key_file is None and url in (None, state.url) and state.processes():
+        if state is not None and key_file is None and url in (None, state.url) and state.runs():
             return cls(state.url, model, state.key_file, state.management_url)
         return cls(url or URL, model, key_file)
 

@@ -58,7 +58,7 @@ def deploy(mar: Path) -> dict[str, Any]:
 
 def _deployable() -> State:
     state = find_state()
-    if state is None or not state.processes():
+    if state is None or not state.runs():
         raise UsageError("no server runs that was started here: python -m serve.server start --deployable")
     if not state.deployable:
         raise UsageError(

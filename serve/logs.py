@@ -7,6 +7,9 @@ from pathlib import Path
 
 _PAUSE = 0.2
 
+_LAST_WORDS_SECONDS = 10.0
+"""How long they may take; a worker that was killed has none."""
+
 _WORKER_LINE = "MODEL_LOG - "
 _LOAD_FAILED = "Load model failed"
 _DIED = "Backend worker process died."
@@ -39,11 +42,15 @@ def why_loading_failed(log: Path, version: str = "", offset: int = 0) -> str | N
     """
     if not any(_LOAD_FAILED in line for line in _lines(log, version, offset)):
         return None
-    # TorchServe hands on what a worker said last only after it has told that it died.
-    size, deadline = -1, time.monotonic() + 5
-    while size != log.stat().st_size and time.monotonic() < deadline:
-        size = log.stat().st_size
-        time.sleep(0.5)
+    # What a worker says at its end comes after TorchServe has told that it died, and line by line.
+    before: list[str] = []
+    deadline = time.monotonic() + _LAST_WORDS_SECONDS
+    while time.monotonic() < deadline:
+        said = _lines(log, version, offset)
+        if said == before and any(_DIED in line for line in said):
+            break
+        before = said
+        time.sleep(_PAUSE)
     return last_words(log, version, offset)
 
 

@@ -36,7 +36,12 @@ def three_ports(first: int | None) -> tuple[list[int], str]:
     taken = [port for port in asked if not _is_free(port)]
     if not taken:
         return list(asked), ""
-    message = "; ".join(f"port {port} is taken by {_owner(port)}" for port in taken)
+    owners: dict[str, list[str]] = {}
+    for port in taken:
+        owners.setdefault(_owner(port), []).append(str(port))
+    message = "; ".join(
+        f"port {' and '.join(numbers)} is taken by {owner}" for owner, numbers in owners.items()
+    )
     if first is not None:
         raise ServerError(f"{message}; give three others with --port, or none for free ones")
     for start in range(FIRST + _STEP, FIRST + 100 * _STEP, _STEP):

@@ -58,7 +58,7 @@ def start(mar: Path, first_port: int | None, *, deployable: bool) -> int:
     with alone(directory):
         old = State.load(directory)
         if old is not None:
-            if old.processes():
+            if old.runs():
                 raise UsageError(
                     f"a server already runs here, at {old.url} as process {old.session}; "
                     "end it first: python -m serve.server stop"

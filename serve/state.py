@@ -3,7 +3,7 @@
 import json
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -17,6 +17,8 @@ from serve.keys import KEY_FILE, STATE
 FILE = "state.json"
 LOG = "torchserve.log"
 STORE = "model_store"
+
+_JAVA = "org.pytorch.serve.ModelServer"
 
 
 @dataclass(frozen=True)
@@ -80,6 +82,14 @@ class State:
             except (OSError, psutil.Error):
                 continue
         return found
+
+    def runs(self) -> bool:
+        """Whether TorchServe is there, and not only a worker that outlived it."""
+        for process in self.processes():
+            with suppress(psutil.Error):
+                if process.pid == self.session or _JAVA in process.cmdline():
+                    return True
+        return False
 
 
 def find_state() -> State | None:

@@ -15,7 +15,7 @@ _SECONDS = 5.0
 
 def describe(state: State | None) -> dict[str, Any]:
     """What `status` prints as JSON. `ready`: the golden image is answered rightly at this moment."""
-    if state is None or not state.processes():
+    if state is None or not state.runs():
         return {"running": False, "ready": False}
     values: dict[str, Any] = {
         "running": True,

@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 
 import psutil
 import pytest
-from launching import Trained, run
+from launching import Trained, result, run
 
 from mlp_dist.core.errors import BundleError, ServerError, UsageError
 from mlp_dist.core.spec import EXACT
@@ -61,7 +61,7 @@ def server(archives: list[Path], tmp_path_factory: pytest.TempPathFactory) -> It
         assert state is not None
         yield state
     finally:
-        run([*words, "stop"], place, timeout=60)
+        assert result(run([*words, "stop"], place, timeout=60)) == {"stopped": True}
 
 
 @pytest.fixture(autouse=True)
