@@ -14,6 +14,9 @@ from mlflow_servers import Server, running_server
 
 from mlp_dist.data.dataset import Dataset
 from mlp_dist.data.readers import read_dataset
+from serve.archive import read_archive
+from serve.client import Client
+from serve.server import running
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -170,3 +173,10 @@ def packaged_result(trained: Trained) -> dict[str, object]:
 def packaged(trained: Trained, packaged_result: dict[str, object]) -> Path:
     """The archive it made."""
     return trained.directory / str(packaged_result["mar"])
+
+
+@pytest.fixture(scope="session")
+def served(packaged: Path) -> Iterator[Client]:
+    """A TorchServe with that archive; it must be left running."""
+    with running(packaged, read_archive(packaged).golden) as client:
+        yield client

@@ -125,6 +125,7 @@ def test_mlp_dist_imports_nothing_above_it() -> None:
         ("optuna", {"mlp_dist.search.study"}),
         ("sklearn", {"mlp_dist.data.readers"}),
         ("captum", {"serve.answering.explain"}),
+        ("ts", {"serve.answering.metrics", "serve.verify"}),
         ("torchvision", set()),
     ],
 )
@@ -135,7 +136,7 @@ def test_one_home_for_each_package(package: str, names: set[str]) -> None:
 
 @pytest.mark.parametrize("name", [name for name in MODULES if name in SERVED])
 def test_what_travels_in_the_archive_imports_core_and_itself(name: str) -> None:
-    assert foreign(name) <= {"torch", "numpy", "PIL", "captum"}
+    assert foreign(name) <= {"torch", "numpy", "PIL", "captum", "ts"}
     inside = {imported for imported in IMPORTS[name] if top(imported) in PACKAGES}
     assert inside <= {*CORE, *SERVED} - {"serve.handler"}
 

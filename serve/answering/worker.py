@@ -16,6 +16,7 @@ from mlp_dist.core.errors import ImageError
 from serve.answering.answers import Answers, error_body, to_json
 from serve.answering.errors import status_of
 from serve.answering.explain import explain
+from serve.answering.metrics import Metrics
 from serve.answering.pixels import Pixels, read_pixels, together
 from serve.answering.requests import V1, Request, read_request
 from serve.answering.sockets import quicken
@@ -44,6 +45,7 @@ class Worker:
         quicken()
         name, version = _name_and_version(context)
         self.answers = Answers(self.bundle.spec.classes, name, version)
+        self.metrics = Metrics(context.metrics, name, version, self.bundle.spec.classes)
         self.headers = {
             "content-type": "application/json",
             "X-Model-Name": name,
@@ -73,6 +75,7 @@ class Worker:
                 status = status_of(error)
                 context.set_response_status(status.value, status.phrase, position)
                 answers[position] = error_body(error)
+                self.metrics.count_error(error)
         if asked:
             self._answer(asked, answers)
         return answers
@@ -80,7 +83,9 @@ class Worker:
     def _answer(self, asked: dict[int, tuple[Request, Pixels]], answers: list[bytes]) -> None:
         """The images of all requests at once, since a batch costs the model little more than one image."""
         images = together([pixels.images for _, pixels in asked.values()]).to(self.device)
-        rows = iter(self.bundle.probabilities(images).tolist())
+        probabilities = self.bundle.probabilities(images).tolist()
+        self.metrics.count_answers(probabilities)
+        rows = iter(probabilities)
         for position, (request, pixels) in asked.items():
             own = list(islice(rows, len(pixels.images)))
             answers[position] = self.answers.write(request, own, many=pixels.many)
