@@ -15,6 +15,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable
 from contextlib import suppress
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, Self
 from urllib.parse import quote, urlsplit
@@ -161,6 +162,10 @@ class Client:
         if not self._local and not os.environ.get(KEY_VARIABLE):
             return None
         return next((path for path in candidates() if path.is_file()), None)
+
+    def renew_key(self, key_file: Path, margin: timedelta) -> bool:
+        """Whether the key was renewed, as one is that expires within `margin`. Raises KeyFileError."""
+        return renew(key_file, self._renew, margin=margin)
 
     def _ask(self, image: bytes, headers: dict[str, str], timeout: float) -> dict[str, float]:
         """One try, or two where the key had expired."""

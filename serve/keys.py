@@ -4,7 +4,7 @@ import json
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from mlp_dist.core.errors import ServerError
@@ -29,9 +29,8 @@ class Key:
     expires: datetime | None = None
     api: str | None = None
 
-    @property
-    def expired(self) -> bool:
-        return self.expires is not None and self.expires <= datetime.now(UTC)
+    def expires_within(self, margin: timedelta) -> bool:
+        return self.expires is not None and self.expires - margin <= datetime.now(UTC)
 
 
 def candidates() -> list[Path]:
@@ -56,13 +55,18 @@ def read_key(path: Path, kind: str = "inference") -> Key:
         raise KeyFileError(f"{path} is not a key file of TorchServe ({error!r})") from error
 
 
-def renew(path: Path, ask: Callable[[str, str], None], kind: str = "inference") -> bool:
-    """Whether an expired key was replaced in the file, by whoever did it.
+def renew(
+    path: Path,
+    ask: Callable[[str, str], None],
+    kind: str = "inference",
+    margin: timedelta = timedelta(),
+) -> bool:
+    """Whether a key that expires within `margin` was replaced in the file, by whoever did it.
 
     `ask` is given a path of the management API and the key to go with it.
     """
     old = read_key(path, kind)
-    if not old.expired or old.api is None:
+    if not old.expires_within(margin) or old.api is None:
         return False
     ask(f"/token?type={kind}", old.api)
     return read_key(path, kind) != old
