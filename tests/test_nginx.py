@@ -92,6 +92,14 @@ def test_a_bad_image_is_told_by_the_handler(connection: http.client.HTTPSConnect
     assert "not a PNG" in answer["error"]["message"]
 
 
+def test_what_torchserve_cannot_decode_is_told_before_it(
+    connection: http.client.HTTPSConnection, png: bytes
+) -> None:
+    for kind in ("application/x-www-form-urlencoded", "application/x-www-form-urlencoded; charset=UTF-8"):
+        status, answer = ask(connection, "/predictions/mlp", png, **{"Content-Type": kind})
+        assert (status, answer["error"]["type"]) == (415, "UnsupportedFormatError")
+
+
 @pytest.mark.parametrize("client", [None, "first"])
 def test_who_may_ask(connection: http.client.HTTPSConnection, client: str | None, served: Client) -> None:
     """Neither no token nor TorchServe's own key."""
