@@ -123,7 +123,7 @@ def test_mlp_dist_imports_nothing_above_it() -> None:
         ("accelerate", {f"mlp_dist.{name}" for name in ("trainer", "gradients", "start", "engines.job")}),
         ("matplotlib", {f"mlp_dist.figures.{name}" for name in ("base", "files")}),
         ("optuna", {"mlp_dist.search.study"}),
-        ("sklearn", {"mlp_dist.data.readers"}),
+        ("sklearn", set()),
         ("captum", {"serve.answering.explain"}),
         ("ts", {"serve.answering.metrics", "serve.verify"}),
         ("torchvision", set()),

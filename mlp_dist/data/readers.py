@@ -5,6 +5,7 @@ import hashlib
 import os
 import struct
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -152,9 +153,7 @@ DIGITS_TEST = 360
 
 
 def _read_digits() -> tuple[ImageSet, ImageSet]:
-    from sklearn.datasets import load_digits
-
-    digits = load_digits()
+    digits = _sklearn_digits()
     images = np.stack(
         [
             np.asarray(
@@ -162,10 +161,19 @@ def _read_digits() -> tuple[ImageSet, ImageSet]:
                     (28, 28), Image.Resampling.BICUBIC
                 )
             )
-            for gray in digits.images
+            for gray in digits[:, :-1].reshape(-1, 8, 8)
         ]
     )
-    everything = _image_set(images, digits.target, "scikit-learn")
+    everything = _image_set(images, digits[:, -1].astype(np.int64), "scikit-learn")
     # Neighbours are of one writer, so the test images are drawn from all over, always the same ones.
     order = torch.randperm(len(everything), generator=generator(0))
     return everything[order[DIGITS_TEST:]], everything[order[:DIGITS_TEST]]
+
+
+def _sklearn_digits() -> np.ndarray:
+    """8x8 pixels from 0 to 16 and the label of each image, float64 (1797, 65)."""
+    # The file that load_digits reads: to import scikit-learn takes as long as to train on them.
+    spec = find_spec("sklearn")
+    assert spec is not None, "scikit-learn is not installed"
+    [package] = spec.submodule_search_locations or []
+    return np.loadtxt(Path(package) / "datasets/data/digits.csv.gz", delimiter=",")
