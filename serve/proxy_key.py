@@ -39,10 +39,10 @@ def write_key(client: Client, file: Path) -> dict[str, object]:
 def main() -> None:
     parser = command.Parser(prog="python -m serve.proxy_key", description=__doc__)
     parser.add_argument("file", type=Path, metavar="FILE", help="as serve/nginx.conf includes it")
-    parser.add_argument("--url", default=URL, help=f"TorchServe's inference address ({URL})")
+    parser.add_argument("--url", help=f"its inference address (that of serve.server start, else {URL})")
     parser.add_argument("--key-file", type=Path, metavar="FILE", help="where TorchServe wrote its keys")
     args = parser.parse_args()
-    print(json.dumps(write_key(Client(args.url, key_file=args.key_file), args.file)))
+    print(json.dumps(write_key(Client.find(args.url, key_file=args.key_file), args.file)))
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import socket
 import ssl
 import subprocess
 import time
@@ -70,7 +71,7 @@ def running_nginx(client: Client, directory: Path) -> Iterator[Proxy]:
     with subprocess.Popen(words, stdin=subprocess.DEVNULL) as server:
         try:
             deadline = time.monotonic() + _START_SECONDS
-            while not (directory / "nginx.pid").exists():
+            while not _listens(proxy.port):
                 assert server.poll() is None, (directory / "error.log").read_text()
                 assert time.monotonic() < deadline
                 time.sleep(0.02)
@@ -78,6 +79,11 @@ def running_nginx(client: Client, directory: Path) -> Iterator[Proxy]:
         finally:
             server.terminate()
             server.wait(20)
+
+
+def _listens(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
 def _write(proxy: Proxy, client: Client) -> None:

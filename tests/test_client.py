@@ -13,6 +13,7 @@ import pytest
 from mlp_dist.core.errors import ServerError, UsageError
 from serve import keys
 from serve.client import BusyError, Client, InvalidKeyError, NotReadyError, UnknownModelError
+from serve.proxy_key import write_key
 
 ANSWER = (200, {"3": 0.75, "5": 0.25})
 REFUSED = (400, {"code": 400, "type": "InvalidKeyException", "message": "Token Authorization failed."})
@@ -147,6 +148,16 @@ def test_a_key_that_has_not_expired_is_another_servers_and_is_not_renewed(tmp_pa
     ):
         Client(url, key_file=file, management=url).predict(b"x")
     assert renewals == []
+
+
+@pytest.mark.parametrize(("minutes", "key"), [(90, "new"), (180, "old")])
+def test_a_proxys_key_is_renewed_before_it_expires(minutes: float, key: str, tmp_path: Path) -> None:
+    file = write_keys(tmp_path / "key_file.json", "old", minutes)
+    respond = keyed(lambda: "new", lambda: [write_keys(file, "new")].clear())
+    with answering(respond) as url:
+        told = write_key(Client(url, key_file=file, management=url), tmp_path / "key.conf")
+    assert told["renewed"] is (key == "new")
+    assert (tmp_path / "key.conf").read_text() == f'proxy_set_header Authorization "Bearer {key}";\n'
 
 
 def test_the_key_goes_to_this_machine_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

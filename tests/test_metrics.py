@@ -21,6 +21,7 @@ from serve.client import Client
 from serve.state import State
 
 DASHBOARD = json.loads((ROOT / "docs/grafana-dashboard.json").read_text())
+PAGE = (ROOT / "docs/serving.md").read_text()
 EXPRESSIONS = [target["expr"] for panel in DASHBOARD["panels"] for target in panel["targets"]]
 
 LINE = re.compile(r"\[METRICS\](\w+)\.\w+:([\d.e-]+)\|#([^|]*)\|#type:(\w+)\|")
@@ -152,14 +153,16 @@ def test_prometheus_is_told_what_was_answered(
 
 
 @pytest.mark.slow
-def test_all_that_the_dashboard_shows_is_there(
+def test_all_that_the_dashboard_and_the_page_show_is_there(
     scrapes: tuple[dict[str, float], dict[str, float]],
 ) -> None:
+    rows = re.findall(r"^\| (`(?:mlp_|ts_).*?) \|", PAGE, flags=re.MULTILINE)
     assert len(EXPRESSIONS) >= 6
+    assert len(rows) >= 6
     there = {key.partition("{")[0] for key in scrapes[1]}
     labels = {label for key in scrapes[1] for label in re.findall(r'[{,](\w+)="', key)}
-    for expression in EXPRESSIONS:
-        named = re.findall(r"\b(?:mlp|ts)_\w+|\bRequests\dXX|\b[A-Z]\w+Used\b", expression)
+    for expression in (*EXPRESSIONS, *rows):
+        named = re.findall(r"\b(?:mlp|ts)_\w+", expression)
         assert named, expression
         assert set(named) <= there, expression
         assert set(re.findall(r"by \((\w+)\)", expression)) <= labels, expression
