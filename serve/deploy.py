@@ -8,6 +8,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from mlp_dist.core.errors import BundleError, ServerError, UsageError
 from mlp_dist.core.files import replacing_file
 from mlp_dist.core.spec import EXACT
@@ -15,13 +17,15 @@ from serve.archive import Archive, read_archive
 from serve.client import Client
 from serve.management import ask, describe_version, versions
 from serve.state import STORE, State, alone, find_state
-from serve.torchserve import START_SECONDS, client_of, wait_for_worker
+from serve.torchserve import START_SECONDS, client_of, wait_for_workers
 
 DRAIN_SECONDS = 60.0
 """How long requests that the old version was given before may take to be answered."""
 
 _HAND_OVER_SECONDS = 0.5
 """Within it a request that found the old version to be the default stands in its queue."""
+
+_REST_SECONDS = 0.3
 
 
 def deploy(mar: Path) -> dict[str, Any]:
@@ -96,8 +100,13 @@ def _register(state: State, archive: Archive, url: str) -> None:
         ask(state, f"/models/{state.model}/{archive.version}", method="DELETE")
     workers = describe_version(state)["minWorkers"]
     offset = state.log.stat().st_size
+    # Synchronous, it would hold up the requests of all connections that share a thread with this one.
     ask(state, f"/models?url={url}&initial_workers={workers}&synchronous=false", method="POST")
-    wait_for_worker(state, START_SECONDS, version=archive.version, offset=offset)
+    if describe_version(state, archive.version)["minWorkers"] < workers:
+        # The archive's own number goes first, and fewer workers than now might not keep up.
+        scaled = f"/models/{state.model}/{archive.version}?min_worker={workers}&max_worker={workers}"
+        ask(state, scaled, method="PUT")
+    wait_for_workers(state, START_SECONDS, version=archive.version, offset=offset)
     archive.check(_client(state, archive.version).predict(archive.golden, preprocess=EXACT))
 
 
@@ -136,6 +145,29 @@ def _drain(state: State, version: str, golden: bytes) -> None:
         if worker["status"] == "READY":
             with suppress(ServerError):
                 _client(state, version).predict(golden, timeout=DRAIN_SECONDS)
+    # Of several, another one may be at work on what came before that.
+    pids = [worker["pid"] for worker in known["workers"]]
+    while len(pids) > 1 and time.monotonic() < deadline and not _at_rest(pids):
+        pass
+
+
+def _at_rest(pids: list[int]) -> bool:
+    """Whether processes wait, and have not worked for _REST_SECONDS. A process that has ended does."""
+    before = _cpu_seconds(pids)
+    time.sleep(_REST_SECONDS)
+    return before is not None and before == _cpu_seconds(pids)
+
+
+def _cpu_seconds(pids: list[int]) -> list[float] | None:
+    """None where one is running at this moment."""
+    used = []
+    for pid in pids:
+        with suppress(psutil.NoSuchProcess):
+            process = psutil.Process(pid)
+            if process.status() == psutil.STATUS_RUNNING:
+                return None
+            used.append(sum(process.cpu_times()[:2]))
+    return used
 
 
 def _client(state: State, version: str) -> Client:

@@ -68,6 +68,7 @@ def last_words(log: Path, version: str = "", offset: int = 0, lines: int = 25) -
 def _lines(log: Path, version: str, offset: int) -> list[str]:
     """Those of a version's worker bear its name: W-9000-mlp_1.0-stdout; all where it is ""."""
     with log.open("rb") as file:
-        file.seek(offset)
+        # What is shorter than it was is a new file: the old one was rolled over.
+        file.seek(offset if offset <= log.stat().st_size else 0)
         lines = file.read().decode(errors="replace").splitlines()
-    return [line for line in lines if not version or f"_{version}" in line]
+    return [line for line in lines if not version or f"_{version}-" in line or f"_{version} " in line]

@@ -93,14 +93,14 @@ def wait_until_ready(
             raise ServerError(f"it ended with code {process.returncode}\n{last_words(state.log)}")
 
     try:
-        wait_for_worker(state, seconds, check=alive)
+        wait_for_workers(state, seconds, check=alive)
         left = max(0, deadline - time.monotonic())
         check(client_of(state).wait_and_predict(golden, seconds=left, preprocess=EXACT))
     except (ServerError, BundleError) as error:
         raise ServerError(f"TorchServe did not come up: {error}") from error
 
 
-def wait_for_worker(
+def wait_for_workers(
     state: State,
     seconds: float,
     *,
@@ -108,14 +108,14 @@ def wait_for_worker(
     offset: int = 0,
     check: Callable[[], None] = lambda: None,
 ) -> None:
-    """Return once a worker has loaded the model, of that version, else of the default one.
+    """Return once all workers of a version, "" the default one, have loaded the model.
 
     A request that came before would wait in TorchServe, for ever where no worker comes: it starts one that
     dies again for minutes, and calls itself healthy. Raises ServerError with what such a worker wrote into
     the log, from `offset` on. `check` may raise to end the wait.
     """
     deadline = time.monotonic() + seconds
-    while not _has_worker(state, version):
+    while not _has_workers(state, version):
         check()
         failure = why_loading_failed(state.log, version, offset)
         if failure is not None:
@@ -126,9 +126,10 @@ def wait_for_worker(
         time.sleep(0.05)
 
 
-def _has_worker(state: State, version: str) -> bool:
+def _has_workers(state: State, version: str) -> bool:
     try:
-        return any(worker["status"] == "READY" for worker in describe_version(state, version)["workers"])
+        workers = describe_version(state, version)["workers"]
+        return bool(workers) and all(worker["status"] == "READY" for worker in workers)
     except ServerError:
         return False
 

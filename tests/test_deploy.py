@@ -4,6 +4,7 @@ import http.client
 import json
 import shutil
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -25,7 +26,7 @@ from serve import deploy as deployment
 from serve.archive import Archive, read_archive
 from serve.deploy import deploy
 from serve.keys import STATE, read_key
-from serve.management import describe_version, versions
+from serve.management import _send, ask, describe_version, versions
 from serve.package import build_archive
 from serve.state import State
 from serve.torchserve import client_of
@@ -70,17 +71,23 @@ def here(server: State, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class Load:
-    """THREADS threads that ask the golden image again and again; `told` counts what they were told."""
+    """THREADS threads that ask the golden image again and again; `told` counts what they were told.
+
+    `slowest` is the longest that one of them waited, in seconds.
+    """
 
     def __init__(self, ask: Asking) -> None:
         self.told: Counter[str] = Counter()
+        self.slowest = 0.0
         self.ending = threading.Event()
         self.threads = [threading.Thread(target=self._run, args=(ask,)) for _ in range(THREADS)]
 
     def _run(self, ask: Asking) -> None:
         with ask() as one:
             while not self.ending.is_set():
+                asked = time.monotonic()
                 self.told[one()] += 1
+                self.slowest = max(self.slowest, time.monotonic() - asked)
 
     def __enter__(self) -> "Load":
         for thread in self.threads:
@@ -128,11 +135,27 @@ def raw(state: State, archive: Archive) -> Asking:
 
 def test_ten_deployments_lose_no_request(server: State, archives: list[Path]) -> None:
     with Load(raw(server, read_archive(archives[0]))) as load:
+        seconds = []
         for number in range(1, 11):
             mar = archives[number % 2]
             done = deploy(mar)
             assert done["version"] == mar.parent.name
             assert versions(server) == {mar.parent.name}
+            seconds.append(done["seconds"])
+    assert set(load.told) == {"right"}
+    # None waited until a worker was there, which is most of what a deployment takes.
+    assert load.slowest < min(seconds) / 2
+
+
+def test_as_many_workers_as_the_old_version_has(server: State, archives: list[Path]) -> None:
+    old = describe_version(server)["modelVersion"]
+    scale = "/models/mlp?min_worker={0}&max_worker={0}&synchronous=true"
+    ask(server, scale.format(2), method="PUT")
+    with Load(raw(server, read_archive(archives[0]))) as load:
+        deploy(next(mar for mar in archives if mar.parent.name != old))
+    workers = describe_version(server)["workers"]
+    ask(server, scale.format(1), method="PUT")
+    assert [worker["status"] for worker in workers] == ["READY", "READY"]
     assert set(load.told) == {"right"}
 
 
@@ -156,6 +179,12 @@ def test_what_goes_wrong_leaves_the_old_version_answering(
     with Load(raw(server, read_archive(archives[0]))) as load:
         with pytest.raises(ServerError, match=rf"(?s)broken was not deployed, {old} goes on.*golden image"):
             deploy(broken)
+        killed = subprocess.Popen([sys.executable, "-m", "serve.server", "deploy", str(other.path)])
+        while killed.poll() is None and len(versions(server)) == 1:
+            time.sleep(0.05)
+        killed.kill()
+        assert killed.wait() == -signal.SIGKILL
+        assert versions(server) == {old, other.version}
         with monkeypatch.context() as patch:
             patch.setattr(deployment, "read_archive", lambda _: replace(other, spec=wrong))
             with pytest.raises(ServerError, match=rf"{other.version} was not deployed.*golden image"):
@@ -184,6 +213,18 @@ def test_what_is_not_another_version_of_the_model(
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UsageError, match="no server runs that was started here"):
         deploy(digits)
+
+
+def test_models_are_taken_with_the_management_key_alone(server: State) -> None:
+    version = describe_version(server)["modelVersion"]
+    for key in ("", read_key(server.key_file).value):
+        for method, path in (("POST", "/models?url=mlp.mar"), ("DELETE", f"/models/mlp/{version}")):
+            status, body = _send(server, path, method, key, 10)
+            assert (status, json.loads(body)["type"]) == (400, "InvalidKeyException")
+    key = read_key(server.key_file, "management").value
+    status, body = _send(server, "/models?url=http://127.0.0.1:1/mlp.mar", "POST", key, 10)
+    assert status == 404
+    assert b"does not match any allowed URL" in body
 
 
 def test_the_clients_lose_nothing_where_a_worker_is_killed(server: State, archives: list[Path]) -> None:
