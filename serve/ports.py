@@ -33,7 +33,7 @@ def three_ports(first: int | None) -> tuple[list[int], str]:
     asked = range(first or FIRST, (first or FIRST) + 3)
     if not 1 <= asked[0] <= asked[-1] <= 65535:
         raise UsageError(f"port is {first}; give one from 1 to 65533, the two after it are used as well")
-    taken = [port for port in asked if not _is_free(port)]
+    taken = [port for port in asked if not is_free(port)]
     if not taken:
         return list(asked), ""
     owners: dict[str, list[str]] = {}
@@ -46,12 +46,12 @@ def three_ports(first: int | None) -> tuple[list[int], str]:
         raise ServerError(f"{message}; give three others with --port, or none for free ones")
     for start in range(FIRST + _STEP, FIRST + 100 * _STEP, _STEP):
         ports = list(range(start, start + 3))
-        if all(map(_is_free, ports)):
+        if all(map(is_free, ports)):
             return ports, f"{message}; using {ports[0]} to {ports[-1]}"
     raise ServerError(f"{message}, and so are those up to {start}; give three others with --port")
 
 
-def _is_free(port: int) -> bool:
+def is_free(port: int) -> bool:
     with socket.socket() as probe:
         # As TorchServe does: connections that were closed a moment ago do not hold a port.
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -20,14 +20,14 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from mlp_dist import command
-from mlp_dist.core.errors import UsageError
+from mlp_dist.core.errors import ServerError, UsageError
 from serve import torchserve
-from serve.archive import model_name, read_archive
+from serve.archive import Archive, model_name, read_archive
 from serve.client import Client
 from serve.deploy import deploy
 from serve.keys import STATE
 from serve.logs import print_log
-from serve.ports import free_ports, three_ports
+from serve.ports import free_ports, is_free, three_ports
 from serve.state import LOG, State, alone, find_state
 from serve.status import describe, in_words
 
@@ -65,17 +65,28 @@ def start(mar: Path, first_port: int | None, *, deployable: bool) -> int:
                 )
             torchserve.stop(old)
         ports, taken = three_ports(first_port)
-        if taken:
-            print(taken, flush=True)
-        print(f"starting TorchServe with {mar}", flush=True)
-        settings = {"enable_model_api": "true"} if deployable else {}
-        state, process = torchserve.start(directory, mar, archive.name, ports, settings)
-        try:
-            torchserve.wait_until_ready(state, process, archive.golden, check=archive.check)
-        except BaseException:
-            torchserve.stop(state, process)
-            raise
-        return status(state)
+        while True:
+            if taken:
+                print(taken, flush=True)
+            print(f"starting TorchServe with {mar}", flush=True)
+            try:
+                return status(_started(directory, archive, ports, deployable=deployable))
+            except ServerError:
+                if all(map(is_free, ports)):
+                    raise
+            # Another program has taken them while TorchServe started.
+            ports, taken = three_ports(first_port)
+
+
+def _started(directory: Path, archive: Archive, ports: list[int], *, deployable: bool) -> State:
+    settings = {"enable_model_api": "true"} if deployable else {}
+    state, process = torchserve.start(directory, archive.path, archive.name, ports, settings)
+    try:
+        torchserve.wait_until_ready(state, process, archive.golden, check=archive.check)
+    except BaseException:
+        torchserve.stop(state, process)
+        raise
+    return state
 
 
 def status(state: State | None) -> int:

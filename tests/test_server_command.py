@@ -122,6 +122,23 @@ def test_ports_that_are_taken(monkeypatch: pytest.MonkeyPatch) -> None:
         three_ports(65534)
 
 
+@pytest.mark.slow
+def test_ports_that_are_taken_while_it_starts(packaged: Path, place: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        late = f"""
+from pathlib import Path
+from serve import server
+
+found, late = server.three_ports, [([{taken.getsockname()[1]}, *server.free_ports(2)], "")]
+server.three_ports = lambda port: late.pop() if late else found(port)
+server.start(Path({str(packaged)!r}), None, deployable=False)
+"""
+        done = run([sys.executable, "-W", "ignore", "-c", late], place, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("starting TorchServe") == 2
+    assert last_line(done)["ready"]
+
+
 def test_the_files_of_a_server_that_crashed_name_no_process(tmp_path: Path) -> None:
     """Its number is another's by now."""
     other = State(
