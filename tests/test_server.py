@@ -25,7 +25,7 @@ from mlp_dist.data.dataset import Dataset
 from serve.client import Client, NotReadyError, UnknownModelError
 from serve.java import MINIMUM, java_home
 from serve.keys import read_key
-from serve.management import ManagementError, ask, describe_version
+from serve.management import describe_version
 from serve.server import running
 from serve.state import State
 
@@ -172,16 +172,6 @@ def test_the_clients_mistakes(flags: list[str], code: int, message: str, tmp_pat
     assert done.returncode == code
     assert message in done.stderr
     assert "Traceback" not in done.stderr
-
-
-def test_models_are_not_taken_over_http(server: Client) -> None:
-    assert server.key_file is not None
-    state = State.load(server.key_file.parent)
-    assert state is not None
-    version = describe_version(state)["modelVersion"]
-    for method, path in (("POST", "/models?url=mlp.mar"), ("DELETE", f"/models/mlp/{version}")):
-        with pytest.raises(ManagementError, match="was answered 405"):
-            ask(state, path, method=method)
 
 
 def test_a_model_that_cannot_load_ends_the_wait_with_the_workers_error(
