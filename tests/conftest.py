@@ -1,4 +1,5 @@
 import os
+import shutil
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -9,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from launching import Trained, launch, result, run
+from launching import Trained, launch, make_store, result, run
 from mlflow_servers import Server, running_server
 
 from mlp_dist.data.dataset import Dataset
@@ -140,8 +141,22 @@ def mlflow_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         yield server
 
 
+@pytest.fixture(scope="session")
+def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """MLflow's database with no run in it, to be copied: to make its tables takes over a second."""
+    path = tmp_path_factory.mktemp("store") / "mlflow.db"
+    make_store(path)
+    return path
+
+
 @pytest.fixture
-def mlflow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+def store_at_hand(empty_store: Path, tmp_path: Path) -> None:
+    """The test's directory has MLflow's tables, as one has after its first training."""
+    shutil.copy(empty_store, tmp_path)
+
+
+@pytest.fixture
+def mlflow(store_at_hand: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """mlflow with a store of its own."""
     import mlflow
 

@@ -26,7 +26,7 @@ from typing import Any
 
 from mlp_dist import command
 from tests.fault_target import STRUCK
-from tests.launching import ROOT, environment
+from tests.launching import ROOT, environment, make_store
 
 FLAGS = (
     *("--dataset", "digits", "--hidden-sizes", "64,32", "--batch-size", "20", "--epochs", "8"),
@@ -387,13 +387,6 @@ def processes_of(mark: str) -> list[int]:
             if mark.encode() in path.read_bytes().split(b"\0"):
                 found.append(int(path.parent.name))
     return found
-
-
-def make_store(path: Path) -> None:
-    """An MLflow store with no runs, so that not every training has to make its tables."""
-    from mlflow import MlflowClient
-
-    MlflowClient(f"sqlite:///{path}").search_experiments()
 
 
 def table(outcomes: list[Outcome]) -> str:

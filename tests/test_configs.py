@@ -26,7 +26,7 @@ def command(name: str) -> str:
 
 
 @pytest.fixture
-def project(tmp_path: Path) -> Path:
+def project(store_at_hand: None, tmp_path: Path) -> Path:
     """A directory where the commands work as they stand, with an MLflow store of its own."""
     (tmp_path / "launch").symlink_to(ROOT / "launch")
     return tmp_path

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from launching import DATASET, launch, result
+from launching import DATASET, launch, result, train
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("store_at_hand")]
 
 TOLERANCE = 1e-5
 
@@ -45,7 +45,7 @@ def assert_same_training(one: dict[str, object], many: dict[str, object]) -> Non
 def test_four_processes_train_the_same_weights(tmp_path: Path) -> None:
     number = 4
     flags = [*DATASET, "--epochs", "3", "--batch-size", "94", "--log-every", "4"]
-    one = result(launch(*flags, "--output-dir", "one", cwd=tmp_path))
+    one = result(train(*flags, "--output-dir", "one", cwd=tmp_path))
     done = launch(
         *flags, "--output-dir", "many", cwd=tmp_path, launcher=processes(number), ACCELERATE_USE_CPU="true"
     )
@@ -58,7 +58,7 @@ def test_four_processes_train_the_same_weights(tmp_path: Path) -> None:
 
 def test_two_processes_on_mnist(mnist_dir: Path, tmp_path: Path) -> None:
     flags = ["--dataset", "mnist", "--data-dir", str(mnist_dir), "--epochs", "1"]
-    one = result(launch(*flags, "--output-dir", "one", cwd=tmp_path))
+    one = result(train(*flags, "--output-dir", "one", cwd=tmp_path))
     many = launch(
         *flags, "--output-dir", "two", cwd=tmp_path, launcher=processes(2), ACCELERATE_USE_CPU="true"
     )

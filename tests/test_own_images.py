@@ -14,6 +14,7 @@ from mlp_dist.core.bundle import load_bundle
 from serve.server import running
 
 pytestmark = pytest.mark.slow
+with_store = pytest.mark.usefixtures("store_at_hand")
 
 COLOURS = {
     "amber": (255, 191, 0),
@@ -86,6 +87,7 @@ def test_any_recipe_takes_them(photographs: Trained) -> None:
     assert values["val_accuracy"] is None
 
 
+@with_store
 def test_a_folder_that_changed_is_not_gone_on_with(tmp_path: Path) -> None:
     write_photographs(tmp_path / "pictures", number=4)
     flags = ("--dataset", "folder:pictures", "--epochs", "1", "--output-dir", "run")
@@ -99,6 +101,7 @@ def test_a_folder_that_changed_is_not_gone_on_with(tmp_path: Path) -> None:
     assert result(train("--resume", "--epochs", "2", "--output-dir", "run", cwd=tmp_path))["epochs"] == 2
 
 
+@with_store
 def test_a_folder_whose_path_is_long(tmp_path: Path) -> None:
     deep = tmp_path.joinpath(*(letter * 120 for letter in "abcdef"))
     write_photographs(deep / "pictures", number=4)

@@ -282,6 +282,7 @@ def nested(cwd: Path, status: str) -> list[str]:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("store_at_hand")
 def test_the_command_trains_a_sweep_and_goes_on_with_it(tmp_path: Path) -> None:
     sweep = tmp_path / "sweep.json"
     sweep.write_text(json.dumps([{"lr": 0.05}, {"lr": 0.1, "hidden_sizes": [20]}]))

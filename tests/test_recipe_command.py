@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 import torch
-from launching import DATASET, Trained, launch, result, train
+from launching import DATASET, Trained, result, train
 
 from mlp_dist.config import TrainConfig
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("store_at_hand")]
 
 
 @pytest.fixture(scope="module")
@@ -20,7 +20,7 @@ def tutorial(tmp_path_factory: pytest.TempPathFactory) -> tuple[Trained, str]:
     """A tutorial's recipe on the digits, and what it said."""
     directory = tmp_path_factory.mktemp("tutorial")
     flags = ("--recipe", "mnist-500-4epochs", *DATASET, "--epochs", "3", "--log-every", "5")
-    done = launch(*flags, cwd=directory)
+    done = train(*flags, cwd=directory)
     return Trained(directory, result(done)), done.stdout
 
 

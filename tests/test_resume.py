@@ -12,7 +12,7 @@ from launching import DATASET, launch, result, train
 
 from mlp_dist.checkpoint import load_checkpoint
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("store_at_hand")]
 
 # At small steps: a ReLU that rounding turns on in the one training and off in the other must not matter.
 FLAGS = (*DATASET, "--epochs", "3", "--schedule", "cosine", "--lr", "0.01", "--ema-decay", "0.9")

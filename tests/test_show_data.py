@@ -7,7 +7,7 @@ import matplotlib
 import numpy as np
 import pytest
 from drawing import WINDOW, without_display
-from launching import ROOT, run
+from launching import ROOT, run, run_impatient
 from PIL import Image
 
 pytestmark = pytest.mark.slow
@@ -141,7 +141,8 @@ def test_wrong_use_is_told(flags: tuple[str, ...], message: str, cwd: Path) -> N
 
 def test_data_that_cannot_be_had_are_an_error(cwd: Path) -> None:
     nowhere = "http://127.0.0.1:9"
-    done = show_data("--output", "samples.png", cwd=cwd, http_proxy=nowhere, https_proxy=nowhere, no_proxy="")
+    proxies = {"http_proxy": nowhere, "https_proxy": nowhere, "no_proxy": ""}
+    done = run_impatient("launch/show_data.py", "--output", "samples.png", cwd=cwd, **proxies)
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr.splitlines()[-2].startswith("error: MNIST could not be had: ")
     assert done.stderr.endswith("; --dataset digits needs no network.\n")

@@ -16,7 +16,7 @@ import pytest
 import torch
 from launching import DATASET, ROOT, environment, result, run
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("store_at_hand")]
 
 SECONDS = 15
 """Within which everything must have ended. It takes one or two; the rest is for a machine with other work."""

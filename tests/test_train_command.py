@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 import torch
-from launching import DATASET, ROOT, Trained, environment, result, train
+from launching import DATASET, ROOT, Trained, environment, result, run_impatient, train
 
 pytestmark = pytest.mark.slow
+with_store = pytest.mark.usefixtures("store_at_hand")
 
 KEYS = {
     "run_id",
@@ -67,6 +68,7 @@ def test_the_last_line_and_the_output_directory(trained: Trained) -> None:
         assert values[name] == kept[name]
 
 
+@with_store
 def test_the_default_directory_is_new_for_each_run(tmp_path: Path) -> None:
     directories = [
         result(train(*DATASET, "--epochs", "1", "--run-name", "same", cwd=tmp_path))["output_dir"]
@@ -162,8 +164,10 @@ def dead_proxy() -> dict[str, str]:
     return {"http_proxy": address, "https_proxy": address, "no_proxy": ""}
 
 
+@with_store
 def test_without_network_the_bundled_digits_are_used(tmp_path: Path) -> None:
-    done = train("--epochs", "1", "--data-dir", str(tmp_path / "data"), cwd=tmp_path, **dead_proxy())
+    flags = ("--epochs", "1", "--data-dir", str(tmp_path / "data"))
+    done = run_impatient("launch/train.py", *flags, cwd=tmp_path, **dead_proxy())
     values = result(done)
     assert values["dataset"] == "digits"
     [line] = [line for line in done.stdout.splitlines() if "could not be had" in line]
@@ -172,7 +176,8 @@ def test_without_network_the_bundled_digits_are_used(tmp_path: Path) -> None:
 
 
 def test_a_named_data_set_that_cannot_be_had_is_an_error(tmp_path: Path) -> None:
-    done = train("--dataset", "mnist", "--data-dir", str(tmp_path / "data"), cwd=tmp_path, **dead_proxy())
+    flags = ("--dataset", "mnist", "--data-dir", str(tmp_path / "data"))
+    done = run_impatient("launch/train.py", *flags, cwd=tmp_path, **dead_proxy())
     assert done.returncode == 1
     assert "MNIST could not be had" in done.stderr
     assert "--dataset digits" in done.stderr
@@ -181,6 +186,7 @@ def test_a_named_data_set_that_cannot_be_had_is_an_error(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("variable", [True, False])
+@with_store
 def test_mnist_at_hand_is_used(variable: bool, mnist_dir: Path, tmp_path: Path) -> None:
     flags, changes = [], {**dead_proxy(), "MLP_DIST_DATA": str(mnist_dir)}
     if not variable:
@@ -204,6 +210,7 @@ def test_a_store_that_is_damaged_costs_no_training(tmp_path: Path) -> None:
     assert "holds a run that MLflow has not got whole: python launch/sync.py " in again.stderr
 
 
+@with_store
 def test_a_loss_that_is_not_finite_ends_the_run_failed(tmp_path: Path) -> None:
     done = train(*DATASET, "--epochs", "3", "--lr", "1e30", cwd=tmp_path)
     assert done.returncode == 1
@@ -213,6 +220,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_failed(tmp_path: Path) -> None:
     assert [run.info.status for run in all_runs(tmp_path)] == ["FAILED"]
 
 
+@with_store
 def test_a_crash_ends_the_run_failed(tmp_path: Path) -> None:
     # A file where the bundle's directory must be made.
     output = tmp_path / "output"
@@ -255,6 +263,7 @@ def check_what_is_refused(flags: list[str], trained: int, cwd: Path) -> None:
     assert f"has trained {trained} epochs already" in fewer.stderr
 
 
+@with_store
 def test_an_interrupted_run_goes_on_to_the_same_weights(tmp_path: Path) -> None:
     flags = [*DATASET, "--epochs", "400", "--batch-size", "20", "--output-dir", "output"]
     words = [sys.executable, str(ROOT / "launch/train.py"), *flags]
@@ -306,6 +315,7 @@ def test_trainings_may_start_together_on_a_new_store(tmp_path: Path) -> None:
     assert len({each["output_dir"] for each in results}) == 3
 
 
+@with_store
 def test_two_trainings_in_one_directory_do_not_meet(tmp_path: Path) -> None:
     flags = [*DATASET, "--output-dir", "output"]
     words = [sys.executable, str(ROOT / "launch/train.py"), *flags, "--epochs", "4000"]
