@@ -6,6 +6,8 @@ PYTHON ?= python3
 VENV := .venv
 ACTIVATE := . $(VENV)/bin/activate
 STAMP := $(VENV)/.installed
+# Two test files at a time: most tests wait for processes that have one thread.
+PYTEST := pytest --numprocesses 2 --dist loadfile
 
 .PHONY: help setup run test test-fast recipes bench gpu-check lint clean
 
@@ -34,10 +36,10 @@ run: setup
 	@$(ACTIVATE) && accelerate launch launch/train.py $(ARGS) && python -m serve.package && python launch/demo.py
 
 test: lint
-	@$(ACTIVATE) && pytest
+	@$(ACTIVATE) && $(PYTEST)
 
 test-fast: setup
-	@$(ACTIVATE) && pytest -m "not slow"
+	@$(ACTIVATE) && $(PYTEST) -m "not slow"
 
 recipes: setup
 	@$(ACTIVATE) && python -m benchmarks.recipes --seeds 5 $(ARGS)
