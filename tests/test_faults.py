@@ -1,3 +1,4 @@
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -6,17 +7,22 @@ import pytest
 
 from tests.faults import Ending, FaultError, Faults, Outcome, Setting, digest, table
 
+# The seeds choose a launcher, rank 0 and rank 1, killed in and between saving, logging and finishing.
+KILLED = {Setting(1, "bf16"): 5, Setting(2, "no"): 1}
+
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-# The seeds choose a launcher, rank 0 and rank 1, killed in and between saving, logging and finishing.
-@pytest.mark.parametrize(("setting", "seed"), [(Setting(1, "bf16"), 5), (Setting(2, "no"), 1)], ids=str)
-def test_a_training_that_is_killed_again_and_again_ends_as_one_left_alone(
-    setting: Setting, seed: int, tmp_path: Path
-) -> None:
-    outcomes = Faults(tmp_path, seed, [setting]).run(3, jobs=1)
-    assert len(outcomes) == 3
-    assert [each.problem for each in outcomes] == [""] * 3
+def test_trainings_that_are_killed_again_and_again_end_as_those_left_alone(tmp_path: Path) -> None:
+    def killed(setting: Setting) -> list[Outcome]:
+        directory = tmp_path / str(setting)
+        directory.mkdir()
+        return Faults(directory, KILLED[setting], [setting]).run(3, jobs=1)
+
+    with ThreadPoolExecutor() as pool:
+        for outcomes in pool.map(killed, KILLED):
+            assert len(outcomes) == 3
+            assert [each.problem for each in outcomes] == [""] * 3
 
 
 RECORD: dict[str, Any] = {
