@@ -9,7 +9,7 @@ from PIL import Image, ImageDraw
 
 from benchmarks.pictures import EMPTY, enlarged, moved, on_paper, uneven
 from mlp_dist.core.bundle import load_bundle
-from mlp_dist.core.drawings import as_mnist, is_framed
+from mlp_dist.core.drawings import are_framed, as_mnist
 from mlp_dist.core.errors import EmptyPageError
 from mlp_dist.core.images import Reading, decode_image
 from mlp_dist.core.spec import ImageSpec
@@ -176,11 +176,20 @@ def test_any_shape_is_answered_or_refused(shape: tuple[int, int]) -> None:
 def test_a_frame_is_told_from_its_neighbours() -> None:
     image = as_mnist(drawn())
     image[image == image.max()] = 255
-    assert is_framed(image)
-    assert not is_framed(255 - image)
-    assert not is_framed(np.roll(image, 2, axis=1))
-    assert not is_framed(image // 2)
-    assert not is_framed(np.zeros((28, 28), np.uint8))
+    larger = np.zeros((28, 28), np.uint8)
+    larger[2:26, 12:16] = 255
+    others = [
+        255 - image,
+        np.roll(image, 2, axis=1),
+        np.roll(image, 2, axis=0),
+        image // 2,
+        0 * image,
+        larger,
+    ]
+    expected = [True, *[False] * len(others), True]
+    assert are_framed(np.stack([image, *others, image])) == expected
+    assert [are_framed(each[None])[0] for each in (image, *others, image)] == expected
+    assert are_framed(np.zeros((0, 28, 28), np.uint8)) == []
 
 
 def test_models_of_mnist_frame_pictures_and_others_do_not() -> None:

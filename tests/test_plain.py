@@ -13,7 +13,7 @@ from PIL import Image
 
 from mlp_dist.core import images
 from mlp_dist.core.errors import ImageError
-from mlp_dist.core.images import Reading, decode_image, encode_png
+from mlp_dist.core.images import Reading, decode_image, decode_images, encode_png
 from mlp_dist.core.plain import read_plain
 from mlp_dist.core.spec import ImageSpec
 
@@ -48,6 +48,28 @@ def test_a_data_sets_image_goes_the_short_way_and_is_the_same(spec: ImageSpec) -
         assert read_plain(data, spec) is not None
         assert torch.equal(decode_image(data, spec), pixels)
         assert decode_image(data, spec).is_contiguous()
+
+
+@pytest.mark.parametrize("preprocess", ["exact", "auto"])
+@pytest.mark.parametrize("spec", [GRAY, COLOUR])
+def test_many_files_are_read_as_each_by_itself(spec: ImageSpec, preprocess: str) -> None:
+    upright = torch.zeros(1, 28, 28, dtype=torch.uint8)
+    upright[:, 4:24, 12:16] = 255
+    page = torch.full((1, 60, 80), 220, dtype=torch.uint8)
+    page[:, 10:40, 30:34] = 30
+    files = [encode_png(each) for each in (upright, upright.roll(3, 1), page, drawn(3, 0), 0 * page)]
+    files += [files[0][:-20], b"", b"none", files[0], files[2]]
+    for chosen in (files, files[:1], [files[0]] * 3, files[5:6], []):
+        pixels, errors = decode_images(chosen, spec, Reading(preprocess))
+        assert pixels.shape == (len(chosen), spec.channels, 28, 28)
+        for place, data in enumerate(chosen):
+            if place in errors:
+                with pytest.raises(type(errors[place])) as raised:
+                    decode_image(data, spec, Reading(preprocess))
+                assert str(raised.value) == str(errors[place])
+                assert not pixels[place].any()
+            else:
+                assert torch.equal(pixels[place], decode_image(data, spec, Reading(preprocess)))
 
 
 def others() -> Iterator[tuple[str, bytes]]:

@@ -251,6 +251,44 @@ def test_colour_images(tmp_path: Path) -> None:
     assert first == last == planes == v1["predictions"][0] == listed[0]
 
 
+def test_every_request_of_a_batch_is_answered_as_if_it_were_alone(tmp_path: Path) -> None:
+    handler = loaded(write_bundle(tmp_path / "auto", preprocess="auto"))
+    file = io.BytesIO()
+    page().save(file, "PNG")
+    rows = [
+        {"body": bytearray(FILE)},
+        {"body": bytearray(FILE[:-30])},
+        {"body": bytearray(file.getvalue())},
+        {"body": {"instances": [np.asarray(page()).tolist(), {"b64": base64.b64encode(FILE).decode()}]}},
+        {"body": bytearray(FILE), "top_k": bytearray(b"1")},
+        {"body": bytearray(FILE), "preprocess": bytearray(b"exact")},
+        {"body": bytearray(b"none")},
+        {"body": [[0.5] * 28] * 28},
+        {"body": bytearray(FILE), "top_k": bytearray(b"0")},
+        {"body": bytearray(file.getvalue())},
+    ]
+    alone = [ask(handler, row) for row in rows]
+    for order in (range(len(rows)), range(len(rows) - 1, -1, -1), (1, 6), (6, 0)):
+        answers, statuses = ask(handler, *(rows[place] for place in order))
+        assert statuses == [alone[place][1][0] for place in order]
+        for place, answer in zip(order, answers, strict=True):
+            assert_close(answer, alone[place][0][0])
+
+
+def assert_close(answer: Any, expected: Any) -> None:
+    if isinstance(expected, dict):
+        assert list(answer) == list(expected)
+    if isinstance(expected, float):
+        assert answer == pytest.approx(expected, abs=2e-6)
+    elif isinstance(expected, dict | list):
+        for one, other in zip(
+            *(each.values() if isinstance(each, dict) else each for each in (answer, expected)), strict=True
+        ):
+            assert_close(one, other)
+    else:
+        assert answer == expected
+
+
 def test_headers_say_which_model_it_was(handler: MLPHandler) -> None:
     made = context(Path(), 2)
     handler.handle([{"body": bytearray(FILE)}, {"body": bytearray(b"none")}], made)

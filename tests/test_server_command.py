@@ -117,7 +117,8 @@ def test_ports_that_are_taken(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(ports, "FIRST", port)
         others, message = three_ports(None)
         assert others[0] > port
-        assert message is not None and message.endswith(f"; using {others[0]} to {others[0] + 2}")
+        assert message is not None
+        assert message.endswith(f"; using {others[0]} to {others[0] + 2}")
     with pytest.raises(UsageError, match="port is 65534"):
         three_ports(65534)
 

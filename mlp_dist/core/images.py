@@ -6,14 +6,17 @@ every device.
 """
 
 import io
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import compress
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from mlp_dist.core.drawings import as_mnist
+from mlp_dist.core.drawings import are_framed, as_mnist
 from mlp_dist.core.errors import ImageError, ImageTooLargeError, UnsupportedFormatError
 from mlp_dist.core.plain import read_plain
 from mlp_dist.core.spec import AUTO, EXACT, PREPROCESS, ImageSpec
@@ -95,6 +98,41 @@ def decode_image(data: bytes, spec: ImageSpec, reading: Reading = AS_IT_IS) -> t
     # whatever it is, the bytes are at fault.
     except Exception as error:
         raise ImageError(f"the image is damaged: {error}") from error
+
+
+def decode_images(
+    files: Sequence[bytes], spec: ImageSpec, reading: Reading = AS_IT_IS
+) -> tuple[torch.Tensor, dict[int, ImageError]]:
+    """Many files at once: their pixels, uint8 (N, C, H, W), and what `decode_image` raises for those that it
+    cannot read, by their place in `files`, where the pixels are 0.
+    """
+    places, plain = _decode_plain(files, spec, reading)
+    if len(places) == len(files):
+        return torch.from_numpy(plain), {}
+    pixels = np.zeros((len(files), spec.channels, spec.height, spec.width), np.uint8)
+    pixels[places] = plain
+    errors = {}
+    for place in set(range(len(files))).difference(places):
+        try:
+            pixels[place] = decode_image(files[place], spec, reading).numpy()
+        except ImageError as error:
+            errors[place] = error
+    return torch.from_numpy(pixels), errors
+
+
+def _decode_plain(
+    files: Sequence[bytes], spec: ImageSpec, reading: Reading
+) -> tuple[list[int], npt.NDArray[np.uint8]]:
+    """Where in `files` the images are that stay as they lie in their files, and their pixels."""
+    images = {place: image for place, data in enumerate(files) if (image := read_plain(data, spec))}
+    stored = bytearray().join(image.tobytes() for image in images.values())
+    array = np.frombuffer(stored, np.uint8).reshape(-1, spec.height, spec.width, spec.channels)
+    places = list(images)
+    if reading.preprocess == AUTO:
+        framed = are_framed(array[..., 0]) if spec.channels == 1 else [False] * len(array)
+        if not all(framed):
+            places, array = list(compress(places, framed)), array[framed]
+    return places, array.transpose(0, 3, 1, 2)
 
 
 def _check_size(image: Image.Image, data: bytes) -> None:

@@ -1,13 +1,13 @@
 """The images of a request -> pixels for the model."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import torch
 
 from mlp_dist.core.bundle import Bundle
 from mlp_dist.core.errors import ImageError
-from mlp_dist.core.images import decode_image
+from mlp_dist.core.images import decode_image, decode_images
 from mlp_dist.core.inputs import read_images
 from serve.answering.arrays import Array
 from serve.answering.errors import RequestError, TooManyImagesError
@@ -23,6 +23,41 @@ class Pixels:
 
     images: torch.Tensor
     many: bool
+
+
+@dataclass
+class Batch:
+    """The images of many requests, of which `shares` tells, in their order, how many are whose, and whether
+    its answer is a list. The requests in `errors` have no images.
+    """
+
+    images: torch.Tensor
+    shares: dict[int, tuple[int, bool]] = field(default_factory=dict)
+    errors: dict[int, ImageError] = field(default_factory=dict)
+
+
+def read_batch(requests: Mapping[int, Request], bundle: Bundle) -> Batch:
+    """Those of one file each, as most are, are decoded at once."""
+    files = {key: part for key, request in requests.items() if (part := request.only_file) is not None}
+    images, errors = decode_images(list(files.values()), bundle.spec.image, bundle.reading())
+    batch = Batch(images)
+    for place, key in enumerate(files):
+        if place in errors:
+            batch.errors[key] = errors[place]
+        else:
+            batch.shares[key] = 1, False
+    read = [images[[place for place in range(len(files)) if place not in errors]] if errors else images]
+    for key, request in requests.items():
+        if key not in files:
+            try:
+                pixels = read_pixels(request, bundle)
+            except ImageError as error:
+                batch.errors[key] = error
+            else:
+                read.append(pixels.images)
+                batch.shares[key] = len(pixels.images), pixels.many
+    batch.images = together(read)
+    return batch
 
 
 def read_pixels(request: Request, bundle: Bundle) -> Pixels:

@@ -34,6 +34,13 @@ class Request:
     request_id: str | None = None
     options: dict[str, Any] = field(default_factory=dict)
 
+    @property
+    def only_file(self) -> bytes | None:
+        """Where it is one image file and nothing else is asked."""
+        part = self.parts[0]
+        alone = len(self.parts) == 1 and self.protocol == PLAIN and not self.options
+        return part if alone and isinstance(part, bytes) else None
+
 
 def read_request(row: Mapping[str, Any], headers: Mapping[str, Any]) -> Request:
     """What a client sent: `row` is by field, the body in one of that name; of `headers` X-Top-K,

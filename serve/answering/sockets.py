@@ -21,12 +21,27 @@ def quicken() -> None:
     """
     protocol: Any = sys.modules.get(_PROTOCOL)
     # TorchServe has had its last release, so this is how its workers will stay; outside of one there is none.
-    read = getattr(protocol, "_retrieve_buffer", None)
-    encode = getattr(protocol, "encode_response_headers", None)
-    if read is None or encode is None or hasattr(read, "reads_ahead"):
+    names = ("_retrieve_buffer", "_retrieve_reqest_header", "encode_response_headers")
+    read, header, encode = (getattr(protocol, name, None) for name in names)
+    if read is None or header is None or encode is None or hasattr(read, "reads_ahead"):
         return
-    protocol._retrieve_buffer = buffered(read)
+    ahead = buffered(read)
+    protocol._retrieve_buffer = ahead
+    protocol._retrieve_reqest_header = headers_by(ahead)
     protocol.encode_response_headers = remembering(encode)
+
+
+def headers_by(read: Read) -> Callable[[socket], dict[str, bytes] | None]:
+    """A header of a request, None after the last one: most fields of a request are those of headers."""
+
+    def header(connection: socket) -> dict[str, bytes] | None:
+        length = int.from_bytes(read(connection, 4), signed=True)
+        if length < 0:
+            return None
+        name = read(connection, length)
+        return {"name": name, "value": read(connection, int.from_bytes(read(connection, 4)))}
+
+    return header
 
 
 def remembering(encode: Encode) -> Encode:

@@ -17,7 +17,7 @@ from serve.answering.answers import Answers, error_body, to_json
 from serve.answering.errors import status_of
 from serve.answering.explain import explain
 from serve.answering.metrics import Metrics
-from serve.answering.pixels import Pixels, read_pixels, together
+from serve.answering.pixels import read_batch, read_pixels
 from serve.answering.requests import V1, Request, read_request
 from serve.answering.sockets import quicken
 
@@ -56,7 +56,8 @@ class Worker:
     def answer(self, data: list[dict[str, Any]], context: Any) -> list[bytes]:
         """The JSON of one answer a request: probabilities, or for a bad one an error with its own status."""
         answers = [b""] * len(data)
-        asked: dict[int, tuple[Request, Pixels]] = {}
+        asked: dict[int, Request] = {}
+        errors: dict[int, ImageError] = {}
         for position, row in enumerate(data):
             for name, value in self.headers.items():
                 context.set_response_header(position, name, value)
@@ -66,32 +67,36 @@ class Worker:
                 continue
             try:
                 request = read_request(row, headers)
-                pixels = read_pixels(request, self.bundle)
                 if headers.get("explain") == "True":
-                    answers[position] = self.explain(request, pixels)
+                    answers[position] = self.explain(request)
                 else:
-                    asked[position] = request, pixels
+                    asked[position] = request
             except ImageError as error:
-                status = status_of(error)
-                context.set_response_status(status.value, status.phrase, position)
-                answers[position] = error_body(error)
-                self.metrics.count_error(error)
+                errors[position] = error
         if asked:
-            self._answer(asked, answers)
+            errors |= self._answer(asked, answers)
+        for position, wrong in errors.items():
+            status = status_of(wrong)
+            context.set_response_status(status.value, status.phrase, position)
+            answers[position] = error_body(wrong)
+            self.metrics.count_error(wrong)
         return answers
 
-    def _answer(self, asked: dict[int, tuple[Request, Pixels]], answers: list[bytes]) -> None:
-        """The images of all requests at once, since a batch costs the model little more than one image."""
-        images = together([pixels.images for _, pixels in asked.values()]).to(self.device)
-        probabilities = self.bundle.probabilities(images).tolist()
-        self.metrics.count_answers(probabilities)
-        rows = iter(probabilities)
-        for position, (request, pixels) in asked.items():
-            own = list(islice(rows, len(pixels.images)))
-            answers[position] = self.answers.write(request, own, many=pixels.many)
+    def _answer(self, asked: dict[int, Request], answers: list[bytes]) -> dict[int, ImageError]:
+        """The images of all requests at once, since a batch costs the model little more than one image; and
+        the errors of those that cannot be read."""
+        batch = read_batch(asked, self.bundle)
+        if len(batch.images):
+            probabilities = self.bundle.probabilities(batch.images.to(self.device)).tolist()
+            self.metrics.count_answers(probabilities)
+            rows = iter(probabilities)
+            for position, (number, many) in batch.shares.items():
+                answers[position] = self.answers.write(asked[position], list(islice(rows, number)), many=many)
+        return batch.errors
 
-    def explain(self, request: Request, pixels: Pixels) -> bytes:
+    def explain(self, request: Request) -> bytes:
         """What decided the answer for each image: see serve.answering.explain."""
+        pixels = read_pixels(request, self.bundle)
         explained = explain(self.bundle, pixels.images)
         listed = explained if pixels.many or len(explained) > 1 else explained[0]
         return to_json({"explanations": listed} if request.protocol == V1 else listed)
