@@ -6,14 +6,16 @@ PYTHON ?= python3
 VENV := .venv
 ACTIVATE := . $(VENV)/bin/activate
 STAMP := $(VENV)/.installed
+LAB_STAMP := $(VENV)/.jupyterlab
 # Two test files at a time: most tests wait for processes that have one thread.
 PYTEST := pytest --numprocesses 2 --dist loadfile
 
-.PHONY: help setup run test test-fast recipes bench gpu-check lint clean
+.PHONY: help setup run notebook test test-fast recipes bench gpu-check lint clean
 
 help:
 	@echo "make setup      make .venv and install the project; quick when nothing changed"
 	@echo "make run        train, package, serve, ask for one prediction, stop; ARGS=... goes to training"
+	@echo "make notebook   open examples/mnist_mlp.ipynb in JupyterLab, which it installs; ARGS=... goes to it"
 	@echo "make test       lint, types and all tests"
 	@echo "make test-fast  the tests that need no server and no second process"
 	@echo "make recipes    train every recipe on MNIST with five seeds, beside its published number"
@@ -34,6 +36,15 @@ $(STAMP): pyproject.toml setup.cfg constraints.txt Makefile
 
 run: setup
 	@$(ACTIVATE) && accelerate launch launch/train.py $(ARGS) && python -m serve.package && python launch/demo.py
+
+notebook: $(LAB_STAMP)
+	@$(ACTIVATE) && jupyter lab --notebook-dir=. $(ARGS) examples/mnist_mlp.ipynb
+
+# Its page would ask for news and newer versions.
+$(LAB_STAMP): $(STAMP)
+	$(VENV)/bin/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[notebook]'
+	$(VENV)/bin/jupyter labextension disable --log-level=ERROR @jupyterlab/apputils-extension:announcements
+	touch $@
 
 test: lint
 	@$(ACTIVATE) && $(PYTEST)
