@@ -59,11 +59,12 @@ def executed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Noteboo
     failing = new_code_cell(f"{BROKEN}\n{ask}", metadata={"tags": ["raises-exception"]})
     notebook.cells += [new_code_cell(STATE), failing]
     data = Path(os.environ.get("MLP_DIST_DATA") or ROOT / "data").resolve()
-    execute(notebook, directory, MLP_DIST_DATA=str(data), **NO_NETWORK)
-    left = list(running_in(directory))
-    yield notebook, left
-    for process in left:
-        process.kill()
+    try:
+        execute(notebook, directory, MLP_DIST_DATA=str(data), **NO_NETWORK)
+        yield notebook, list(running_in(directory))
+    finally:
+        for process in running_in(directory):
+            process.kill()
 
 
 @pytest.mark.slow
