@@ -24,11 +24,11 @@ from mlp_dist.data.streaming import order_of
 from mlp_dist.directories import continued, find_checkpoint, new_output_dir
 from mlp_dist.engines.population import PopulationEngine
 from mlp_dist.member import Member
+from mlp_dist.members import SWEPT, members
 from mlp_dist.processes import Interrupted, StopSignals
 from mlp_dist.recorder import open_run
 from mlp_dist.start import start_training
 from mlp_dist.steps import Record
-from mlp_dist.sweep import SWEPT, members
 from mlp_dist.tracking.record import RunRecord
 from mlp_dist.trainer import Trainer
 

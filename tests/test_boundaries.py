@@ -15,7 +15,7 @@ LAYERS = (
     {
         *("data", "optim", "config", "recipes", "evaluation", "processes", "checkpoint", "command"),
         *("schedule", "augment", "dropout", "ema", "exact", "steps", "network", "joining"),
-        *("peers", "directories", "precision", "deform", "adversarial", "sweep", "overrides", "tracking"),
+        *("peers", "directories", "precision", "deform", "adversarial", "members", "overrides", "tracking"),
         *("mcnemar", "leaderboard", "values", "calibration"),
     },
     {"gradients", "engines"},

@@ -17,11 +17,11 @@ from mlp_dist.checkpoint import load_checkpoint
 from mlp_dist.config import TrainConfig
 from mlp_dist.core.errors import TrainingError, UsageError
 from mlp_dist.engines.population import PopulationEngine
+from mlp_dist.members import members
 from mlp_dist.population import Population, beside, start_population
 from mlp_dist.processes import Interrupted, StopSignals
 from mlp_dist.start import settle
 from mlp_dist.steps import Pace
-from mlp_dist.sweep import members
 from mlp_dist.trainer import Trainer
 
 # In float32 Adam makes much of the last bits of a gradient that is close to 0; at a small rate less so.

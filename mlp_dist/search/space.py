@@ -20,9 +20,9 @@ from typing import TYPE_CHECKING, Any, cast
 
 from mlp_dist.config import TrainConfig, unknown
 from mlp_dist.core.errors import UsageError
+from mlp_dist.members import SWEPT
 from mlp_dist.overrides import WHERE, shown
 from mlp_dist.recipes import get_recipe
-from mlp_dist.sweep import SWEPT
 from mlp_dist.values import absolute_dataset, field_value, is_number, is_whole
 
 if TYPE_CHECKING:
