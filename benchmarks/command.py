@@ -27,10 +27,8 @@ SHARE_GOAL, MEMORY_GOAL = 1 / 3, 1.3
 
 _PEAK = "import resource\nprint('peak', resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, flush=True)\n"
 _TRAIN = f"""
-import atexit, sys
-sys.path.insert(0, {str(ROOT / "launch")!r})
-import train
-from mlp_dist import command
+import atexit
+from mlp_dist import command, train
 
 def tell():
     {_PEAK.strip().replace(chr(10), "; ")}

@@ -14,9 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
-from mlp_dist import command, recorder
-
-LAUNCH = Path(__file__).resolve().parents[1] / "launch"
+from mlp_dist import command, recorder, train
 
 
 class Nothing(str):
@@ -103,10 +101,7 @@ def watch(held: Held) -> None:
 
 def main() -> None:
     which, output, held = sys.argv[1], Path(sys.argv[2]), Held()
-    sys.argv = [str(LAUNCH / "train.py"), *sys.argv[3:]]
-    sys.path.insert(0, str(LAUNCH))
-    import train
-
+    del sys.argv[1:3]
     if which == "without":
         recorder.start, recorder.open_run = Nothing, open_nothing  # type: ignore[assignment]
     # In the order in which train.py does it.

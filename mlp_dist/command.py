@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 
 from mlp_dist.core.errors import MlpDistError, ProcessLostError
 from mlp_dist.processes import Interrupted, is_main
+from mlp_dist.typed import as_typed
 
 
 class Parser(argparse.ArgumentParser):
@@ -32,9 +33,12 @@ class Parser(argparse.ArgumentParser):
             self.error(f"unknown argument {rest[0]!r}{hint} (there are: {', '.join(flags)})")
         return parsed
 
+    def format_help(self) -> str:
+        return as_typed(super().format_help())
+
     def error(self, message: str) -> NoReturn:
         if is_main():
-            print(f"error: {message}\n({self.prog} --help tells more)", file=sys.stderr)
+            print(as_typed(f"error: {message}\n({self.prog} --help tells more)"), file=sys.stderr)
         raise SystemExit(2)
 
 
@@ -60,7 +64,8 @@ def run(main: Callable[[], int | None], *, at_once: bool = False) -> NoReturn:
     except MlpDistError as error:
         code = error.exit_code
         if error.speaks if isinstance(error, ProcessLostError) else is_main():
-            print("\n".join([f"error: {error}", *getattr(error, "__notes__", [])]), file=sys.stderr)
+            lines = [f"error: {error}", *getattr(error, "__notes__", [])]
+            print(as_typed("\n".join(lines)), file=sys.stderr)
     except MemoryError as error:
         code = 1
         if is_main():
@@ -73,10 +78,8 @@ def run(main: Callable[[], int | None], *, at_once: bool = False) -> NoReturn:
     except KeyboardInterrupt as error:
         code = error.exit_code if isinstance(error, Interrupted) else 130
         if is_main():
-            print(
-                "\n".join(["", str(error) or "interrupted", *getattr(error, "__notes__", [])]),
-                file=sys.stderr,
-            )
+            lines = ["", str(error) or "interrupted", *getattr(error, "__notes__", [])]
+            print(as_typed("\n".join(lines)), file=sys.stderr)
     if at_once:
         _leave(code)
     raise SystemExit(code)

@@ -5,6 +5,7 @@ from typing import Any
 
 from mlp_dist.config import TrainConfig
 from mlp_dist.recipes import RECIPES, get_recipe
+from mlp_dist.typed import as_typed
 
 WHERE = (
     *("data_dir", "output_dir", "experiment", "run_name", "log_every", "checkpoint_every_steps"),
@@ -36,8 +37,8 @@ def flags(changes: dict[str, Any]) -> list[str]:
 
 def command(config: TrainConfig) -> list[str]:
     """The words that train `config` again, but for WHERE."""
-    words = ["accelerate", "launch", "launch/train.py", "--recipe", config.recipe]
-    return [*words, *flags(overrides(config))]
+    words = as_typed("accelerate launch launch/train.py --recipe").split()
+    return [*words, config.recipe, *flags(overrides(config))]
 
 
 def shown(value: object) -> str:

@@ -14,6 +14,7 @@ from types import FrameType
 from typing import Self
 
 from mlp_dist.core.errors import UsageError
+from mlp_dist.typed import as_typed
 
 _MPI_SIZES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE")
 _PR_SET_PDEATHSIG = 1
@@ -82,7 +83,7 @@ def launch_command() -> str:
     number = world_size()
     several = f" --multi_gpu --num_processes {number}" if number > 1 else ""
     cpu = "ACCELERATE_USE_CPU=true " if number > 1 and _forced_cpu() else ""
-    return f"{cpu}accelerate launch{several} launch/train.py"
+    return as_typed(f"{cpu}accelerate launch{several} launch/train.py")
 
 
 def _launched() -> bool:

@@ -25,6 +25,7 @@ from mlp_dist.core.errors import TrackingError
 from mlp_dist.processes import STOP_SIGNALS
 from mlp_dist.tracking.delivery import Outcome
 from mlp_dist.tracking.record import FAILED, FINISHED, KILLED, RunRecord
+from mlp_dist.typed import as_typed
 
 _DYING_SECONDS = 1.0
 
@@ -161,7 +162,7 @@ class RunTracker:
             with suppress(OSError):
                 self._save()
         if self._asked("end").problem:
-            rest = f"python launch/sync.py {shlex.quote(str(self.directory))}"
+            rest = f"{as_typed('python launch/sync.py')} {shlex.quote(str(self.directory))}"
             print(f"MLflow has not got all of the run; send the rest by {rest}", file=sys.stderr, flush=True)
 
     def _asked(self, what: str) -> Outcome:

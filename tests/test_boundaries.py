@@ -16,13 +16,13 @@ LAYERS = (
         *("data", "optim", "config", "recipes", "evaluation", "processes", "checkpoint", "command"),
         *("schedule", "augment", "dropout", "ema", "exact", "steps", "network", "joining"),
         *("peers", "directories", "precision", "deform", "adversarial", "members", "overrides", "tracking"),
-        *("mcnemar", "leaderboard", "values", "calibration"),
+        *("mcnemar", "leaderboard", "values", "calibration", "typed"),
     },
     {"gradients", "engines"},
     {
         *("trainer", "figures", "export", "start", "report", "finish", "notebook"),
         *("population", "member", "recorder", "recording", "pictured", "tables", "identity", "search"),
-        "promotion",
+        *("promotion", "train", "compare", "promote", "sync", "sweep", "show_data"),
     },
 )
 """The parts of mlp_dist from the lowest up; launch, serve and benchmarks stand above them all."""
@@ -178,8 +178,7 @@ print(sorted(name for name in sys.modules if name.startswith("mlp_dist")))
 def test_wrong_flags_are_told_before_slow_packages_are_imported() -> None:
     code = """
 import json, sys
-sys.path.insert(0, "launch")
-import train
+import mlp_dist.train
 print(json.dumps(sorted({name.split(".")[0] for name in sys.modules})))
 """
     loaded = set(json.loads(python(code)))

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from launch import train
+from mlp_dist import train
 from mlp_dist.config import TrainConfig
 from mlp_dist.overrides import WHERE, command, flags, overrides
 from mlp_dist.recipes import RECIPES, get_recipe

@@ -229,8 +229,7 @@ def test_a_crash_ends_the_run_failed(tmp_path: Path) -> None:
         "import sys, mlp_dist.report\n"
         "def broken(*a, **k): raise RuntimeError('the disk is gone')\n"
         "mlp_dist.report.finish = broken\n"
-        f"sys.path.insert(0, {str(ROOT / 'launch')!r})\n"
-        "import train; train.main()\n"
+        "from mlp_dist import train; train.main()\n"
     )
     words = [sys.executable, "-c", script, *DATASET, "--epochs", "1", "--output-dir", str(output)]
     done = subprocess.run(words, cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=240)

@@ -11,6 +11,7 @@ from mlp_dist.config import TrainConfig
 from mlp_dist.core.errors import TrackingError, UsageError
 from mlp_dist.tracking.client import load_mlflow, one_asking_to, shown
 from mlp_dist.tracking.record import BUNDLE, CONFIG, FINISHED
+from mlp_dist.typed import as_typed
 
 VALIDATION_METRICS: dict[str, Callable[..., "StoredRun"]] = {"val_accuracy": max, "val_loss": min}
 """What a best run can be chosen by, and which is better. Test figures are not among them: a model
@@ -69,9 +70,8 @@ def best_run(experiment: str, metric: str = "val_accuracy") -> StoredRun:
         )
     runs = [run for run in experiment_runs(experiment) if run.has_model]
     if not runs:
-        raise TrackingError(
-            f"the experiment {experiment!r} has no finished run; train one: accelerate launch launch/train.py"
-        )
+        train = as_typed("accelerate launch launch/train.py")
+        raise TrackingError(f"the experiment {experiment!r} has no finished run; train one: {train}")
     latest = runs[0]
     comparable = [run for run in runs if run.is_on_data_of(latest)]
     if others := [run for run in runs if not run.is_on_data_of(latest)]:
@@ -125,7 +125,7 @@ def experiment_runs(experiment: str) -> list[StoredRun]:
             names = sorted(experiment.name for experiment in mlflow.search_experiments())
             raise UsageError(
                 f"MLflow at {shown(uri)} has no experiment {experiment!r} (there are: {', '.join(names)}); "
-                "train first: accelerate launch launch/train.py"
+                f"train first: {as_typed('accelerate launch launch/train.py')}"
             )
     return _runs_in(found.experiment_id)
 

@@ -21,7 +21,7 @@ CHAMPION = "champion"
 
 _DESCRIPTION = (
     "Perceptrons that were good enough to ship. The alias champion is on the one that "
-    "python -m serve.package takes; launch/promote.py moves it."
+    "python -m serve.package takes; python -m mlp_dist.promote moves it."
 )
 _NOT_THERE = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
 """What MLflow answers for a registered model, or an alias, that is not there."""

@@ -1,0 +1,17 @@
+"""Commands as they are typed: a checkout has them in launch/, an installation as modules."""
+
+import functools
+import re
+from pathlib import Path
+
+
+@functools.cache
+def _in_checkout() -> bool:
+    return (Path(__file__).resolve().parents[1] / "launch" / "train.py").is_file()
+
+
+def as_typed(text: str) -> str:
+    """`text`, which names commands as a checkout has them: without one, `python launch/sync.py` becomes
+    `python -m mlp_dist.sync`.
+    """
+    return text if _in_checkout() else re.sub(r"\blaunch/(\w+)\.py\b", r"-m mlp_dist.\1", text)
