@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from types import FrameType
 from typing import Any, NoReturn
 
+from mlp_dist import colours
 from mlp_dist.core.errors import MlpDistError, ProcessLostError
 from mlp_dist.processes import Interrupted, is_main
 from mlp_dist.typed import as_typed
@@ -38,7 +39,7 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         if is_main():
-            print(as_typed(f"error: {message}\n({self.prog} --help tells more)"), file=sys.stderr)
+            print(colours.error(as_typed(f"{message}\n({self.prog} --help tells more)")), file=sys.stderr)
         raise SystemExit(2)
 
 
@@ -64,17 +65,17 @@ def run(main: Callable[[], int | None], *, at_once: bool = False) -> NoReturn:
     except MlpDistError as error:
         code = error.exit_code
         if error.speaks if isinstance(error, ProcessLostError) else is_main():
-            lines = [f"error: {error}", *getattr(error, "__notes__", [])]
+            lines = [colours.error(str(error)), *getattr(error, "__notes__", [])]
             print(as_typed("\n".join(lines)), file=sys.stderr)
     except MemoryError as error:
         code = 1
         if is_main():
-            print(f"error: this machine's memory is too small: {error}", file=sys.stderr)
+            print(colours.error(f"this machine's memory is too small: {error}"), file=sys.stderr)
     except OSError as error:
         # A full disk, a directory that may not be written: the system's own words say it.
         code = 1
         if is_main():
-            print(f"error: {error}", file=sys.stderr)
+            print(colours.error(str(error)), file=sys.stderr)
     except KeyboardInterrupt as error:
         code = error.exit_code if isinstance(error, Interrupted) else 130
         if is_main():

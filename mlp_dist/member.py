@@ -7,6 +7,7 @@ from typing import Self
 
 import torch
 
+from mlp_dist import progress
 from mlp_dist.core.errors import TrainingError
 from mlp_dist.finish import finish
 from mlp_dist.processes import StopSignals
@@ -48,14 +49,15 @@ class Member:
             yield
         except TrainingError as error:
             self.problem = error
-            print(f"{self.trainer.output_dir.name} ends here, the others go on: {error}", flush=True)
+            progress.tell(f"{self.trainer.output_dir.name} ends here, the others go on: {error}")
             self.report.__exit__(type(error), error, error.__traceback__)
 
-    def add(self, totals: torch.Tensor, seconds: float, signals: StopSignals) -> None:
-        """Steps that were taken for it: (summed loss, number correct) of each, float64 (K, 2)."""
+    def add(self, totals: torch.Tensor, sizes: list[int], seconds: float, signals: StopSignals) -> None:
+        """Steps that were taken, of `sizes` images: (summed loss, number correct), float64 (K, 2)."""
         if self.problem is None:
             self.trainer.epoch_steps.add(totals)
             self.trainer.epoch_steps.seconds = seconds
+            self.trainer.bar.update(sum(sizes))
             self.trainer.after_steps(len(totals), signals)
 
     def end_epoch(self, signals: StopSignals) -> None:

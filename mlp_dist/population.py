@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from mlp_dist import identity, processes
+from mlp_dist import identity, processes, progress
 from mlp_dist.checkpoint import Checkpoint
 from mlp_dist.config import TrainConfig
 from mlp_dist.core.errors import TrackingError, TrainingError, UsageError
@@ -27,6 +27,7 @@ from mlp_dist.member import Member
 from mlp_dist.members import SWEPT, members
 from mlp_dist.processes import Interrupted, StopSignals
 from mlp_dist.recorder import open_run
+from mlp_dist.report import training_bar
 from mlp_dist.start import start_training
 from mlp_dist.steps import Record
 from mlp_dist.tracking.record import RunRecord
@@ -61,15 +62,23 @@ class Population:
                 closing.enter_context(member)
                 member.begin()
                 signals.check()
-            while going := [member for member in self.members if member.goes_on]:
-                self._epoch(going, signals)
+            self._train_all(signals)
             signals.at_once()
-            results = [member.finish() for member in self.members if member.problem is None]
+            going = [member for member in self.members if member.problem is None]
+            results = [member.finish() for member in progress.over(going, "testing and storing", " members")]
         if not results:
             raise TrainingError(f"no member is left: {self.members[0].problem}")
         best = max(results, key=lambda result: result["val_accuracy"] or 0)
         run_ids = [member.report.run.run_id() for member in self.members]
         return {**best, "members": len(self.members), "run_ids": run_ids}
+
+    def _train_all(self, signals: StopSignals) -> None:
+        trainers = [member.trainer for member in self.members]
+        with training_bar(trainers) as bar:
+            for trainer in trainers:
+                trainer.bar = bar
+            while going := [member for member in self.members if member.goes_on]:
+                self._epoch(going, signals)
 
     def _record(self) -> RunRecord:
         """The run that the members' are nested in."""
@@ -95,7 +104,7 @@ class Population:
             self._train(list(same), signals)
         done = [member.trainer.history[-1] for member in turn if member.problem is None]
         if done:
-            print(_told(done, going[0].trainer.config.epochs), flush=True)
+            progress.tell(_told(done, going[0].trainer.config.epochs))
 
     def _train(self, group: list[Member], signals: StopSignals) -> None:
         """An epoch of members that are at the same step."""
@@ -126,6 +135,7 @@ class Population:
         orders = [
             order_of(each.train_set, seed=each.config.seed, epoch=len(each.history)) for each in trainers
         ]
+        first.bar.set_description(f"epoch {len(first.history) + 1}/{first.config.epochs}", refresh=False)
         started, before = time.perf_counter(), [each.epoch_steps.seconds for each in trainers]
         for portion in first.portions(engine.steps_at_once):
             rows = torch.stack([order[portion.start * size : portion.stop * size] for order in orders])
@@ -133,7 +143,7 @@ class Population:
             totals = engine.train(steps.first_step + portion.start, sizes, rows)
             for member, seconds, own in zip(group, before, totals, strict=True):
                 with member.alone():
-                    member.add(own, seconds + time.perf_counter() - started, signals)
+                    member.add(own, sizes, seconds + time.perf_counter() - started, signals)
         if first.device.type == "cuda":
             torch.cuda.synchronize(first.device)
         for trainer, seconds in zip(trainers, before, strict=True):

@@ -21,6 +21,7 @@ from multiprocessing import Pipe
 from pathlib import Path
 from typing import Any
 
+from mlp_dist import progress
 from mlp_dist.core.errors import TrackingError
 from mlp_dist.processes import STOP_SIGNALS
 from mlp_dist.tracking.delivery import Outcome
@@ -161,7 +162,9 @@ class RunTracker:
             # What has ended the run is told, and not that the disk is full.
             with suppress(OSError):
                 self._save()
-        if self._asked("end").problem:
+        with progress.stages("MLflow gets the run"):
+            outcome = self._asked("end")
+        if outcome.problem:
             rest = f"{as_typed('python launch/sync.py')} {shlex.quote(str(self.directory))}"
             print(f"MLflow has not got all of the run; send the rest by {rest}", file=sys.stderr, flush=True)
 

@@ -18,7 +18,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from mlp_dist import figures
+from mlp_dist import figures, progress
 from mlp_dist.tracking import client
 from mlp_dist.tracking.delivery import CALM, Delivery, Outcome
 from mlp_dist.tracking.system import Sampling
@@ -73,7 +73,7 @@ class Recording:
             figures.save(figures.FIGURES[name](*shown), directory / "figures" / f"{name}.png")
         # A picture less is no reason to lose the run.
         except Exception as error:
-            print(f"warning: the picture {name} cannot be drawn: {error!r}", file=sys.stderr, flush=True)
+            progress.tell_beside(f"warning: the picture {name} cannot be drawn: {error!r}")
         self._delivery.changed(directory)
 
     def _end_calm(self) -> None:

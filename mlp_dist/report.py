@@ -1,10 +1,11 @@
 """What a training tells as it goes on: lines on stdout, and its run. On the main process alone."""
 
+from collections.abc import Sequence
 from contextlib import ExitStack
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-from mlp_dist import identity, pictured, recorder
+from mlp_dist import identity, pictured, progress, recorder
 from mlp_dist.core.errors import TrackingError
 from mlp_dist.finish import finish
 from mlp_dist.overrides import WHERE, shown
@@ -70,7 +71,7 @@ class Report:
             loss, accuracy = record[f"{part}_loss"], record[f"{part}_accuracy"]
             told.append(f"{part} -" if loss is None else f"{part} loss {loss:.4f} accuracy {accuracy:.2%}")
         told.append(f"lr {record['learning_rate']:g}  {record['samples_per_second']:,.0f} images/s")
-        print("  ".join(told), flush=True)
+        progress.tell("  ".join(told))
 
     def finish(self, signals: StopSignals) -> Record:
         """Test and keep the best weights; returns what the command's last line shows."""
@@ -80,7 +81,18 @@ class Report:
             better = f"no better validation accuracy in {patience} epoch{'s' * (patience > 1)}"
             print(f"stopped early: {better}", flush=True)
         signals.at_once()
-        return finish(trainer, self.run)
+        with progress.stages("testing, drawing and storing"):
+            return finish(trainer, self.run)
+
+
+def training_bar(trainers: "Sequence[Trainer]") -> progress.Bar:
+    """Over the images of all epochs of these trainings; those that were done before count as done."""
+    done = [
+        len(each.history) * len(each.train_set) + sum(each.epoch_steps.batch_sizes[: each.epoch_steps.done])
+        for each in trainers
+    ]
+    total = sum(each.config.epochs * len(each.train_set) for each in trainers)
+    return progress.bar("training", total, " images", initial=sum(done), unit_scale=True)
 
 
 def describe(trainer: "Trainer") -> RunRecord:

@@ -6,12 +6,11 @@ import uuid
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
-from typing import NoReturn
 
 import torch
 from accelerate import Accelerator
-from tqdm import tqdm
 
+from mlp_dist import progress
 from mlp_dist.checkpoint import Checkpoint, StateDict, capture, cpu_copy, restore, save_checkpoint
 from mlp_dist.config import TrainConfig
 from mlp_dist.core.errors import TrainingError
@@ -28,7 +27,7 @@ from mlp_dist.optim import build_optimizer
 from mlp_dist.peers import Peers
 from mlp_dist.precision import settle
 from mlp_dist.processes import Interrupted, StopSignals
-from mlp_dist.report import Report
+from mlp_dist.report import Report, training_bar
 from mlp_dist.schedule import learning_rate
 from mlp_dist.steps import EpochSteps, Pace, Record, chunks
 
@@ -77,6 +76,7 @@ class Trainer:
         self.run_key, self.parent, self.data_digest = uuid.uuid4().hex, parent, ""
         self.history: list[Record] = []
         self.kept, self.best, self.saved = 0, StateDict(), ""
+        self.bar = progress.no_bar()
         if checkpoint is not None:
             restore(self, checkpoint)
         self.data_digest = self.data_digest or data.digest()
@@ -109,11 +109,12 @@ class Trainer:
                 self.save()
             self.peers.on_main(lambda: remember_output_dir(self.output_dir))
             self.peers.on_main(report.open)
-            while not self.config.is_over(len(self.history), self.kept):
-                self.keep(self.train_epoch(signals) | self.evaluate())
-                self.save()
-                self.peers.on_main(report.epoch)
-                self.peers.on_main(lambda: after_epoch(report))
+            with training_bar([self]) as self.bar:
+                while not self.config.is_over(len(self.history), self.kept):
+                    self.keep(self.train_epoch(signals) | self.evaluate())
+                    self.save()
+                    self.peers.on_main(report.epoch)
+                    self.peers.on_main(lambda: after_epoch(report))
             return self.peers.on_main(lambda: report.finish(signals))
 
     def train_epoch(self, signals: StopSignals) -> Record:
@@ -123,12 +124,13 @@ class Trainer:
         chunks, before = self.portions(self.engine.steps_at_once), steps.seconds
         rows = (self.engine.rows(self._batches(order, chunk)) for chunk in chunks)
         started = time.perf_counter()
-        with self._progress() as bar, closing(fetched(self.train_set, rows)) as fetching:
+        self.bar.set_description(f"epoch {epoch + 1}/{self.config.epochs}", refresh=False)
+        with closing(fetched(self.train_set, rows)) as fetching:
             for chunk, images in zip(chunks, fetching, strict=True):
                 sizes = steps.batch_sizes[chunk.start : chunk.stop]
                 steps.add(self.engine.train(steps.first_step + chunk.start, sizes, images))
                 steps.seconds = before + time.perf_counter() - started
-                bar.update(sum(sizes))
+                self.bar.update(sum(sizes))
                 self.after_steps(len(chunk), signals)
         self.ask_others(signals)
         steps.seconds = before + time.perf_counter() - started
@@ -196,7 +198,7 @@ class Trainer:
         if log_every and steps.done % log_every == 0:
             told = steps.mean_loss(log_every, self.total)
             if self.accelerator.is_main_process:
-                tqdm.write(f"  step {told['step']}  loss {told['loss']:.4f}")
+                progress.tell(f"  step {told['step']}  loss {told['loss']:.4f}")
         save = save_every > 0 and (steps.first_step + steps.done) % save_every == 0
         if self.pace.due(number) or save:
             self.ask_others(signals)
@@ -268,16 +270,3 @@ class Trainer:
         """The sum over all processes, on each of them."""
         summed: torch.Tensor = self.accelerator.reduce(tensor)
         return summed
-
-    def _progress(self) -> "tqdm[NoReturn]":
-        steps = self.epoch_steps
-        return tqdm(
-            desc=f"epoch {len(self.history) + 1}/{self.config.epochs}",
-            total=len(self.train_set),
-            initial=sum(steps.batch_sizes[: steps.done]),
-            unit=" images",
-            unit_scale=True,
-            leave=False,
-            # None: no bar where stderr is no terminal.
-            disable=None if self.accelerator.is_main_process else True,
-        )

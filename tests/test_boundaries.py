@@ -16,7 +16,7 @@ LAYERS = (
         *("data", "optim", "config", "recipes", "evaluation", "processes", "checkpoint", "command"),
         *("schedule", "augment", "dropout", "ema", "exact", "steps", "network", "joining"),
         *("peers", "directories", "precision", "deform", "adversarial", "members", "overrides", "tracking"),
-        *("mcnemar", "leaderboard", "values", "calibration", "typed"),
+        *("mcnemar", "leaderboard", "values", "calibration", "typed", "colours", "progress"),
     },
     {"gradients", "engines"},
     {
@@ -124,6 +124,7 @@ def test_mlp_dist_imports_nothing_above_it() -> None:
         ("matplotlib", {f"mlp_dist.figures.{name}" for name in ("base", "files")}),
         ("optuna", {"mlp_dist.search.study"}),
         ("sklearn", set()),
+        ("tqdm", {"mlp_dist.progress"}),
         ("captum", {"serve.answering.explain"}),
         ("ts", {"serve.answering.metrics", "serve.verify"}),
         ("torchvision", set()),

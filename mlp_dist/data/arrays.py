@@ -17,8 +17,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
+from mlp_dist import progress
 from mlp_dist.core.errors import DataError
 from mlp_dist.core.files import replacing_file
 from mlp_dist.core.spec import ImageSpec
@@ -191,7 +191,7 @@ def _tuple(value: Any) -> Any:
 def _measure(title: str, parts: tuple[StoredSet, StoredSet]) -> Measured:
     digest, counts = hashlib.sha256(), torch.zeros(1, 256, dtype=torch.int64)
     lowest, highest = [], []
-    with tqdm(total=sum(map(len, parts)), desc=title, unit="image", disable=None, leave=False) as bar:
+    with progress.bar(title, sum(map(len, parts)), " images") as bar:
         for part in parts:
             for piece in pieces(part, part.image_bytes):
                 images = piece.images

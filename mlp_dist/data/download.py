@@ -11,8 +11,7 @@ from collections.abc import Iterator, Sequence
 from http.client import HTTPException, HTTPResponse
 from pathlib import Path
 
-from tqdm import tqdm
-
+from mlp_dist import progress
 from mlp_dist.core.errors import DownloadError
 from mlp_dist.core.files import replacing_file
 
@@ -156,9 +155,7 @@ def _save(answer: HTTPResponse, md5: str, path: Path) -> None:
     with (
         replacing_file(path) as temporary,
         temporary.open("wb") as file,
-        tqdm(
-            total=answer.length, desc=path.name, unit="B", unit_scale=True, disable=None, leave=False
-        ) as bar,
+        progress.bar(path.name, answer.length, "B", unit_scale=True) as bar,
     ):
         for chunk in _chunks(answer):
             file.write(chunk)

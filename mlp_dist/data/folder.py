@@ -4,12 +4,11 @@ import io
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import torch
 from PIL import Image
-from tqdm import tqdm
 
+from mlp_dist import progress
 from mlp_dist.core.errors import DataError, ImageError
 from mlp_dist.core.images import FORMATS, decode_image
 from mlp_dist.core.spec import ImageSpec
@@ -94,7 +93,7 @@ _Decoded = list[torch.Tensor | Exception]
 def _decode(directory: Path, listing: Listing, image_size: int) -> DecodedFolder:
     test_files = listing.test or []
     files = [*listing.train, *test_files]
-    with tqdm(total=len(files), desc=directory.name, unit="image", disable=None, leave=False) as bar:
+    with progress.bar(directory.name, len(files), " images") as bar:
         train = _decode_files(directory, listing.train, image_size, None, bar)
         channels = max((len(image) for image in train if isinstance(image, torch.Tensor)), default=1)
         test = _decode_files(directory, test_files, image_size, channels, bar)
@@ -123,7 +122,7 @@ def _image_set(files: list[ImageFile], decoded: _Decoded, shape: tuple[int, int,
 
 
 def _decode_files(
-    directory: Path, files: list[ImageFile], image_size: int, channels: int | None, bar: "tqdm[Any]"
+    directory: Path, files: list[ImageFile], image_size: int, channels: int | None, bar: progress.Bar
 ) -> _Decoded:
     """In threads. With `channels` None gray files get 1 channel, others 3."""
     gray, rgb = (ImageSpec(image_size, image_size, n, mean=(0.0,) * n, std=(1.0,) * n) for n in (1, 3))

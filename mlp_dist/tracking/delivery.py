@@ -1,6 +1,5 @@
 """Sends runs' directories in a thread, and goes on trying where MLflow cannot be reached."""
 
-import sys
 import threading
 import time
 from concurrent.futures import Future, InvalidStateError
@@ -8,6 +7,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from mlp_dist import progress
 from mlp_dist.core.errors import MlpDistError
 from mlp_dist.tracking.record import has_record
 from mlp_dist.tracking.send import send
@@ -115,7 +115,7 @@ class Delivery:
 
     def _succeeded(self, directory: Path, seconds: float) -> None:
         if self._problems.pop(directory, "") and not self._problems:
-            print("MLflow can be reached again", file=sys.stderr, flush=True)
+            progress.tell_beside("MLflow can be reached again")
         self._wait, self._not_before = 0.0, time.monotonic() + max(PACE, seconds / SHARE)
 
     def _failed(self, directory: Path, awaited: "list[Future[Outcome]]", problem: str) -> None:
@@ -127,7 +127,7 @@ class Delivery:
             return
         if not self._problems:
             kept = f"the training goes on, and {directory} keeps what MLflow has not got"
-            print(f"warning: {problem}; {kept}", file=sys.stderr, flush=True)
+            progress.tell_beside(f"warning: {problem}; {kept}")
         with self._condition:
             self._problems[directory] = problem
             self._wait = min(2 * self._wait or FIRST_WAIT, LONGEST_WAIT)
