@@ -13,8 +13,9 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
+from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, Self
@@ -61,6 +62,14 @@ class UnknownModelError(NotReadyError):
 
 class InvalidKeyError(ServerError):
     """The server wants another key, or one at all."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """`values` is its JSON, `run_id` the run of the model that gave it, "" where the server does not say."""
+
+    values: dict[str, Any]
+    run_id: str
 
 
 class _NoRedirects(urllib.request.HTTPRedirectHandler):
@@ -113,7 +122,20 @@ class Client:
         preprocess: str | None = None,
         background: str | None = None,
     ) -> dict[str, float]:
-        """Class name -> probability for the bytes of an image file.
+        """Class name -> probability for the bytes of an image file: the values of `ask`."""
+        given = {"X-Top-K": top_k, "X-Preprocess": preprocess, "X-Background": background}
+        headers = {name: str(value) for name, value in given.items() if value is not None}
+        return self.ask(image, headers=headers, timeout=timeout).values
+
+    def ask(
+        self,
+        image: bytes,
+        question: str = "predictions",
+        *,
+        headers: Mapping[str, str] | None = None,
+        timeout: float = 30.0,
+    ) -> Answer:
+        """What the server says to the bytes of an image file, asked for "predictions" or "explanations".
 
         A server that is there but cannot answer, since a worker died or too many ask, is asked again for
         RECOVERY_SECONDS at most. `timeout` is that of one try, in seconds.
@@ -121,12 +143,10 @@ class Client:
         Raises NotReadyError where no model answers, ServerError with the server's own words for any
         other answer that is not a prediction.
         """
-        given = {"X-Top-K": top_k, "X-Preprocess": preprocess, "X-Background": background}
-        headers = {name: str(value) for name, value in given.items() if value is not None}
         deadline, pause = time.monotonic() + RECOVERY_SECONDS, 0.05
         while True:
             try:
-                return self._ask(image, headers, timeout)
+                return self._ask(question, image, headers or {}, timeout)
             except BusyError:
                 if time.monotonic() + pause > deadline:
                     raise
@@ -148,7 +168,7 @@ class Client:
             check()
             try:
                 # TorchServe keeps a request while the model loads, for ever where it fails to.
-                return self._ask(image, headers, timeout=5)
+                return self._ask("predictions", image, headers, timeout=5).values
             except (NotReadyError, InvalidKeyError, KeyFileError) as error:
                 # A server that starts may be about to know the model, or to write its keys.
                 soon = isinstance(error, UnknownModelError | KeyFileError)
@@ -167,27 +187,26 @@ class Client:
         """Whether the key was renewed, as one is that expires within `margin`. Raises KeyFileError."""
         return renew(key_file, self._renew, margin=margin)
 
-    def _ask(self, image: bytes, headers: dict[str, str], timeout: float) -> dict[str, float]:
+    def _ask(self, question: str, image: bytes, headers: Mapping[str, str], timeout: float) -> Answer:
         """One try, or two where the key had expired."""
         path = self.find_key_file()
         try:
-            return self._post(image, headers, timeout, path)
+            return self._post(question, image, headers, timeout, path)
         except InvalidKeyError:
             if path is None or not renew(path, self._renew):
                 raise
-        return self._post(image, headers, timeout, path)
+        return self._post(question, image, headers, timeout, path)
 
     def _post(
-        self, image: bytes, headers: dict[str, str], timeout: float, key_file: Path | None
-    ) -> dict[str, float]:
+        self, question: str, image: bytes, headers: Mapping[str, str], timeout: float, key_file: Path | None
+    ) -> Answer:
         sent = {"Content-Type": "application/octet-stream", **headers}
         if key_file is not None:
             sent["Authorization"] = f"Bearer {read_key(key_file).value}"
-        request = urllib.request.Request(f"{self.url}/predictions/{quote(self.model)}", image, sent)
+        request = urllib.request.Request(f"{self.url}/{question}/{quote(self.model)}", image, sent)
         try:
             with self._opener.open(request, timeout=timeout) as answer:
-                probabilities: dict[str, float] = json.load(answer)
-                return probabilities
+                return Answer(json.load(answer), answer.headers.get("X-Run-Id", ""))
         except urllib.error.HTTPError as error:
             with error:
                 raise _told(self.url, error.code, error.read()) from error

@@ -52,8 +52,8 @@ def logits_of(bundle: Bundle, pixels: torch.Tensor) -> torch.Tensor:
     return found
 
 
-def drawn(answer: dict[str, Any]) -> np.ndarray:
-    head, _, data = answer["heat_map"].partition(",")
+def drawn(answer: dict[str, Any], picture: str = "heat_map") -> np.ndarray:
+    head, _, data = answer[picture].partition(",")
     assert head == "data:image/png;base64"
     return np.asarray(Image.open(io.BytesIO(base64.b64decode(data))))
 
@@ -134,6 +134,15 @@ def test_the_heat_map_is_red_where_a_pixel_speaks_for_the_class() -> None:
     assert ink[0] > 100
     assert not black.any()
     assert np.array_equal(image[:56, :56], np.broadcast_to(red, (56, 56, 3)))
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_the_image_is_the_pixels_that_the_model_saw(channels: int) -> None:
+    pixels = pixels_of(2, channels)
+    for asked in (pixels, pixels.float() / 255):
+        for answer, image in zip(explain(bundle_of(8, channels=channels), asked), pixels, strict=True):
+            expected = image[0] if channels == 1 else image.permute(1, 2, 0)
+            np.testing.assert_array_equal(drawn(answer, "image"), expected)
 
 
 def test_a_black_image_has_nothing_to_explain() -> None:

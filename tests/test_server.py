@@ -69,6 +69,9 @@ def test_explanations_over_http(server: Client, image_data: Dataset) -> None:
     assert isinstance(answer, dict)
     assert answer["probability"] == pytest.approx(max(server.predict(png).values()), abs=2e-6)
     assert base64.b64decode(answer["heat_map"].partition(",")[2])[:4] == b"\x89PNG"
+    asked = server.ask(png, "explanations")
+    assert asked.values == answer
+    assert asked.run_id == server.ask(png).run_id != ""
 
 
 def test_raw_form_and_json_are_answered_the_same(server: Client, image_data: Dataset) -> None:

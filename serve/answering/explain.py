@@ -37,10 +37,10 @@ def explain(bundle: Bundle, pixels: torch.Tensor, target: int | None = None) -> 
     too, and does not change any more where the model is sure.
 
     Each is {"class", "probability" (calibrated), "logit", "baseline": "black", "baseline_logit",
-    "attributions", "convergence_delta", "heat_map"}. The attributions are in units of the logit, (H, W) for
-    gray images and (C, H, W) for others, to six places; their sum exceeds the difference of both logits by
-    `convergence_delta`, the error of the integration. The heat map is a PNG as a data URL: red speaks for the
-    class, blue against it.
+    "attributions", "convergence_delta", "image", "heat_map"}. The attributions are in units of the logit,
+    (H, W) for gray images and (C, H, W) for others, to six places; their sum exceeds the difference of both
+    logits by `convergence_delta`, the error of the integration. Both pictures are PNGs as data URLs: `image`
+    has the pixels themselves; in the heat map red speaks for the class, blue against it.
 
     Raises NotInstalledError without Captum, RequestError for a class that is not there, TooManyImagesError.
     """
@@ -67,6 +67,7 @@ def explain(bundle: Bundle, pixels: torch.Tensor, target: int | None = None) -> 
             "baseline": "black",
             "baseline_logit": round(baseline_logits[number], 6),
             **_told(attributions[row], logits[row, number].item() - baseline_logits[number]),
+            "image": _data_url(encode_png(_bytes(pixels[row]))),
             "heat_map": _data_url(heat_map(pixels[row], attributions[row].sum(dim=0))),
         }
         for row, number in enumerate(targets)
@@ -121,6 +122,11 @@ def heat_map(pixels: torch.Tensor, attributions: torch.Tensor) -> bytes:
     times = max(1, _HEAT_MAP_SIZE // max(gray.shape))
     large = drawn.repeat_interleave(times, dim=1).repeat_interleave(times, dim=2)
     return encode_png(large.round().clamp(0, 255).to(torch.uint8))
+
+
+def _bytes(pixels: torch.Tensor) -> torch.Tensor:
+    """uint8, of pixels that may be float32 from 0 to 1."""
+    return pixels if pixels.dtype == torch.uint8 else (pixels * 255).round().clamp(0, 255).to(torch.uint8)
 
 
 def _data_url(png: bytes) -> str:
