@@ -1,4 +1,5 @@
 # make run     train, package, serve and ask, from nothing    (ARGS="--data-dir DIR ..." goes to training)
+# make demo    a page on which one draws a digit, and sees how the packaged model answers it
 # make test    everything that CI checks, from nothing
 # make help    the rest
 
@@ -10,11 +11,12 @@ LAB_STAMP := $(VENV)/.jupyterlab
 # Two test files at a time: most tests wait for processes that have one thread.
 PYTEST := pytest --numprocesses 2 --dist loadfile
 
-.PHONY: help setup run notebook test test-fast recipes bench gpu-check lint clean
+.PHONY: help setup run demo notebook test test-fast recipes bench gpu-check lint clean
 
 help:
 	@echo "make setup      make .venv and install the project; quick when nothing changed"
 	@echo "make run        train, package, serve, ask for one prediction, stop; ARGS=... goes to training"
+	@echo "make demo       draw a digit in the browser: the packaged model answers; ARGS=--port N"
 	@echo "make notebook   open examples/mnist_mlp.ipynb in JupyterLab, which it installs; ARGS=... goes to it"
 	@echo "make test       lint, types and all tests"
 	@echo "make test-fast  the tests that need no server and no second process"
@@ -36,6 +38,9 @@ $(STAMP): pyproject.toml setup.cfg constraints.txt Makefile
 
 run: setup
 	@$(ACTIVATE) && accelerate launch launch/train.py $(ARGS) && python -m serve.package && python launch/demo.py
+
+demo: setup
+	@$(ACTIVATE) && python launch/draw.py $(ARGS)
 
 notebook: $(LAB_STAMP)
 	@$(ACTIVATE) && jupyter lab --notebook-dir=. $(ARGS) examples/mnist_mlp.ipynb

@@ -67,16 +67,20 @@ def export_run(run: StoredRun, directory: Path, data_dir: Path | None = None) ->
     return Export(bundle_directory, bundle, data.test.labels, logits.argmax(dim=1) == data.test.labels, test)
 
 
-def run_dataset(run: StoredRun, data_dir: Path | None = None) -> Dataset:
-    """The data set a run was trained on: from `data_dir`, else from where the run had it."""
-    return _read(load_config(run), data_dir)
+def run_dataset(run: StoredRun, data_dir: Path | None = None, *, download: bool = True) -> Dataset:
+    """The data set a run was trained on: from `data_dir`, else from where the run had it.
+
+    What is missing is downloaded. Raises DataError where it cannot be had, or `download` is False.
+    """
+    return _read(load_config(run), data_dir, download=download)
 
 
-def _read(config: TrainConfig, data_dir: Path | None) -> Dataset:
+def _read(config: TrainConfig, data_dir: Path | None, *, download: bool = True) -> Dataset:
     if data_dir is None:
         trained_from = config.data_dir
         data_dir = trained_from if trained_from and trained_from.is_dir() else default_data_dir()
-    prepare_dataset(config.dataset, data_dir)
+    if download:
+        prepare_dataset(config.dataset, data_dir)
     return read_dataset(
         config.dataset, data_dir, image_size=config.image_size, skip_bad_images=config.skip_bad_images
     )

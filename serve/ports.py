@@ -13,6 +13,7 @@ FIRST = 8080
 """Of three in a row, as TorchServe has them: predictions, management, metrics."""
 
 _STEP = 10
+_TRIES = 100
 
 HOST = "127.0.0.1"
 
@@ -44,11 +45,27 @@ def three_ports(first: int | None) -> tuple[list[int], str]:
     )
     if first is not None:
         raise ServerError(f"{message}; give three others with --port, or none for free ones")
-    for start in range(FIRST + _STEP, FIRST + 100 * _STEP, _STEP):
+    for start in range(FIRST + _STEP, FIRST + _TRIES * _STEP, _STEP):
         ports = list(range(start, start + 3))
         if all(map(is_free, ports)):
             return ports, f"{message}; using {ports[0]} to {ports[-1]}"
     raise ServerError(f"{message}, and so are those up to {start}; give three others with --port")
+
+
+def one_port(asked: int | None, first: int) -> int:
+    """`asked`; without it the first that is free from `first` on.
+
+    Raises ServerError where it is taken, UsageError where it is none.
+    """
+    if asked is None:
+        return next((port for port in range(first, first + _TRIES) if is_free(port)), 0) or free_ports(1)[0]
+    if not 1 <= asked <= 65535:
+        raise UsageError(f"port is {asked}; give one from 1 to 65535")
+    if not is_free(asked):
+        raise ServerError(
+            f"port {asked} is taken by {_owner(asked)}; give another with --port, or none for a free one"
+        )
+    return asked
 
 
 def is_free(port: int) -> bool:

@@ -53,6 +53,14 @@ def running(
 
 
 def start(mar: Path, first_port: int | None, *, deployable: bool) -> int:
+    return status(launch(mar, first_port, deployable=deployable))
+
+
+def launch(mar: Path, first_port: int | None = None, *, deployable: bool = False) -> State:
+    """Serve `mar` in the background, for the current directory; returns once its golden image is answered.
+
+    Raises UsageError where a server runs here already, ServerError where none comes up.
+    """
     archive = read_archive(mar)
     directory = Path(STATE).resolve()
     with alone(directory):
@@ -70,7 +78,7 @@ def start(mar: Path, first_port: int | None, *, deployable: bool) -> int:
                 print(taken, flush=True)
             print(f"starting TorchServe with {mar}", flush=True)
             try:
-                return status(_started(directory, archive, ports, deployable=deployable))
+                return _started(directory, archive, ports, deployable=deployable)
             except ServerError:
                 if all(map(is_free, ports)):
                     raise

@@ -168,12 +168,12 @@ def mlflow(store_at_hand: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
-    """The default recipe, trained once: on MNIST where it is at hand, else on the bundled digits."""
+    """The default recipe, trained once: on MNIST where it is at hand, else for longer on the digits."""
     mnist = _find_mnist()
     # The digits are few: as many steps as MNIST gives take more epochs.
     flags = ["--dataset", "digits", "--epochs", "40"]
     if mnist is not None:
-        flags = ["--data-dir", str(mnist), "--epochs", "3"]
+        flags = ["--data-dir", str(mnist)]
     directory = tmp_path_factory.mktemp("trained")
     return Trained(directory, result(launch(*flags, cwd=directory)))
 

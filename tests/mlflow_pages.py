@@ -13,7 +13,6 @@ _FLAGS = (
     *("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"),
     *("--disable-background-networking", "--disable-component-update"),
 )
-_SIZE = {"width": 1400, "height": 850}
 _MILLISECONDS = 20_000
 """How long a page may take to show what is looked for."""
 
@@ -31,16 +30,23 @@ _IN_ORDER = """cells => [...cells]
 
 
 @contextmanager
-def opened(uri: str) -> Iterator["Pages"]:
-    """MLflow at `uri`, as someone sees it who has never been there; nothing else can be reached."""
+def new_page(width: int = 1400, height: int = 850) -> Iterator[Page]:
+    """A page of a headless Chromium."""
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=list(_FLAGS))
-        page = browser.new_page(viewport=_SIZE)
+        page = browser.new_page(viewport={"width": width, "height": height})
         page.set_default_timeout(_MILLISECONDS)
+        yield page
+        browser.close()
+
+
+@contextmanager
+def opened(uri: str) -> Iterator["Pages"]:
+    """MLflow at `uri`, as someone sees it who has never been there; nothing else can be reached."""
+    with new_page() as page:
         page.add_init_script(_NO_ASSISTANT)
         page.route(lambda url: not url.startswith(f"{uri}/"), lambda route: route.abort())
         yield Pages(page, uri)
-        browser.close()
 
 
 class Pages:

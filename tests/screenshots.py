@@ -1,15 +1,19 @@
-"""The README's pictures of MLflow's pages: `python tests/screenshots.py STORE DIRECTORY`.
+"""The README's pictures of pages: `python tests/screenshots.py STORE DIRECTORY`.
 
-STORE holds the mlflow.db of trainings.
+STORE holds the mlflow.db of trainings, and model_store/mlp.mar of one.
 """
 
 import io
+import random
 import sys
 from pathlib import Path
 
+from draw_page import draw, opened_page, running_demo
 from mlflow_pages import Pages, opened
 from mlflow_servers import running_ui
 from PIL import Image
+from playwright.sync_api import Page
+from strokes import WAYS, drawn
 
 METRICS = ("best_val_accuracy", "test_accuracy", "test_ece")
 PARAMS = ("batch_size", "hidden_sizes", "lr", "optimizer", "seed")
@@ -27,12 +31,18 @@ _SHOW_COLUMNS = """columns => {
 }"""
 
 
-def take(pages: Pages, path: Path) -> None:
+def take(page: Page, path: Path) -> None:
     """In 256 colours, which is a third of the size."""
-    pages.page.mouse.move(0, 0)
-    pages.page.wait_for_timeout(_DRAWING)
-    image = Image.open(io.BytesIO(pages.page.screenshot())).convert("RGB")
+    page.mouse.move(0, 0)
+    page.wait_for_timeout(_DRAWING)
+    image = Image.open(io.BytesIO(page.screenshot())).convert("RGB")
     image.quantize(256, dither=Image.Dither.NONE).save(path, optimize=True)
+
+
+def drawing(store: Path, path: Path) -> None:
+    with running_demo(store) as demo, opened_page(demo.url) as page:
+        draw(page, drawn(WAYS["5"][0], random.Random(3), 448))
+        take(page, path)
 
 
 def run_list(pages: Pages) -> None:
@@ -85,15 +95,16 @@ def pictures(pages: Pages, best: str) -> None:
 def main() -> None:
     store, directory = map(Path, sys.argv[1:])
     directory.mkdir(parents=True, exist_ok=True)
+    drawing(store, directory / "draw.png")
     with running_ui(store) as ui, opened(ui.uri) as pages:
         pages.page.add_init_script(_NO_BUTTON)
         run_list(pages)
-        take(pages, directory / "runs.png")
+        take(pages.page, directory / "runs.png")
         best = pages.runs()[0]
         comparison(pages)
-        take(pages, directory / "compare.png")
+        take(pages.page, directory / "compare.png")
         pictures(pages, best)
-        take(pages, directory / "pictures.png")
+        take(pages.page, directory / "pictures.png")
 
 
 if __name__ == "__main__":

@@ -126,6 +126,7 @@ def test_mlp_dist_imports_nothing_above_it() -> None:
         ("sklearn", set()),
         ("tqdm", {"mlp_dist.progress"}),
         ("captum", {"serve.answering.explain"}),
+        ("gradio", {"serve.drawing.page"}),
         ("ts", {"serve.answering.metrics", "serve.verify"}),
         ("torchvision", set()),
     ],

@@ -1,0 +1,58 @@
+// Strokes of mouse, pen or finger on the canvas; each change of the drawing is told as "drawn".
+const canvas = element.querySelector("canvas");
+const pen = canvas.getContext("2d");
+const strokes = [];
+
+const paint = () => {
+  pen.fillStyle = props.paper;
+  pen.fillRect(0, 0, canvas.width, canvas.height);
+  pen.strokeStyle = props.ink;
+  pen.lineWidth = canvas.width / 18;
+  pen.lineCap = pen.lineJoin = "round";
+  for (const points of strokes) {
+    pen.beginPath();
+    pen.moveTo(...points[0]);
+    // A click is a dot: a line of no length is drawn as its round ends.
+    points.forEach((point) => pen.lineTo(...point));
+    pen.stroke();
+  }
+};
+
+const place = (event) => {
+  const box = canvas.getBoundingClientRect();
+  const scale = canvas.width / box.width;
+  return [(event.clientX - box.left) * scale, (event.clientY - box.top) * scale];
+};
+
+const tell = () => {
+  paint();
+  element.querySelectorAll("button").forEach((button) => (button.disabled = !strokes.length));
+  trigger("drawn", { picture: strokes.length ? canvas.toDataURL("image/png") : "" });
+};
+
+canvas.addEventListener("pointerdown", (event) => {
+  if (event.button !== 0) return;
+  canvas.setPointerCapture(event.pointerId);
+  strokes.push([place(event)]);
+  paint();
+});
+
+canvas.addEventListener("pointermove", (event) => {
+  if (!canvas.hasPointerCapture(event.pointerId)) return;
+  strokes.at(-1).push(...event.getCoalescedEvents().map(place), place(event));
+  paint();
+});
+
+canvas.addEventListener("lostpointercapture", tell);
+
+element.querySelector(".undo").addEventListener("click", () => {
+  strokes.pop();
+  tell();
+});
+
+element.querySelector(".clear").addEventListener("click", () => {
+  strokes.length = 0;
+  tell();
+});
+
+paint();

@@ -1,0 +1,108 @@
+"""Digits as people draw them with a mouse: some strokes, not quite straight, of any size, anywhere."""
+
+import math
+import random
+from collections.abc import Sequence
+
+Point = tuple[float, float]
+Stroke = Sequence[Point]
+
+
+def _points(text: str) -> Stroke:
+    pairs = (point.split(",") for point in text.split())
+    return [(int(x) / 100, int(y) / 100) for x, y in pairs]
+
+
+_WAYS: dict[str, tuple[str, ...]] = {
+    "0": (
+        "50,0 20,15 10,50 20,85 50,100 80,85 90,50 80,15 52,1",
+        "55,2 30,10 18,50 30,90 50,100 72,85 80,45 68,10 45,5",
+    ),
+    "1": (
+        "50,0 50,50 48,100",
+        "62,0 50,50 40,100",
+        "35,22 55,0 55,1 53,50 52,100",
+    ),
+    "2": (
+        "15,25 30,4 60,0 82,20 70,50 40,78 12,100 | 12,100 50,97 90,99",
+        "15,22 40,0 75,10 75,38 50,70 15,98 16,100 50,98 88,100",
+    ),
+    "3": (
+        "18,12 45,0 75,12 70,36 42,46 | 42,46 75,55 82,80 50,100 14,88",
+        "20,10 50,0 78,15 68,40 42,47 43,48 76,58 80,85 50,100 15,90",
+    ),
+    "4": (
+        "25,0 20,30 15,58 | 15,58 50,57 90,55 | 70,2 68,50 66,100",
+        "60,0 35,35 8,65 9,66 50,66 92,65 | 64,30 63,65 62,100",
+    ),
+    "5": (
+        "25,2 23,25 20,45 21,45 50,38 80,52 82,80 50,100 12,90 | 25,2 50,3 85,0",
+        "82,0 50,1 28,2 27,3 22,44 23,44 55,38 82,60 70,92 40,100 12,90",
+    ),
+    "6": (
+        "70,0 40,20 20,60 25,90 50,100 78,85 72,60 48,53 24,70",
+        "55,0 30,30 16,70 35,97 65,95 80,75 65,56 40,58 20,75",
+    ),
+    "7": (
+        "12,5 50,3 88,2 | 88,2 60,50 42,100",
+        "10,4 50,2 86,3 85,5 60,50 45,100",
+    ),
+    "8": (
+        "50,48 25,32 30,6 52,0 75,10 72,34 50,48 | 50,48 20,68 25,93 50,100 80,90 80,66 50,48",
+        "76,14 50,0 24,16 45,45 76,70 55,100 22,85 35,58 60,40 77,15",
+    ),
+    "9": (
+        "80,20 50,0 20,18 25,44 52,50 78,30 | 80,15 76,60 68,100",
+        "76,16 48,0 20,20 35,48 68,40 78,16 78,20 72,60 60,100",
+    ),
+}
+"""Each digit in the ways it is written: strokes through points, in hundredths, x to the right and y down."""
+
+WAYS: dict[str, list[list[Stroke]]] = {
+    digit: [[_points(stroke) for stroke in way.split("|")] for way in ways] for digit, ways in _WAYS.items()
+}
+
+
+def drawn(strokes: Sequence[Stroke], chance: random.Random, side: float) -> list[list[Point]]:
+    """The strokes on a square of `side`: of another size, place, slant and width each time, by a hand that
+    is not quite steady.
+    """
+    height = side * chance.uniform(0.4, 0.8)
+    width = height * chance.uniform(0.55, 0.8)
+    slant = chance.uniform(-0.15, 0.25)
+    room = 0.06 * side
+    left = chance.uniform(room + 0.15 * height, side - room - width - 0.25 * height)
+    top = chance.uniform(room, side - room - height)
+    placed = []
+    for stroke in strokes:
+        moved = [(x + chance.gauss(0, 0.02), y + chance.gauss(0, 0.02)) for x, y in stroke]
+        phase, waves = chance.uniform(0, 6.3), chance.uniform(1, 3)
+        points = curve(moved)
+        placed.append(
+            [
+                (
+                    left
+                    + width * x
+                    + slant * height * (0.5 - y)
+                    + 0.008 * side * math.sin(phase + waves * 6.3 * t),
+                    top + height * y + 0.008 * side * math.cos(phase + waves * 5.1 * t),
+                )
+                for t, (x, y) in ((i / len(points), point) for i, point in enumerate(points))
+            ]
+        )
+    return placed
+
+
+def curve(points: Stroke, steps: int = 5) -> list[Point]:
+    """Catmull and Rom's spline through the points."""
+    ends = [points[0], *points, points[-1]]
+    found = []
+    for a, b, c, d in zip(ends, ends[1:], ends[2:], ends[3:], strict=False):
+        for step in range(steps):
+            t = step / steps
+            found.append(tuple(_between(*axis, t) for axis in zip(a, b, c, d, strict=True)))
+    return [*found, points[-1]]
+
+
+def _between(a: float, b: float, c: float, d: float, t: float) -> float:
+    return 0.5 * (2 * b + (c - a) * t + (2 * a - 5 * b + 4 * c - d) * t**2 + (3 * b - a - 3 * c + d) * t**3)
