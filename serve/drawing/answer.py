@@ -6,6 +6,7 @@ from html import escape
 from typing import Any
 
 from mlp_dist.core.errors import ServerError
+from mlp_dist.core.spec import AUTO, BundleSpec
 from serve.client import Client, InvalidKeyError, NotReadyError
 from serve.keys import KeyFileError
 
@@ -45,10 +46,13 @@ def ask(client: Client, page_of: Callable[[str], str], picture: bytes, what: str
     return f'<section class="answer" data-label="{escape(label)}">{"".join(parts)}</section>'
 
 
-def waiting(classes: tuple[str, ...]) -> str:
+def waiting(spec: BundleSpec) -> str:
     """What stands there before there is an answer."""
-    header = _header("?", "Draw with the mouse, a pen or a finger.", "Each stroke is answered.")
-    return f'<section class="answer waiting">{header}{bars(dict.fromkeys(classes, 0.0))}</section>'
+    how = "Each stroke is answered."
+    if spec.preprocess != AUTO:
+        how = f"This model looks at the whole square: fill it. {how}"
+    header = _header("?", "Draw with the mouse, a pen or a finger.", how)
+    return f'<section class="answer waiting">{header}{bars(dict.fromkeys(spec.classes, 0.0))}</section>'
 
 
 def bars(probabilities: dict[str, float]) -> str:
@@ -71,8 +75,8 @@ def _pictures(explanation: dict[str, Any]) -> str:
         return f"<p>No explanation: {escape(explanation['missing'])}</p>"
     name = escape(explanation["class"])
     captions = {
-        # An archive from before the server told it has none.
-        "image": "What the model saw, each of its pixels",
+        # A server of an archive from before that does not tell it.
+        "image": f"What the model saw, {_size(explanation['attributions'])} pixels",
         "heat_map": f"What decided: <b>red</b> speaks for {name}, <em>blue</em> against it",
     }
     figures = (
@@ -82,6 +86,12 @@ def _pictures(explanation: dict[str, Any]) -> str:
         if key in explanation
     )
     return f'<div class="pictures">{"".join(figures)}</div>'
+
+
+def _size(attributions: list[Any]) -> str:
+    """As "28x28", of (H, W) or (C, H, W)."""
+    rows = attributions[0] if isinstance(attributions[0][0], list) else attributions
+    return f"{len(rows)}x{len(rows[0])}"
 
 
 def _run(run_id: str, page_of: Callable[[str], str]) -> str:

@@ -1,4 +1,5 @@
 // Strokes of mouse, pen or finger on the canvas; each change of the drawing is told as "drawn".
+// props: the colours `ink` and `paper`, and how wide the `pen` is, in sides of the canvas.
 const canvas = element.querySelector("canvas");
 const pen = canvas.getContext("2d");
 const strokes = [];
@@ -7,7 +8,7 @@ const paint = () => {
   pen.fillStyle = props.paper;
   pen.fillRect(0, 0, canvas.width, canvas.height);
   pen.strokeStyle = props.ink;
-  pen.lineWidth = canvas.width / 18;
+  pen.lineWidth = canvas.width * props.pen;
   pen.lineCap = pen.lineJoin = "round";
   for (const points of strokes) {
     pen.beginPath();

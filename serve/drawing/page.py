@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 HERE = Path(__file__).resolve().parent
 
 _SIDE = 400
-"""Of the drawing, in pixels: its strokes are two pixels of 28 wide."""
+"""Of the drawing, in pixels."""
 
 _PAD = f"""<canvas width="{_SIDE}" height="{_SIDE}" aria-label="Draw here"></canvas>
 <div class="tools">
@@ -66,28 +66,34 @@ def load_gradio() -> ModuleType:
 
 @contextmanager
 def opened(contents: Contents, port: int) -> Iterator[str]:
-    """The page's address on loopback, until the end; what was uploaded is removed then."""
+    """The page's address on loopback, until the end; what was uploaded is removed then.
+
+    Raises ServerError where gradio is missing, or `port` is taken.
+    """
     gr = load_gradio()
     with tempfile.TemporaryDirectory(prefix="mlp-draw-") as uploads:
         os.environ["GRADIO_TEMP_DIR"] = uploads
         page = _build(gr, contents)
-        _, url, _ = page.launch(
-            server_name=HOST,
-            server_port=port,
-            theme=gr.themes.Default(
-                primary_hue="blue", font=["system-ui", "sans-serif"], font_mono=["monospace"]
-            ),
-            css=(HERE / "page.css").read_text(),
-            prevent_thread_lock=True,
-            quiet=True,
-            share=False,
-            ssr_mode=False,
-            mcp_server=False,
-            pwa=False,
-            run_history=False,
-            footer_links=[],
-            max_file_size=_LARGEST,
-        )
+        try:
+            _, url, _ = page.launch(
+                server_name=HOST,
+                server_port=port,
+                theme=gr.themes.Default(
+                    primary_hue="blue", font=["system-ui", "sans-serif"], font_mono=["monospace"]
+                ),
+                css=(HERE / "page.css").read_text(),
+                prevent_thread_lock=True,
+                quiet=True,
+                share=False,
+                ssr_mode=False,
+                mcp_server=False,
+                pwa=False,
+                run_history=False,
+                footer_links=[],
+                max_file_size=_LARGEST,
+            )
+        except OSError as error:
+            raise ServerError(f"port {port} was taken by another program meanwhile; start again") from error
         try:
             yield url.rstrip("/")
         finally:
@@ -98,17 +104,17 @@ def _build(gr: Any, contents: Contents) -> Any:
     spec = contents.archive.spec
     of_digits = set(spec.classes) <= set("0123456789")
     title = "Draw a digit" if of_digits else "Draw a picture"
-    # Data sets have light ink on black: a model that takes pictures as they are is given that.
-    ink, paper = ("black", "white") if spec.preprocess == AUTO else ("white", "black")
+    # A model that takes pictures as they are is given what data sets have: thick light ink on black.
+    ink, paper, pen = ("black", "white", 1 / 18) if spec.preprocess == AUTO else ("white", "black", 1 / 8)
 
     def drawn(event: gr.EventData) -> str:
         if not event.picture:
-            return waiting(spec.classes)
+            return waiting(spec)
         return contents.ask(base64.b64decode(event.picture.partition(",")[2]), "your drawing")
 
     def uploaded(path: str | None) -> str:
         if path is None:
-            return waiting(spec.classes)
+            return waiting(spec)
         return contents.ask(Path(path).read_bytes(), Path(path).name)
 
     def picked(event: gr.EventData) -> str:
@@ -128,13 +134,14 @@ def _build(gr: Any, contents: Contents) -> Any:
                     elem_id="pad",
                     ink=ink,
                     paper=paper,
+                    pen=pen,
                 )
                 examples = gr.HTML(
                     _buttons(contents.examples), js_on_load=_PICK, apply_default_css=False, elem_id="examples"
                 )
                 file = gr.File(label="Or send a picture of one", type="filepath", height=140, elem_id="file")
             with gr.Column(min_width=400):
-                answer = gr.HTML(waiting(spec.classes), apply_default_css=False, elem_id="answer")
+                answer = gr.HTML(waiting(spec), apply_default_css=False, elem_id="answer")
         quietly = {
             "outputs": answer,
             "queue": False,

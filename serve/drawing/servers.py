@@ -85,14 +85,13 @@ class MLflowPages:
 
     def run_page(self, run_id: str) -> str:
         """The address of a run's page, "" where there is none."""
-        if not self.uri:
-            return ""
         if run_id not in self._experiments:
-            try:
+            self._experiments[run_id] = ""
+            # What MLflow does not know now it is not asked again: where it hangs, each answer would wait.
+            with suppress(MlpDistError):
                 self._experiments[run_id] = find.get_run(run_id).experiment_id
-            except MlpDistError:
-                return ""
-        return f"{self.uri}/#/experiments/{self._experiments[run_id]}/runs/{run_id}"
+        experiment = self._experiments[run_id]
+        return f"{self.uri}/#/experiments/{experiment}/runs/{run_id}" if self.uri and experiment else ""
 
 
 @contextmanager
