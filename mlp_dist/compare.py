@@ -10,7 +10,7 @@ import shutil
 import sys
 from pathlib import Path
 
-from mlp_dist import command
+from mlp_dist import colours, command, progress
 from mlp_dist.config import DEFAULT_EXPERIMENT
 from mlp_dist.core.errors import UsageError
 
@@ -30,16 +30,17 @@ def main() -> None:
     if args.top is not None and args.top < 1:
         raise UsageError(f"top is {args.top}; it must be 1 or more")
     # mlflow takes seconds, which a mistyped flag need not wait for.
-    from mlp_dist.leaderboard import boards, page, text
-    from mlp_dist.tracking import curves, find, registry
+    with progress.stages("reading the runs"):
+        from mlp_dist.leaderboard import boards, page, text
+        from mlp_dist.tracking import curves, find, registry
 
-    runs = find.experiment_runs(args.experiment)
-    champion = registry.find_champion()
+        runs = find.experiment_runs(args.experiment)
+        champion = registry.find_champion()
     found = boards.build_boards(
         runs, args.metric, champion=champion.run.run_id if champion else "", top=args.top
     )
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
-    print("\n\n".join("\n".join(text.lines(board, width)) for board in found) or "no run")
+    print("\n\n".join("\n".join(text.lines(board, width, colours.bold)) for board in found) or "no run")
     if args.csv:
         text.write_csv(found, args.csv)
     if args.html:

@@ -44,7 +44,7 @@ class Population:
         self, trainers: Sequence[Trainer], output_dir: Path, *, together: bool | None = None
     ) -> None:
         self.members = [Member(trainer) for trainer in trainers]
-        self.output_dir, self.together = output_dir, together
+        self.config, self.output_dir, self.together = trainers[0].config, output_dir, together
         self._engine: tuple[list[Member], PopulationEngine] | None = None
         self.accelerator = trainers[0].accelerator
 

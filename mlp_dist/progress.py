@@ -8,7 +8,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, TextIO, TypeAlias, TypeVar
 
 from tqdm import tqdm
 
@@ -94,7 +94,8 @@ def tell_beside(line: str) -> None:
     print(f"{clear}{line}", file=sys.stderr, flush=True)
 
 
-def tell(line: str) -> None:
-    """Print a line on stdout; bars make room for it."""
-    with tqdm.external_write_mode(file=sys.stdout):
-        print(line, flush=True)
+def tell(line: str, stream: TextIO | None = None) -> None:
+    """Print a line on `stream`, by default stdout; bars make room for it."""
+    stream = stream or sys.stdout
+    with tqdm.external_write_mode(file=stream):
+        print(line, file=stream, flush=True)

@@ -14,7 +14,7 @@ other is right about), p_value.
 import json
 from pathlib import Path
 
-from mlp_dist import command
+from mlp_dist import command, progress
 
 
 def main() -> None:
@@ -30,12 +30,15 @@ def main() -> None:
     )
     args = parser.parse_args()
     # Both take seconds, which a mistyped flag need not wait for.
-    from mlp_dist.promotion import promote
-    from mlp_dist.tracking.find import find_run
+    with progress.stages("finding the run"):
+        from mlp_dist.promotion import promote
+        from mlp_dist.tracking.find import find_run
 
-    run = find_run(args.run)
+        run = find_run(args.run)
     print(f"promoting run {run.name} ({run.run_id}), trained on {run.dataset}", flush=True)
-    print(json.dumps(promote(run, force=args.force, data_dir=args.data_dir)))
+    with progress.stages("scoring it again"):
+        result = promote(run, force=args.force, data_dir=args.data_dir)
+    print(json.dumps(result))
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from mlp_dist import progress
 from mlp_dist.core.errors import BundleError, DataError, PromotionError, TrackingError
 from mlp_dist.export import Export, export_run
 from mlp_dist.mcnemar import mcnemar
@@ -32,7 +33,7 @@ def promote(run: StoredRun, *, force: bool = False, data_dir: Path | None = None
             if problem and not force:
                 raise PromotionError(f"{problem}; the champion stays, and --force replaces it nevertheless")
             if problem:
-                print(f"note: {problem}; it is replaced nevertheless", flush=True)
+                progress.tell(f"note: {problem}; it is replaced nevertheless")
     version = registry.register(run)
     registry.crown(version)
     return {

@@ -9,7 +9,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mlp_dist import command
+from mlp_dist import command, progress
 from mlp_dist.config import check_dataset_name
 from mlp_dist.core.errors import UsageError
 
@@ -73,11 +73,12 @@ def main() -> None:
     args = parse()
     check(args)
     # torch and matplotlib take seconds to import; a wrong flag is told before.
-    import torch
+    with progress.stages("starting"):
+        import torch
 
-    from mlp_dist import figures
-    from mlp_dist.data.batches import generator
-    from mlp_dist.data.readers import default_data_dir, prepare_dataset, read_dataset
+        from mlp_dist import figures
+        from mlp_dist.data.batches import generator
+        from mlp_dist.data.readers import default_data_dir, prepare_dataset, read_dataset
 
     # Reading takes longer still.
     if args.output is None:

@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mlp_dist import command, recorder
+from mlp_dist import command, next_steps, progress, recorder
 from mlp_dist.config import DEFAULT_EXPERIMENT
 from mlp_dist.core.errors import TrainingError, UsageError
 from mlp_dist.processes import StopSignals
@@ -73,25 +73,28 @@ def plan_of(args: argparse.Namespace) -> "tuple[Plan, int]":
     return new_plan(space, output_dir, asked)
 
 
-def follow(crew: "Crew", study: "Study", signals: StopSignals) -> None:
+def follow(crew: "Crew", study: "Study", num_trials: int, signals: StopSignals) -> None:
     """Tell what the workers have done until all have ended; a signal stops them."""
     from mlp_dist.search.outcome import ranked, told
     from mlp_dist.search.study import UNFINISHED
 
     known = {result.number for result in study.results() if result.state != UNFINISHED}
     is_working = True
-    while is_working:
-        time.sleep(POLL)
-        is_working, results = crew.is_working, study.results()
-        for result in results:
-            if result.state != UNFINISHED and result.number not in known:
-                known.add(result.number)
-                print(told(result, next(iter(ranked(results)), None)), flush=True)
-        for ending in crew.endings():
-            print(f"warning: {ending}", file=sys.stderr, flush=True)
-        if signals.received and not crew.is_stopped:
-            print("stopping: each worker writes a checkpoint first", file=sys.stderr, flush=True)
-            crew.stop()
+    with progress.bar("searching", num_trials, " trials", initial=len(known)) as bar:
+        while is_working:
+            time.sleep(POLL)
+            bar.refresh()
+            is_working, results = crew.is_working, study.results()
+            for result in results:
+                if result.state != UNFINISHED and result.number not in known:
+                    known.add(result.number)
+                    bar.update()
+                    progress.tell(told(result, next(iter(ranked(results)), None)))
+            for ending in crew.endings():
+                progress.tell(f"warning: {ending}", sys.stderr)
+            if signals.received and not crew.is_stopped:
+                progress.tell("stopping: each worker writes a checkpoint first", sys.stderr)
+                crew.stop()
 
 
 def search(plan: "Plan", lock: int, number: int) -> dict[str, Any]:
@@ -104,7 +107,7 @@ def search(plan: "Plan", lock: int, number: int) -> dict[str, Any]:
     with StopSignals() as signals, recorder.open_run(plan.directory, outcome.record_of(plan)) as run:
         print(f"{plan.num_trials} trials, {number} at once, in {plan.directory}", flush=True)
         with Crew(plan.directory, number, lock) as crew:
-            follow(crew, study, signals)
+            follow(crew, study, plan.num_trials, signals)
         results = study.results()
         outcome.show(plan, results, run)
         print(outcome.table(results, [parameter.name for parameter in plan.space.parameters]), flush=True)
@@ -129,7 +132,9 @@ def main() -> None:
         directory = shlex.quote(str(plan.directory))
         stop.add_note(f"go on with: python launch/sweep.py --resume --output-dir {directory}")
         raise
-    print(f"to train the best again: {result['command']}\n{json.dumps(result)}", flush=True)
+    print(f"to train the best again: {result['command']}")
+    print(next_steps.after_training(result["best_run_id"], result["output_dir"], plan.experiment))
+    print(json.dumps(result), flush=True)
 
 
 if __name__ == "__main__":

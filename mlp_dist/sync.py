@@ -9,7 +9,7 @@ one JSON object with the run ids.
 import json
 from pathlib import Path
 
-from mlp_dist import command
+from mlp_dist import command, progress
 
 
 def main() -> None:
@@ -23,13 +23,15 @@ def main() -> None:
     )
     args = parser.parse_args()
     # MLflow takes seconds to import.
-    from mlp_dist.tracking.sync import runs_in, sync
+    with progress.stages("starting"):
+        from mlp_dist.tracking.sync import runs_in, sync
 
     run_ids = []
-    for directory in [run for each in args.directories for run in runs_in(each)]:
+    directories = [run for each in args.directories for run in runs_in(each)]
+    for directory in progress.over(directories, "sending", " runs"):
         record, run_id = sync(directory)
         run_ids.append(run_id)
-        print(f"{record.name}: {record.status}, {run_id} in the experiment {record.experiment}", flush=True)
+        progress.tell(f"{record.name}: {record.status}, {run_id} in the experiment {record.experiment}")
     print(json.dumps({"run_ids": run_ids}))
 
 

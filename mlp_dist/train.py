@@ -18,7 +18,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from mlp_dist import command, recorder
+from mlp_dist import command, next_steps, progress, recorder
 from mlp_dist.config import (
     DEFAULT_EXPERIMENT,
     GRADIENT_DTYPES,
@@ -203,8 +203,9 @@ def main() -> None:
     # What imports make stays to the end; a garbage collector that looks at it over and over takes a second.
     gc.disable()
     # Importing accelerate takes seconds; a wrong flag is told before.
-    from mlp_dist.population import start_population
-    from mlp_dist.start import start_training
+    with progress.stages("starting"):
+        from mlp_dist.population import start_population
+        from mlp_dist.start import start_training
 
     population = {name: value for name in POPULATION if (value := getattr(args, name, None)) is not None}
     start: Callable[..., Any] = partial(start_population, **population) if population else start_training
@@ -219,6 +220,8 @@ def main() -> None:
         stop.add_note(f"go on with: {launch_command()} --resume{flags}")
         raise
     if training.accelerator.is_main_process:
+        experiment = training.config.experiment
+        print(next_steps.after_training(result["run_id"], result["output_dir"], experiment))
         print(json.dumps(result), flush=True)
     training.accelerator.end_training()
 

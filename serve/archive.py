@@ -11,6 +11,9 @@ from mlp_dist.core.golden import GOLDEN, check_probabilities
 from mlp_dist.core.spec import SPEC, BundleSpec
 from serve.answering.manifest import MANIFEST
 
+MAR = Path("model_store/mlp.mar")
+"""The archive that is made and served where none is named."""
+
 
 @dataclass(frozen=True)
 class Archive:

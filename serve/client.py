@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, Self
 from urllib.parse import quote, urlsplit
 
-from mlp_dist import command
+from mlp_dist import colours, command
 from mlp_dist.core.errors import ServerError, UsageError
 from serve.keys import KEY_FILE, KEY_VARIABLE, KeyFileError, candidates, read_key, renew
 from serve.state import find_state
@@ -284,7 +284,7 @@ def main() -> int:
         except (NotReadyError, InvalidKeyError):
             raise
         except ServerError as error:
-            print(f"error: {path}: {error}", file=sys.stderr)
+            print(colours.error(f"{path}: {error}"), file=sys.stderr)
             failed = True
             continue
         label = max(probabilities, key=probabilities.__getitem__)

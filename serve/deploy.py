@@ -10,6 +10,7 @@ from typing import Any
 
 import psutil
 
+from mlp_dist import progress
 from mlp_dist.core.errors import BundleError, ServerError, UsageError
 from mlp_dist.core.files import replacing_file
 from mlp_dist.core.spec import EXACT
@@ -40,9 +41,11 @@ def deploy(mar: Path) -> dict[str, Any]:
     with alone(state.directory):
         old = _old_version(state, archive)
         url = _put_in_store(state, archive)
-        with _rolled_back(state, old, archive):
+        with progress.stages("deploying", 2) as begin, _rolled_back(state, old, archive):
+            begin("the new version loads")
             _register(state, archive, url)
-            print(f"version {archive.version} answers rightly; it takes the place of {old}", flush=True)
+            progress.tell(f"version {archive.version} answers rightly; it takes the place of {old}")
+            begin("the old one answers what it was asked")
             ask(state, f"/models/{state.model}/{archive.version}/set-default", method="PUT")
             _drain(state, old, archive.golden)
         for other in versions(state) - {archive.version}:

@@ -21,7 +21,7 @@ import zipfile
 from pathlib import Path
 
 import mlp_dist
-from mlp_dist import command, export
+from mlp_dist import command, export, next_steps, progress
 from mlp_dist.config import DEFAULT_EXPERIMENT
 from mlp_dist.core.bundle import GOLDEN, WEIGHTS, Bundle, check_probabilities
 from mlp_dist.core.errors import BundleError, PackagingError, UsageError
@@ -30,6 +30,7 @@ from mlp_dist.core.spec import SPEC
 from mlp_dist.evaluation import Evaluation
 from mlp_dist.tracking import find, registry
 from serve.answering.manifest import MANIFEST, SUMS, sha256_sums
+from serve.archive import MAR
 
 HERE = Path(__file__).resolve().parent
 
@@ -119,14 +120,17 @@ def package(
     run: find.StoredRun, model_name: str, export_path: Path, data_dir: Path | None
 ) -> dict[str, object]:
     """Export, build, check, and only then put in place; returns what the last line says."""
-    with tempfile.TemporaryDirectory(prefix="mlp-package-") as name:
+    with tempfile.TemporaryDirectory(prefix="mlp-package-") as name, progress.stages("packaging", 3) as begin:
         directory = Path(name)
+        begin("the test images")
         exported = export.export_run(run, directory / "run", data_dir)
         test = exported.test
-        print(_scores(test), flush=True)
+        progress.tell(_scores(test))
+        begin("the archive")
         # One version a run: two archives of one run are the same model.
         version = run.run_id[:8]
         mar = build_archive(exported.directory, model_name, version, directory)
+        begin("its answer")
         check_archive(mar, exported.bundle, directory)
         place = export_path / mar.name
         with replacing_file(place) as temporary:
@@ -170,9 +174,12 @@ def main() -> None:
     args = parser.parse_args()
     if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", args.model_name):
         raise UsageError(f"model-name {args.model_name!r} must be letters, digits, '-', '_' and '.'")
-    run = find.get_run(args.run_id) if args.run_id else registry.chosen_run(args.experiment, args.metric)
+    with progress.stages("choosing the run"):
+        run = find.get_run(args.run_id) if args.run_id else registry.chosen_run(args.experiment, args.metric)
     print(f"packaging run {run.name} ({run.run_id}), trained on {run.dataset}", flush=True)
-    print(json.dumps(package(run, args.model_name, args.export_path, args.data_dir)))
+    result = package(run, args.model_name, args.export_path, args.data_dir)
+    print(next_steps.after_packaging(Path(str(result["mar"])), MAR))
+    print(json.dumps(result))
 
 
 if __name__ == "__main__":

@@ -19,10 +19,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from mlp_dist import command
+from mlp_dist import command, next_steps
 from mlp_dist.core.errors import ServerError, UsageError
+from mlp_dist.core.golden import GOLDEN
 from serve import torchserve
-from serve.archive import Archive, model_name, read_archive
+from serve.archive import MAR, Archive, model_name, read_archive
 from serve.client import Client
 from serve.deploy import deploy
 from serve.keys import STATE
@@ -30,8 +31,6 @@ from serve.logs import print_log
 from serve.ports import free_ports, is_free, three_ports
 from serve.state import LOG, State, alone, find_state
 from serve.status import describe, in_words
-
-MAR = Path("model_store/mlp.mar")
 
 
 @contextmanager
@@ -53,7 +52,8 @@ def running(
 
 
 def start(mar: Path, first_port: int | None, *, deployable: bool) -> int:
-    return status(launch(mar, first_port, deployable=deployable))
+    state = launch(mar, first_port, deployable=deployable)
+    return status(state, next_steps.after_starting(Path(STATE).resolve() / GOLDEN, state.model))
 
 
 def launch(mar: Path, first_port: int | None = None, *, deployable: bool = False) -> State:
@@ -78,10 +78,13 @@ def launch(mar: Path, first_port: int | None = None, *, deployable: bool = False
                 print(taken, flush=True)
             print(f"starting TorchServe with {mar}", flush=True)
             try:
-                return _started(directory, archive, ports, deployable=deployable)
+                state = _started(directory, archive, ports, deployable=deployable)
             except ServerError:
                 if all(map(is_free, ports)):
                     raise
+            else:
+                (directory / GOLDEN).write_bytes(archive.golden)
+                return state
             # Another program has taken them while TorchServe started.
             ports, taken = three_ports(first_port)
 
@@ -97,9 +100,9 @@ def _started(directory: Path, archive: Archive, ports: list[int], *, deployable:
     return state
 
 
-def status(state: State | None) -> int:
+def status(state: State | None, next_told: str = "") -> int:
     values = describe(state)
-    print(in_words(values))
+    print("\n".join(filter(None, [in_words(values), next_told])))
     print(json.dumps(values))
     return 0 if values["ready"] else 1
 

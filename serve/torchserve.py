@@ -13,6 +13,7 @@ from pathlib import Path
 
 import psutil
 
+from mlp_dist import progress
 from mlp_dist.core.errors import BundleError, ServerError
 from mlp_dist.core.spec import EXACT
 from serve.client import Client
@@ -87,17 +88,25 @@ def wait_until_ready(
     Raises ServerError with the worker's own words.
     """
     deadline = time.monotonic() + seconds
+    with progress.stages("TorchServe", 3) as begin:
+        begin("starts")
+        loading = False
 
-    def alive() -> None:
-        if process.poll() is not None:
-            raise ServerError(f"it ended with code {process.returncode}\n{last_words(state.log)}")
+        def alive() -> None:
+            nonlocal loading
+            if process.poll() is not None:
+                raise ServerError(f"it ended with code {process.returncode}\n{last_words(state.log)}")
+            if not loading and state.key_file.is_file():
+                loading = True
+                begin("loads the model")
 
-    try:
-        wait_for_workers(state, seconds, check=alive)
-        left = max(0, deadline - time.monotonic())
-        check(client_of(state).wait_and_predict(golden, seconds=left, preprocess=EXACT))
-    except (ServerError, BundleError) as error:
-        raise ServerError(f"TorchServe did not come up: {error}") from error
+        try:
+            wait_for_workers(state, seconds, check=alive)
+            begin("answers")
+            left = max(0, deadline - time.monotonic())
+            check(client_of(state).wait_and_predict(golden, seconds=left, preprocess=EXACT))
+        except (ServerError, BundleError) as error:
+            raise ServerError(f"TorchServe did not come up: {error}") from error
 
 
 def wait_for_workers(

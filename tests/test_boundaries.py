@@ -16,7 +16,7 @@ LAYERS = (
         *("data", "optim", "config", "recipes", "evaluation", "processes", "checkpoint", "command"),
         *("schedule", "augment", "dropout", "ema", "exact", "steps", "network", "joining"),
         *("peers", "directories", "precision", "deform", "adversarial", "members", "overrides", "tracking"),
-        *("mcnemar", "leaderboard", "values", "calibration", "typed", "colours", "progress"),
+        *("mcnemar", "leaderboard", "values", "calibration", "typed", "colours", "progress", "next_steps"),
     },
     {"gradients", "engines"},
     {

@@ -120,7 +120,13 @@ TRAIN = [sys.executable, str(ROOT / "launch/train.py"), *DATASET, "--epochs", "2
 def test_a_training_in_a_terminal(tmp_path: Path, members: list[str]) -> None:
     seen = in_terminal([*TRAIN, *members], tmp_path)
     assert seen.code == 0
-    drawn = ("\repoch 1/2: ", "\repoch 2/2: 100%|", "\rtesting", "\rMLflow gets the run 00:0")
+    drawn = (
+        "starting 00:0",
+        "\repoch 1/2: ",
+        "\repoch 2/2: 100%|",
+        "\rtesting",
+        "\rMLflow gets the run 00:0",
+    )
     assert [each for each in drawn if each not in seen.written] == []
     assert not [line for line in seen.screen if "%|" in line or "00:0" in line]
     assert sum(line.startswith("epoch ") for line in seen.screen) == 2

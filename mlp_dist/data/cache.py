@@ -18,6 +18,7 @@ import numpy as np
 import PIL
 import torch
 
+from mlp_dist import progress
 from mlp_dist.core.files import replacing_file
 from mlp_dist.data.dataset import ImageSet
 
@@ -105,7 +106,9 @@ def _locked(path: Path) -> Iterator[None]:
 
 def _tell(directory: Path, error: Exception) -> None:
     reason = " ".join(str(error).split())
-    print(f"the next start decodes {directory} again: its images cannot be kept ({reason})", file=sys.stderr)
+    progress.tell(
+        f"the next start decodes {directory} again: its images cannot be kept ({reason})", sys.stderr
+    )
 
 
 # Entries

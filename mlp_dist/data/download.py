@@ -61,7 +61,7 @@ def download(files: dict[str, str], mirrors: Sequence[str], directory: Path) -> 
         except _TryError as error:
             if pause is None:
                 raise DownloadError(f"{error}, tried {number - 1} times") from error
-            print(f"{error}; try {number} of {TRIES} in {pause:g} s", file=sys.stderr, flush=True)
+            progress.tell(f"{error}; try {number} of {TRIES} in {pause:g} s", sys.stderr)
             failed = error.mirrors
             time.sleep(pause)
 

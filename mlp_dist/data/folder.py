@@ -56,7 +56,8 @@ def read_folder(directory: Path, *, image_size: int = 28, skip_bad_images: bool 
         lambda: _decode(directory, listing, image_size),
     )
     if is_main():
-        print("".join(f"note: {note}\n" for note in listing.notes), end="", file=sys.stderr)
+        for note in listing.notes:
+            progress.tell(f"note: {note}", sys.stderr)
     _report_bad(directory, decoded.bad, len(files), skip_bad_images)
     train, test = decoded.train, decoded.test
     check_classes(directory, listing.classes, set(train.labels.tolist()))
@@ -80,7 +81,7 @@ def _report_bad(directory: Path, bad: dict[str, str], num_files: int, skip: bool
             "\n".join([f"{head}; remove them, or leave them out with --skip-bad-images:", *lines])
         )
     if is_main():
-        print("\n".join([f"{head} and are left out:", *lines]), file=sys.stderr)
+        progress.tell("\n".join([f"{head} and are left out:", *lines]), sys.stderr)
 
 
 # Decoding

@@ -2,7 +2,7 @@
 
 import csv
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from mlp_dist.core.files import replacing_file
@@ -23,8 +23,11 @@ Table = dict[str, list[str]]
 """Headings and the cells below them."""
 
 
-def lines(board: Board, width: int | None = None) -> list[str]:
-    """The board under a heading, in `width` letters; None: as wide as it is.
+def lines(
+    board: Board, width: int | None = None, emphasize: Callable[[str], str] = lambda line: line
+) -> list[str]:
+    """The board under a heading, in `width` letters; None: as wide as it is. The lines of the best run and of
+    the champion are given to `emphasize`.
 
     Too wide, first the runs' names are shortened, then columns are left out, which is told.
     """
@@ -34,7 +37,9 @@ def lines(board: Board, width: int | None = None) -> list[str]:
     more = f" of {len(board.rows) + board.left_out}" if board.left_out else ""
     found = [f"{board.dataset}: {runs}{more}, the best by {board.metric} first", ""]
     found += [_line(cells, table) for cells in _stacked(table)]
-    found += [_line(cells, table) for cells in zip(*table.values(), strict=True)]
+    for row, cells in zip(board.rows, zip(*table.values(), strict=True), strict=True):
+        line = _line(cells, table)
+        found.append(emphasize(line) if row.place == 1 or row.is_champion else line)
     notes = []
     if any(row.is_champion for row in board.rows):
         notes.append("* the champion")

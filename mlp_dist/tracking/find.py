@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from mlp_dist import progress
 from mlp_dist.config import TrainConfig
 from mlp_dist.core.errors import TrackingError, UsageError
 from mlp_dist.tracking.client import load_mlflow, one_asking_to, shown
@@ -107,7 +108,7 @@ def _is_rated(run: StoredRun, metric: str) -> bool:
 
 
 def _note(text: str) -> None:
-    print(f"note: {text}; --run-id names any run", flush=True)
+    progress.tell(f"note: {text}; --run-id names any run")
 
 
 # Finding

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mlp_dist import progress
 from mlp_dist.config import DEFAULT_EXPERIMENT
 from mlp_dist.tracking.client import load_mlflow, one_asking_to
 from mlp_dist.tracking.find import StoredRun, best_beside, best_run, download_bundle, stored
@@ -51,7 +52,7 @@ def chosen_run(experiment: str | None = None, metric: str | None = None) -> Stor
             f"; by validation accuracy {best.name} ({best.run_id}) is best, with "
             f"{best.metrics['best_val_accuracy']:.2%}: --run-id takes that"
         )
-    print(f"note: {text}", flush=True)
+    progress.tell(f"note: {text}")
     return run
 
 
