@@ -13,9 +13,8 @@ from typing import Any
 import torch
 import yaml
 
-from mlp_dist.core.bundle import WEIGHTS
 from mlp_dist.core.errors import ServerError
-from mlp_dist.core.spec import SPEC
+from mlp_dist.core.spec import SPEC, WEIGHTS
 from mlp_dist.data.readers import default_data_dir
 from serve.answering.manifest import MANIFEST
 from serve.package import seal

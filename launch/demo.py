@@ -1,6 +1,9 @@
 """Serve the packaged model for one question: a test image that training has not seen.
 
-python launch/demo.py                  needs model_store/mlp.mar: python -m serve.package
+  python launch/demo.py
+  python launch/demo.py --image 42
+
+The archive is made by python -m serve.package.
 """
 
 import json
@@ -8,26 +11,33 @@ import time
 import zipfile
 from pathlib import Path
 
-from mlp_dist import command, export
-from mlp_dist.core.bundle import GOLDEN
+from mlp_dist import command, progress
 from mlp_dist.core.errors import UsageError
-from mlp_dist.core.images import encode_png
+from mlp_dist.core.golden import GOLDEN
 from mlp_dist.core.spec import SPEC, BundleSpec
-from mlp_dist.tracking import find
+from serve.archive import MAR
 from serve.server import running
 
 
 def main() -> None:
-    parser = command.Parser(prog="launch/demo.py", description=__doc__)
-    parser.add_argument("--mar", type=Path, default=Path("model_store/mlp.mar"), metavar="FILE")
-    parser.add_argument("--image", type=int, default=7, metavar="N", help="which test image (7)")
+    parser = command.Parser(
+        prog="python launch/demo.py", usage="python launch/demo.py [FLAG ...]", description=__doc__
+    )
+    what = parser.add_argument_group("what is asked")
+    what.add_argument("--mar", type=Path, default=MAR, metavar="FILE", help=f"the archive ({MAR})")
+    what.add_argument("--image", type=int, default=7, metavar="N", help="which test image (7)")
     args = parser.parse_args()
     if not args.mar.is_file():
         raise UsageError(f"there is no {args.mar}; package a run first: python -m serve.package")
     with zipfile.ZipFile(args.mar) as archive:
         spec = BundleSpec.from_json(json.loads(archive.read(SPEC)))
         golden = archive.read(GOLDEN)
-    data = export.run_dataset(find.get_run(spec.run_id))
+    with progress.stages("reading the test images"):
+        from mlp_dist import export
+        from mlp_dist.core.images import encode_png
+        from mlp_dist.tracking import find
+
+        data = export.run_dataset(find.get_run(spec.run_id))
     if not 0 <= args.image < len(data.test):
         raise UsageError(f"image is {args.image}; {data.title} has test images 0 to {len(data.test) - 1}")
     image = encode_png(data.test.images[args.image])

@@ -1,9 +1,11 @@
 """Compare the runs of an experiment: the best first, with what was chosen differently for them.
 
-  python launch/compare.py                        the experiment mlp_dist, by best_val_accuracy
-  python launch/compare.py --html compare.html    as a page too, with curves; it needs no network
+  python launch/compare.py                            by best_val_accuracy
+  python launch/compare.py --metric test_loss --top 3
+  python launch/compare.py --html compare.html        as a page too, with curves, without a network
 
-Runs on different data sets are ranked apart. A run that has not ended well is shown below the others.
+Runs on different data sets are ranked apart. A run that has not ended well is shown below the
+others.
 """
 
 import shutil
@@ -16,16 +18,20 @@ from mlp_dist.core.errors import UsageError
 
 
 def main() -> None:
-    parser = command.Parser(prog="python launch/compare.py", description=__doc__)
-    parser.add_argument(
-        "--experiment", metavar="NAME", default=DEFAULT_EXPERIMENT, help=f"({DEFAULT_EXPERIMENT})"
+    parser = command.Parser(
+        prog="python launch/compare.py", usage="python launch/compare.py [FLAG ...]", description=__doc__
     )
-    parser.add_argument(
+    which = parser.add_argument_group("which runs")
+    which.add_argument(
+        "--experiment", metavar="NAME", default=DEFAULT_EXPERIMENT, help=f"MLflow's ({DEFAULT_EXPERIMENT})"
+    )
+    which.add_argument(
         "--metric", metavar="NAME", default="best_val_accuracy", help="what to rank by (best_val_accuracy)"
     )
-    parser.add_argument("--top", metavar="N", type=int, help="only the first N runs on each data set")
-    parser.add_argument("--csv", metavar="FILE", type=Path, help="write the runs and their figures there")
-    parser.add_argument("--html", metavar="FILE", type=Path, help="write a page with curves there")
+    which.add_argument("--top", metavar="N", type=int, help="the first N runs on each data set (all)")
+    where = parser.add_argument_group("where they are shown, beside the terminal")
+    where.add_argument("--csv", metavar="FILE", type=Path, help="the runs and all their figures")
+    where.add_argument("--html", metavar="FILE", type=Path, help="a page with curves")
     args = parser.parse_args()
     if args.top is not None and args.top < 1:
         raise UsageError(f"top is {args.top}; it must be 1 or more")

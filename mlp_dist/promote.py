@@ -1,14 +1,15 @@
 """Make a run the champion: the model that python -m serve.package takes.
 
-  python launch/promote.py RUN
+  python launch/promote.py "mnist seed=0"             by its name, its id, or the beginning of that
+  python launch/promote.py "mnist seed=0" --force     even where it is worse
 
-RUN is a run's id, the beginning of one, or a name that no other run has. Its model becomes a version of the
-registered model mlp in MLflow, and the alias champion moves to it; it is refused where it is worse than the
-champion on the same test images by more than chance (McNemar's test, p < 0.05).
+Its model becomes a version of the registered model mlp in MLflow, and the alias champion moves to
+it. It is refused where it is worse than the champion on the same test images by more than chance
+(McNemar's test, p < 0.05).
 
-The last line on stdout is one JSON object: run_id, model, version, alias, test_accuracy, and of the champion
-before previous_run_id, previous_test_accuracy, only_previous and only_this (images that only the one or the
-other is right about), p_value.
+The last line on stdout is one JSON object: run_id, model, version, alias, test_accuracy, and of
+the champion before previous_run_id, previous_test_accuracy, only_previous and only_this (images
+that only the one or the other is right about), p_value.
 """
 
 import json
@@ -18,14 +19,17 @@ from mlp_dist import command, progress
 
 
 def main() -> None:
-    parser = command.Parser(prog="python launch/promote.py", description=__doc__)
-    parser.add_argument("run", metavar="RUN", help="a finished run's id, the beginning of it, or its name")
-    parser.add_argument(
+    parser = command.Parser(
+        prog="python launch/promote.py", usage="python launch/promote.py RUN [FLAG ...]", description=__doc__
+    )
+    which = parser.add_argument_group("which run")
+    which.add_argument("run", metavar="RUN", help="a finished run's id, the beginning of it, or its name")
+    which.add_argument(
         "--force",
         action="store_true",
         help="even where it is worse than the champion, or was trained on another data set",
     )
-    parser.add_argument(
+    which.add_argument(
         "--data-dir", metavar="DIR", type=Path, help="where the test images are (where the run had them)"
     )
     args = parser.parse_args()

@@ -1,8 +1,10 @@
 """Show training images of a data set, chosen at random, with their labels.
 
-python launch/show_data.py                                    opens a window
-python launch/show_data.py --output samples.png               writes the picture to a file
-python launch/show_data.py --dataset folder:DIR --seed 1      other images, of one's own
+  python launch/show_data.py                                                  in a window
+  python launch/show_data.py --output samples.png                             in a file
+  python launch/show_data.py --dataset digits --seed 1 --output digits.png    of others, others
+
+In the terminal it says how many images and which classes there are.
 """
 
 import argparse
@@ -22,31 +24,32 @@ MOST_NAMES = 10
 
 def parse() -> argparse.Namespace:
     parser = command.Parser(
-        prog="launch/show_data.py",
-        description=__doc__,
+        prog="python launch/show_data.py", usage="python launch/show_data.py [FLAG ...]", description=__doc__
     )
-    parser.add_argument(
+    what = parser.add_argument_group("what is shown")
+    what.add_argument(
         "--dataset",
         default="mnist",
         metavar="NAME",
         help="mnist (the default), fashion_mnist, kmnist, digits, folder:DIR or arrays:DIR",
     )
-    parser.add_argument(
+    what.add_argument(
         "--data-dir", type=Path, metavar="DIR", help="torchvision's root ($MLP_DIST_DATA, else data)"
     )
-    parser.add_argument(
+    what.add_argument(
         "--image-size",
         type=int,
         default=28,
         metavar="N",
         help="height and width in pixels that the images are resized to (28)",
     )
-    parser.add_argument(
+    what.add_argument(
         "--skip-bad-images", action="store_true", help="leave out the files of a folder that cannot be read"
     )
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="which images are chosen (0)")
-    parser.add_argument(
-        "--output", type=Path, metavar="FILE", help="write the picture there, as PNG or as the suffix says"
+    what.add_argument("--seed", type=int, default=0, metavar="N", help="which images are chosen (0)")
+    where = parser.add_argument_group("where")
+    where.add_argument(
+        "--output", type=Path, metavar="FILE", help="PNG, or what the suffix says (a window, and no file)"
     )
     return parser.parse_args()
 

@@ -1,11 +1,12 @@
-"""Search for the best values of a training's fields: many trials, several at once, one run in MLflow.
+"""Search for the best values of a training's fields: many trials, one run in MLflow.
 
-  python launch/sweep.py launch/sweeps/digits.toml --workers 2
-  python launch/sweep.py --resume --output-dir DIR      where one was interrupted
+  python launch/sweep.py launch/sweeps/digits.toml                     20 trials, a minute
+  python launch/sweep.py launch/sweeps/mnist.toml --trials 16 --workers 2
+  python launch/sweep.py --resume --trials 30                          goes on, and tries more
 
-SPACE.toml says what is tried. The values of a trial are chosen by what those before it came to, and one that
-is worse than half of them is ended early. The last lines are the command that trains the best again, and one
-JSON object with the result.
+The values of a trial are chosen by what those before it came to, and one that is worse than half
+of them is ended early. The last lines are the command that trains the best again, what to type
+next, and one JSON object with the result.
 """
 
 import argparse
@@ -31,28 +32,35 @@ POLL = 0.2
 
 
 def parse() -> argparse.Namespace:
-    parser = command.Parser(prog="launch/sweep.py", description=__doc__, argument_default=argparse.SUPPRESS)
-    parser.add_argument(
+    parser = command.Parser(
+        prog="python launch/sweep.py",
+        usage="python launch/sweep.py [SPACE.toml] [FLAG ...]",
+        description=__doc__,
+        argument_default=argparse.SUPPRESS,
+    )
+    what = parser.add_argument_group("what is tried")
+    what.add_argument(
         "space", metavar="SPACE.toml", type=Path, nargs="?", default=None, help="the search space"
     )
-    parser.add_argument("--trials", dest="num_trials", type=int, metavar="N", help="in all (20)")
-    parser.add_argument(
+    what.add_argument("--trials", dest="num_trials", type=int, metavar="N", help="in all (20)")
+    what.add_argument("--seed", type=int, metavar="N", help="of the values that are tried (0)")
+    where = parser.add_argument_group("where")
+    where.add_argument(
         "--workers",
         type=int,
         metavar="N",
         help="trials at once (one a GPU, else 1; on the CPU they share the cores)",
     )
-    parser.add_argument("--seed", type=int, metavar="N", help="of the values that are tried (0)")
-    parser.add_argument("--output-dir", type=Path, metavar="DIR", help="(a new one under outputs)")
-    parser.add_argument("--experiment", metavar="NAME", help=f"MLflow experiment ({DEFAULT_EXPERIMENT})")
-    parser.add_argument(
+    where.add_argument(
         "--data-dir", type=Path, metavar="DIR", help="torchvision's root ($MLP_DIST_DATA, else data)"
     )
-    parser.add_argument(
+    where.add_argument("--output-dir", type=Path, metavar="DIR", help="(a new one under outputs)")
+    where.add_argument("--experiment", metavar="NAME", help=f"MLflow experiment ({DEFAULT_EXPERIMENT})")
+    where.add_argument(
         "--resume",
         action="store_true",
         default=False,
-        help="go on in --output-dir, else in the newest under outputs; --trials may be more",
+        help="go on in --output-dir, else in the newest under outputs",
     )
     return parser.parse_args()
 

@@ -1,9 +1,10 @@
-"""Send MLflow what it has not got of a run: the server was down, or the training was killed.
+"""Send MLflow what it has not got of runs: the server was down, or the training was killed.
 
-  python launch/sync.py OUTPUT_DIR
+  python launch/sync.py outputs/*                                 of all that are there
+  python launch/sync.py "$(ls -td outputs/*/ | head -n 1)"        of the latest
 
-Times stay those of the training, and what MLflow has already is not sent twice. The last line on stdout is
-one JSON object with the run ids.
+Times stay those of the training, and what MLflow has already is not sent twice. The last line on
+stdout is one JSON object with the run ids.
 """
 
 import json
@@ -13,13 +14,14 @@ from mlp_dist import command, progress
 
 
 def main() -> None:
-    parser = command.Parser(prog="launch/sync.py", description=__doc__)
-    parser.add_argument(
+    parser = command.Parser(prog="python launch/sync.py", description=__doc__)
+    what = parser.add_argument_group("what is sent")
+    what.add_argument(
         "directories",
         metavar="OUTPUT_DIR",
         type=Path,
         nargs="+",
-        help="of trainings or sweeps",
+        help="of trainings, populations or sweeps",
     )
     args = parser.parse_args()
     # MLflow takes seconds to import.

@@ -1,8 +1,8 @@
 """Train a recipe on the processes that `accelerate launch` starts.
 
-  accelerate launch launch/train.py                                       one CPU process, or all GPUs
-  accelerate launch --num_processes 1 launch/train.py                     one GPU
-  accelerate launch --multi_gpu --num_processes 2 launch/train.py         two GPUs, or two CPU processes
+  accelerate launch launch/train.py                                  one CPU process, or all GPUs
+  accelerate launch launch/train.py --dataset digits --lr 0.2        other data, another rate
+  accelerate launch --multi_gpu --num_processes 2 launch/train.py    two GPUs, or two processes
 
 The last line on stdout is one JSON object with the result.
 """
@@ -73,7 +73,7 @@ def parse() -> argparse.Namespace:
     what.add_argument(
         "--accumulation-steps", type=int, metavar="N", help="parts a batch is worked through in"
     )
-    what.add_argument("--epochs", type=int, metavar="N")
+    what.add_argument("--epochs", type=int, metavar="N", help="passes over the training images")
     what.add_argument("--patience", type=int, metavar="N", help="stop after N epochs that validate no better")
     what.add_argument("--seed", type=int, metavar="N", help="all randomness flows from it (0)")
     what.add_argument(
@@ -106,7 +106,7 @@ def parse() -> argparse.Namespace:
     )
     better.add_argument("--weight-decay", type=float, metavar="X", help="L2; for adam decoupled, as AdamW")
     better.add_argument("--dropout", type=float, metavar="P", help="share of hidden units left out of a step")
-    better.add_argument("--label-smoothing", type=float, metavar="P")
+    better.add_argument("--label-smoothing", type=float, metavar="P", help="share of it for all classes")
     better.add_argument("--augment-shift", type=int, metavar="N", help="move images by up to N pixels")
     better.add_argument("--deform", type=float, metavar="X", help="turn, slant and bend images (try 1)")
     better.add_argument("--adversarial", type=float, metavar="X", help="move pixels by X against the model")

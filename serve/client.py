@@ -1,9 +1,11 @@
-"""Ask a running TorchServe.
+"""Ask a running TorchServe what its model sees in images.
 
-  python -m serve.client IMAGE...      one line of JSON an image: image, label, probability, probabilities
+  python -m serve.client outputs/*/bundle/golden.png
+  python -m serve.client .serve/golden.png --url http://127.0.0.1:8080
 
-The key is read from key_file.json in the current directory, else in the project's root; it is sent to this
-machine alone, and to another one where --key-file or MLP_DIST_KEY_FILE names it.
+Prints one line of JSON an image: image, label, probability, probabilities. The key is read from
+key_file.json in the current directory, else in the project's root; it is sent to this machine
+alone, and to another one where --key-file or MLP_DIST_KEY_FILE names it.
 """
 
 import http.client
@@ -257,18 +259,17 @@ def _told(url: str, status: int, body: bytes) -> ServerError:
 
 
 def main() -> int:
-    parser = command.Parser(
-        prog="python -m serve.client",
-        description=__doc__,
-    )
-    parser.add_argument(
+    parser = command.Parser(prog="python -m serve.client", description=__doc__)
+    what = parser.add_argument_group("what is asked")
+    what.add_argument(
         "images", type=Path, nargs="+", metavar="IMAGE", help="PNG, JPEG, GIF, BMP, WebP or TIFF"
     )
-    parser.add_argument(
-        "--url", help=f"the server's inference address (that of serve.server start, else {URL})"
+    whom = parser.add_argument_group("who is asked")
+    whom.add_argument("--url", help=f"its address for predictions (that of serve.server start, else {URL})")
+    whom.add_argument("--model", default="mlp", metavar="NAME", help="the model's name there (mlp)")
+    whom.add_argument(
+        "--key-file", type=Path, metavar="FILE", help="TorchServe's keys (found, or $MLP_DIST_KEY_FILE)"
     )
-    parser.add_argument("--model", default="mlp", metavar="NAME", help="the model's name on the server (mlp)")
-    parser.add_argument("--key-file", type=Path, metavar="FILE", help="where TorchServe wrote its keys")
     args = parser.parse_args()
     missing = [str(path) for path in [*args.images, args.key_file] if path and not path.is_file()]
     if missing:

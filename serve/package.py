@@ -1,14 +1,15 @@
 """A run -> a checked model archive for TorchServe.
 
-  python -m serve.package                         the champion, which launch/promote.py names; where there
-                                                  is none the best finished run by validation accuracy
-  python -m serve.package --metric val_accuracy   the best finished run, whether there is a champion or not
-  python -m serve.package --run-id ID             that run
+  python -m serve.package                         the champion, which launch/promote.py names;
+                                                  where there is none, the best run
+  python -m serve.package --metric val_accuracy   the best run, champion or not
+  python -m serve.package --model-name digits     under another name
 
-The last line on stdout is one JSON object: mar, run_id, version, sha256, test_accuracy, test_ece and
-temperature.
+The last line on stdout is one JSON object: mar, run_id, version, sha256, test_accuracy, test_ece
+and temperature.
 """
 
+import argparse
 import hashlib
 import json
 import os
@@ -19,18 +20,22 @@ import sys
 import tempfile
 import zipfile
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import mlp_dist
-from mlp_dist import command, export, next_steps, progress
+from mlp_dist import command, next_steps, progress
 from mlp_dist.config import DEFAULT_EXPERIMENT
-from mlp_dist.core.bundle import GOLDEN, WEIGHTS, Bundle, check_probabilities
 from mlp_dist.core.errors import BundleError, PackagingError, UsageError
 from mlp_dist.core.files import replacing_file
-from mlp_dist.core.spec import SPEC
-from mlp_dist.evaluation import Evaluation
+from mlp_dist.core.golden import GOLDEN, check_probabilities
+from mlp_dist.core.spec import SPEC, WEIGHTS
 from mlp_dist.tracking import find, registry
 from serve.answering.manifest import MANIFEST, SUMS, sha256_sums
 from serve.archive import MAR
+
+if TYPE_CHECKING:
+    from mlp_dist.core.bundle import Bundle
+    from mlp_dist.evaluation import Evaluation
 
 HERE = Path(__file__).resolve().parent
 
@@ -91,7 +96,7 @@ def seal(mar: Path) -> None:
             sealed.writestr(entry, files[name])
 
 
-def check_archive(mar: Path, bundle: Bundle, directory: Path) -> None:
+def check_archive(mar: Path, bundle: "Bundle", directory: Path) -> None:
     """Unpack the archive and ask it, in a process that has only torch, torchvision and ts.
 
     Raises PackagingError unless it answers the golden image as the trained model did.
@@ -123,6 +128,9 @@ def package(
     with tempfile.TemporaryDirectory(prefix="mlp-package-") as name, progress.stages("packaging", 3) as begin:
         directory = Path(name)
         begin("the test images")
+        # It imports torch.
+        from mlp_dist import export
+
         exported = export.export_run(run, directory / "run", data_dir)
         test = exported.test
         progress.tell(_scores(test))
@@ -146,7 +154,7 @@ def package(
         }
 
 
-def _scores(test: Evaluation) -> str:
+def _scores(test: "Evaluation") -> str:
     """What to tell of the model's answers for the test images."""
     told = f"test accuracy {test.accuracy:.2%}, expected calibration error {test.ece:.2%}"
     if test.temperature == 1:
@@ -154,24 +162,27 @@ def _scores(test: Evaluation) -> str:
     return f"{told} at temperature {test.temperature:.3f}, {test.uncalibrated_ece:.2%} without"
 
 
-def main() -> None:
+def _parse() -> argparse.Namespace:
     parser = command.Parser(
-        prog="python -m serve.package",
-        description=__doc__,
+        prog="python -m serve.package", usage="python -m serve.package [FLAG ...]", description=__doc__
     )
-    parser.add_argument(
+    which = parser.add_argument_group("which run (the champion, else the best by val_accuracy)")
+    which.add_argument("--run-id", metavar="ID", help="this run")
+    which.add_argument(
         "--experiment", metavar="NAME", help=f"the best run of this experiment ({DEFAULT_EXPERIMENT})"
     )
-    parser.add_argument("--metric", metavar="NAME", help="the best run by val_accuracy (default) or val_loss")
-    parser.add_argument("--run-id", metavar="ID", help="this run")
-    parser.add_argument("--model-name", metavar="NAME", default="mlp", help="(mlp)")
-    parser.add_argument(
-        "--export-path", metavar="DIR", type=Path, default=Path("model_store"), help="(model_store)"
-    )
-    parser.add_argument(
+    which.add_argument("--metric", metavar="NAME", help="the best run by val_accuracy (default) or val_loss")
+    which.add_argument(
         "--data-dir", metavar="DIR", type=Path, help="where the test images are (where the run had them)"
     )
-    args = parser.parse_args()
+    where = parser.add_argument_group("where its archive goes")
+    where.add_argument("--model-name", metavar="NAME", default=MAR.stem, help=f"({MAR.stem})")
+    where.add_argument("--export-path", metavar="DIR", type=Path, default=MAR.parent, help=f"({MAR.parent})")
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = _parse()
     if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", args.model_name):
         raise UsageError(f"model-name {args.model_name!r} must be letters, digits, '-', '_' and '.'")
     with progress.stages("choosing the run"):

@@ -1,9 +1,11 @@
 """TorchServe's key for a reverse proxy, which sends it in place of its clients' own.
 
-  python -m serve.proxy_key FILE       write nginx's line with the key into FILE, for its owner alone
+  python -m serve.proxy_key key.conf                                 nginx's line with the key
+  python -m serve.proxy_key key.conf --url http://127.0.0.1:8080     of that server
 
-A key that expires within two hours is renewed. Run it when TorchServe has started and each hour, and have
-nginx read its configuration again: nginx -s reload. The last line is one JSON object.
+The file is for its owner alone. A key that expires within two hours is renewed. Run it when
+TorchServe has started and each hour, and have nginx read its configuration again: nginx -s reload.
+The last line is one JSON object.
 """
 
 import json
@@ -37,10 +39,16 @@ def write_key(client: Client, file: Path) -> dict[str, object]:
 
 
 def main() -> None:
-    parser = command.Parser(prog="python -m serve.proxy_key", description=__doc__)
-    parser.add_argument("file", type=Path, metavar="FILE", help="as serve/nginx.conf includes it")
-    parser.add_argument("--url", help=f"its inference address (that of serve.server start, else {URL})")
-    parser.add_argument("--key-file", type=Path, metavar="FILE", help="where TorchServe wrote its keys")
+    parser = command.Parser(
+        prog="python -m serve.proxy_key",
+        usage="python -m serve.proxy_key FILE [FLAG ...]",
+        description=__doc__,
+    )
+    where = parser.add_argument_group("where it goes")
+    where.add_argument("file", type=Path, metavar="FILE", help="as serve/nginx.conf includes it")
+    whose = parser.add_argument_group("whose it is")
+    whose.add_argument("--url", help=f"its address for predictions (that of serve.server start, else {URL})")
+    whose.add_argument("--key-file", type=Path, metavar="FILE", help="TorchServe's keys (found by itself)")
     args = parser.parse_args()
     print(json.dumps(write_key(Client.find(args.url, key_file=args.key_file), args.file)))
 

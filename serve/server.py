@@ -1,15 +1,13 @@
 """A TorchServe of one's own, which answers rightly or does not start.
 
-  python -m serve.server start [MAR]   serve an archive (model_store/mlp.mar) in the background
-  python -m serve.server status        whether it answers rightly, and with which model
-  python -m serve.server logs -f       what it and its worker write
-  python -m serve.server stop          end it, and wait until it is gone
-  python -m serve.server deploy MAR    put another version in its place without a gap, where the server was
-                                       started with --deployable
+  python -m serve.server start --deployable       serve model_store/mlp.mar in the background
+  python -m serve.server status                   whether it answers rightly, and with which model
+  python -m serve.server stop                     end it, and wait until it is gone
 
-It listens at 127.0.0.1:8080 and the two ports after it, or where these are taken at the first free ones of
-8090, 8100 and so on. What belongs to it lies in .serve in the current directory, and is found from there, or
-from the project's root. The last line of start, status, stop and deploy is one JSON object.
+It listens at 127.0.0.1:8080 and the two ports after it, or where these are taken at the first free
+ones of 8090, 8100 and so on. What belongs to it lies in .serve in the current directory, and is
+found from there, or from the project's root. The last line of start, status, stop and deploy is one
+JSON object.
 """
 
 import argparse
@@ -31,6 +29,35 @@ from serve.logs import print_log
 from serve.ports import free_ports, is_free, three_ports
 from serve.state import LOG, State, alone, find_state
 from serve.status import describe, in_words
+
+START = """Start a server in the background; return once it has answered rightly, else end it.
+
+  python -m serve.server start
+  python -m serve.server start --deployable --port 8090
+"""
+
+STATUS = """Ask the server whether it answers rightly: exit code 0 where it does, else 1.
+
+  python -m serve.server status
+"""
+
+LOGS = """Show what the server and its worker write.
+
+  python -m serve.server logs
+  python -m serve.server logs --follow        until Ctrl-C
+"""
+
+STOP = """End the server and wait until it is gone.
+
+  python -m serve.server stop
+"""
+
+DEPLOY = """Put another version in the place of the served one, which goes on answering until then.
+
+  python -m serve.server deploy model_store/mlp.mar
+
+The archive is that of another run, and the server was started with --deployable.
+"""
 
 
 @contextmanager
@@ -133,22 +160,32 @@ def logs(*, follow: bool) -> None:
 
 
 def _parse() -> argparse.Namespace:
-    parser = command.Parser(prog="python -m serve.server", description=__doc__)
-    actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
-    starting = actions.add_parser("start", help="start a server in the background")
+    parser = command.Parser(
+        prog="python -m serve.server", usage="python -m serve.server ACTION [FLAG ...]", description=__doc__
+    )
+    actions = parser.add_subparsers(
+        dest="action",
+        required=True,
+        title="actions (ACTION --help tells more)",
+        metavar="ACTION",
+        prog="python -m serve.server",
+    )
+    starting = actions.add_parser("start", help="start a server in the background", description=START)
     starting.add_argument("mar", type=Path, nargs="?", default=MAR, metavar="MAR", help=f"({MAR})")
     starting.add_argument(
-        "--port", type=int, metavar="N", help="predictions at N, management at N+1, metrics at N+2"
+        "--port", type=int, metavar="N", help="predictions at N, management at N+1, metrics at N+2 (8080)"
     )
     starting.add_argument(
         "--deployable", action="store_true", help="new versions can be deployed while it answers"
     )
-    actions.add_parser("status", help="whether it answers rightly")
-    following = actions.add_parser("logs", help="what it writes")
+    actions.add_parser("status", help="whether it answers rightly", description=STATUS)
+    following = actions.add_parser("logs", help="what it and its worker write", description=LOGS)
     following.add_argument("-f", "--follow", action="store_true", help="go on with what comes")
-    actions.add_parser("stop", help="end it")
-    deploying = actions.add_parser("deploy", help="another version in its place, without a gap")
-    deploying.add_argument("mar", type=Path, metavar="MAR")
+    actions.add_parser("stop", help="end it", description=STOP)
+    deploying = actions.add_parser(
+        "deploy", help="put another version in its place, without a gap", description=DEPLOY
+    )
+    deploying.add_argument("mar", type=Path, metavar="MAR", help="as python -m serve.package made it")
     return parser.parse_args()
 
 

@@ -21,9 +21,8 @@ from mlp_dist.core.golden import check_probabilities as check_probabilities
 from mlp_dist.core.images import Reading, decode_image, encode_png, normalize
 from mlp_dist.core.inputs import Images, model_input
 from mlp_dist.core.models import build_model
-from mlp_dist.core.spec import EXACT, SPEC, BundleSpec
+from mlp_dist.core.spec import EXACT, SPEC, WEIGHTS, BundleSpec
 
-WEIGHTS = "weights.pt"
 _FILE_FORMAT = "mlp_dist model 1"
 _BATCH = 2000
 

@@ -12,6 +12,9 @@ FORMAT_VERSION = 1
 SPEC = "bundle.json"
 """The file of a bundle that holds its BundleSpec."""
 
+WEIGHTS = "weights.pt"
+"""And the one with its weights."""
+
 LARGEST_SIZE = 10**9
 """Of a layer or an image's side: a larger one is a mistake, and would not fit into any memory."""
 
