@@ -43,7 +43,7 @@ POPULATION = ("population", "sweep")
 
 def parse() -> argparse.Namespace:
     parser = command.Parser(
-        prog="launch/train.py",
+        prog="accelerate launch launch/train.py",
         usage="accelerate launch launch/train.py [FLAG ...]",
         description=__doc__,
         argument_default=argparse.SUPPRESS,

@@ -1,10 +1,11 @@
 import json
 import re
-import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
-from launching import DATASET, environment, result, train
+from launching import DATASET, result, train
+from terminals import Seen, in_terminal
 
 from mlp_dist import next_steps
 
@@ -17,13 +18,17 @@ def steps(stdout: str) -> dict[str, str]:
     return dict(re.findall(r"^  ([\w ]+): +(.+)$", told, flags=re.M))
 
 
-def typed(command: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    """What a shell makes of it."""
-    done = subprocess.run(
-        command, shell=True, cwd=cwd, env=environment(), capture_output=True, text=True, timeout=240
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done
+def typed(command: str, cwd: Path) -> Seen:
+    """What a shell in a terminal makes of it."""
+    seen = in_terminal(["bash", "-c", command], cwd)
+    assert seen.code == 0, seen.written
+    assert not [line for line in seen.screen if "|" in line or "\r" in line], "a bar is left"
+    return seen
+
+
+def last_line(seen: Seen) -> dict[str, Any]:
+    values: dict[str, Any] = json.loads(seen.screen[-2])
+    return values
 
 
 @pytest.mark.slow
@@ -33,18 +38,24 @@ def test_from_a_training_to_an_answer_by_typing_what_is_told(tmp_path: Path) -> 
     run_id = result(trained)["run_id"]
     after_training = steps(trained.stdout)
     assert set(after_training) == {"compare", "package", "serve"}
-    assert run_id[:8] in typed(after_training["compare"], tmp_path).stdout
+    compared = typed(after_training["compare"], tmp_path)
+    (best,) = (line for line in compared.screen if run_id[:8] in line)
+    assert [line for line in compared.screen if "\x1b[1m" in line] == [best]
 
     packaged = typed(after_training["package"], tmp_path)
-    assert result(packaged)["run_id"] == run_id
-    assert steps(packaged.stdout) == {"serve": after_training["serve"]}
+    assert "packaging: 2/3 |" in packaged.written
+    assert last_line(packaged)["run_id"] == run_id
+    assert steps("\n".join(packaged.screen)) == {"serve": after_training["serve"]}
 
-    after_starting = steps(typed(after_training["serve"], tmp_path).stdout)
+    started = typed(after_training["serve"], tmp_path)
+    after_starting = steps("\n".join(started.screen))
     try:
-        answer = json.loads(typed(after_starting["ask"], tmp_path).stdout)
+        assert "TorchServe: 2/3 |" in started.written
+        assert last_line(started)["ready"]
+        answer = last_line(typed(after_starting["ask"], tmp_path))
         assert answer["probability"] == max(answer["probabilities"].values())
     finally:
-        assert result(typed(after_starting["stop"], tmp_path)) == {"stopped": True}
+        assert last_line(typed(after_starting["stop"], tmp_path)) == {"stopped": True}
 
 
 def test_what_is_not_the_default_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
