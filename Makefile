@@ -11,7 +11,7 @@ LAB_STAMP := $(VENV)/.jupyterlab
 # Two test files at a time: most tests wait for processes that have one thread.
 PYTEST := pytest --numprocesses 2 --dist loadfile
 
-.PHONY: help setup run demo notebook test test-fast recipes bench gpu-check lint clean
+.PHONY: help setup run demo notebook test test-fast recipes bench gpu-check docs lint clean
 
 help:
 	@echo "make setup      make .venv and install the project; quick when nothing changed"
@@ -23,6 +23,7 @@ help:
 	@echo "make recipes    train every recipe on MNIST with five seeds, beside its published number"
 	@echo "make bench      time training and serving beside other frameworks, which it installs"
 	@echo "make gpu-check  where there is a GPU: its tests, and training timed, into benchmarks/results"
+	@echo "make docs       the documentation as pages, in site/"
 	@echo "make lint       ruff and mypy"
 	@echo "make clean      remove .venv and caches; runs, models and data stay"
 
@@ -67,8 +68,11 @@ bench: setup
 gpu-check: setup
 	@$(ACTIVATE) && python -m benchmarks.gpu_check $(ARGS)
 
+docs: setup
+	@$(ACTIVATE) && NO_MKDOCS_2_WARNING=1 mkdocs build --strict --quiet && echo site/index.html
+
 lint: setup
 	@$(ACTIVATE) && ruff check . && ruff format --check . && mypy
 
 clean:
-	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache *.egg-info
+	rm -rf $(VENV) site .mypy_cache .pytest_cache .ruff_cache *.egg-info

@@ -14,10 +14,9 @@ from pathlib import Path
 
 from mlp_dist import command
 from mlp_dist.core.errors import ServerError, UsageError
-from serve.archive import read_archive
+from serve.archive import MAR, read_archive
 from serve.drawing import page
 from serve.ports import one_port
-from serve.server import MAR
 
 FIRST_PORT = 7860
 

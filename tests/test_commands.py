@@ -1,0 +1,115 @@
+"""The commands of README and docs, typed as they stand in a copy of the checkout.
+
+Blocks marked `bash` are those that run as they stand; what needs a name or a file of one's own is in plain
+blocks, and those that are not run here are listed with the reason.
+"""
+
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from checkouts import copy_checkout
+from launching import BIN, ROOT, environment
+
+from serve.ports import HOST, free_ports
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+
+NOT_RUN = {
+    "make ": "makes an environment, or runs all tests; CI calls it",
+    "for seed in": "half a minute of trainings that differ in their seed",
+    "python launch/sweep.py": "two minutes; tests/test_sweep_command.py types shorter ones",
+    "mlflow ui": "runs until Ctrl-C; tests/test_browser.py opens its pages",
+}
+"""Lines that begin so."""
+
+PAGES = ["README.md", *(f"docs/{path.name}" for path in sorted((ROOT / "docs").glob("*.md")))]
+
+
+def blocks(page: str) -> list[list[str]]:
+    """The lines of each."""
+    found = re.findall(r"```bash\n(.*?)```", (ROOT / page).read_text(), flags=re.DOTALL)
+    return [block.splitlines() for block in found]
+
+
+def run_of(page: str) -> list[str]:
+    """What is run of a page's blocks, in order."""
+    kept = [[line for line in block if not line.startswith(tuple(NOT_RUN))] for block in blocks(page)]
+    return ["\n".join(lines) for lines in kept if lines]
+
+
+# tests/test_extending.py runs the page that changes the checkout.
+RUN = [page for page in PAGES if run_of(page) and page != "docs/extending.md"]
+
+
+@pytest.fixture
+def checkout(tmp_path: Path, empty_store: Path) -> Iterator[Path]:
+    """With an environment that is this one, and TorchServe at ports that nobody has."""
+    directory = copy_checkout(tmp_path / "checkout")
+    shutil.copy(empty_store, directory)
+    activate = directory / ".venv/bin/activate"
+    activate.parent.mkdir(parents=True)
+    (activate.parent / "python").symlink_to(BIN / "python")
+    activate.write_text(
+        f"export VIRTUAL_ENV={directory}/.venv PATH={BIN}:$PATH\n. {directory}/launch/environment.sh\n"
+    )
+    yield directory
+    type_(directory, "torchserve --stop; python -m serve.server stop", check=False)
+
+
+def type_(directory: Path, text: str, *, check: bool = True) -> str:
+    """Commands in a shell of their own, in which the environment is active."""
+    env = environment(TEMP=str(directory.parent))
+    env["VIRTUAL_ENV"] = str(BIN.parent)
+    if "MLP_DIST_DATA" in os.environ:
+        env["MLP_DIST_DATA"] = str(Path(os.environ["MLP_DIST_DATA"]).resolve())
+    done = subprocess.run(
+        ["bash", "-e", "-o", "pipefail", "-c", f"source .venv/bin/activate\n{text}"],
+        cwd=directory,
+        env=env,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=600,
+    )
+    assert not check or done.returncode == 0, f"{text}\n{done.stdout}"
+    return done.stdout
+
+
+def at_free_ports(directory: Path) -> dict[str, str]:
+    """What is to be typed in place of the ports that the copy's TorchServe had."""
+    config = directory / "serve/config.properties"
+    *ports, grpc_inference, grpc_management = free_ports(5)
+    changes = {f"{HOST}:{8080 + n}": f"{HOST}:{port}" for n, port in enumerate(ports)}
+    text = (
+        f"grpc_inference_port={grpc_inference}\ngrpc_management_port={grpc_management}\n{config.read_text()}"
+    )
+    config.write_text(typed(text, changes))
+    return changes
+
+
+def typed(text: str, changes: dict[str, str]) -> str:
+    for old, new in changes.items():
+        text = text.replace(old, new)
+    return text
+
+
+@pytest.mark.parametrize("page", RUN)
+def test_each_command_runs_as_it_stands(page: str, checkout: Path) -> None:
+    changes = at_free_ports(checkout)
+    if page not in ("README.md", "docs/index.md"):
+        type_(checkout, "accelerate launch launch/train.py --dataset digits --epochs 1")
+    for block in run_of(page):
+        type_(checkout, typed(block, changes))
+
+
+def test_nothing_is_left_out_that_is_not_there() -> None:
+    lines = [line for page in PAGES for block in blocks(page) for line in block]
+    for beginning in NOT_RUN:
+        assert any(line.startswith(beginning) for line in lines), beginning
+    assert {"README.md", "docs/index.md", "docs/training.md", "docs/recipes.md", "docs/data.md"} <= set(RUN)
