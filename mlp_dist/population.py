@@ -64,8 +64,7 @@ class Population:
                 signals.check()
             self._train_all(signals)
             signals.at_once()
-            going = [member for member in self.members if member.problem is None]
-            results = [member.finish() for member in progress.over(going, "testing and storing", " members")]
+            results = self._finish_all()
         if not results:
             raise TrainingError(f"no member is left: {self.members[0].problem}")
         best = max(results, key=lambda result: result["val_accuracy"] or 0)
@@ -79,6 +78,15 @@ class Population:
                 trainer.bar = bar
             while going := [member for member in self.members if member.goes_on]:
                 self._epoch(going, signals)
+
+    def _finish_all(self) -> list[Record]:
+        results = []
+        with progress.bar("testing and storing", len(self.members), " members") as bar:
+            for member in self.members:
+                if member.problem is None:
+                    results.append(member.finish())
+                bar.update()
+        return results
 
     def _record(self) -> RunRecord:
         """The run that the members' are nested in."""

@@ -6,15 +6,13 @@ Each is gone when what it shows is done. While one is open, lines are printed by
 import os
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, TextIO, TypeAlias, TypeVar
+from typing import Any, TextIO, TypeAlias
 
 from tqdm import tqdm
 
 from mlp_dist.processes import is_main
-
-Item = TypeVar("Item")
 
 Bar: TypeAlias = "tqdm[Any]"
 """What `bar` returns: a context manager, with `update` for the units that are done."""
@@ -42,14 +40,6 @@ def bar(title: str, total: int | None, unit: str, **options: Any) -> Bar:
 
 def _is_shown() -> bool:
     return is_main() and sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
-
-
-def over(items: Sequence[Item], title: str, unit: str) -> Iterator[Item]:
-    """The `items`, with a bar that goes on with each."""
-    with bar(title, len(items), unit) as shown:
-        for item in items:
-            yield item
-            shown.update()
 
 
 def no_bar() -> Bar:
@@ -85,7 +75,8 @@ def stages(title: str, number: int = 0) -> Iterator[Callable[[str], None]]:
         finally:
             ended.set()
             if not shown.disable:
-                clock.join()
+                # Not for ever: an interruption may have left tqdm's lock behind, which it waits for.
+                clock.join(_TICK_SECONDS)
 
 
 def tell_beside(line: str) -> None:

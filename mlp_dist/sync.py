@@ -30,10 +30,12 @@ def main() -> None:
 
     run_ids = []
     directories = [run for each in args.directories for run in runs_in(each)]
-    for directory in progress.over(directories, "sending", " runs"):
-        record, run_id = sync(directory)
-        run_ids.append(run_id)
-        progress.tell(f"{record.name}: {record.status}, {run_id} in the experiment {record.experiment}")
+    with progress.bar("sending", len(directories), " runs") as bar:
+        for directory in directories:
+            record, run_id = sync(directory)
+            run_ids.append(run_id)
+            bar.update()
+            progress.tell(f"{record.name}: {record.status}, {run_id} in the experiment {record.experiment}")
     print(json.dumps({"run_ids": run_ids}))
 
 

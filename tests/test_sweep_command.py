@@ -75,7 +75,9 @@ def swept(tmp_path_factory: pytest.TempPathFactory) -> Trained:
     done = sweep(*flags, cwd=directory)
     logs = "".join(path.read_text() for path in (directory / "all").glob("worker-?.log"))
     assert "warning" not in done.stderr + logs
-    return Trained(directory, result(done))
+    values = result(done)
+    assert f"\n  package: python -m serve.package --run-id {values['best_run_id']}\n" in done.stdout
+    return Trained(directory, values)
 
 
 def test_four_workers_share_the_trials_and_a_new_store(swept: Trained) -> None:
