@@ -1,6 +1,7 @@
 """Draw a digit in the browser, and see how the packaged model answers it.
 
   python -m serve.draw                  needs model_store/mlp.mar: python -m serve.package
+  python -m serve.draw --port 7870      at an address of its own
 
 The page asks the TorchServe that runs here. Where none does, one is started, which Ctrl-C ends
 with the page.
@@ -22,9 +23,12 @@ FIRST_PORT = 7860
 
 
 def main() -> None:
-    parser = command.Parser(prog="python -m serve.draw", description=__doc__)
-    parser.add_argument("--mar", type=Path, default=MAR, metavar="FILE", help=f"({MAR})")
-    parser.add_argument(
+    parser = command.Parser(
+        prog="python -m serve.draw", usage="python -m serve.draw [FLAG ...]", description=__doc__
+    )
+    what = parser.add_argument_group("what is asked, and where")
+    what.add_argument("--mar", type=Path, default=MAR, metavar="FILE", help=f"the archive ({MAR})")
+    what.add_argument(
         "--port", type=int, metavar="N", help=f"the page's (the first that is free from {FIRST_PORT} on)"
     )
     args = parser.parse_args()

@@ -19,7 +19,9 @@ HEIGHTS = {
     "launch/train.py": 66,
     **dict.fromkeys((f"launch/{name}.py" for name in ("sweep", "compare", "promote", "sync")), 30),
     **dict.fromkeys(("launch/show_data.py", "launch/demo.py"), 30),
-    **dict.fromkeys((f"-m serve.{name}" for name in ("package", "server", "client", "proxy_key")), 30),
+    **dict.fromkeys(
+        (f"-m serve.{name}" for name in ("package", "server", "client", "draw", "proxy_key")), 30
+    ),
     **dict.fromkeys((f"-m serve.server {action}" for action in ACTIONS), 15),
 }
 """Each command, and the lines that its help may have."""
