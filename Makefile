@@ -11,7 +11,7 @@ LAB_STAMP := $(VENV)/.jupyterlab
 # Two test files at a time: most tests wait for processes that have one thread.
 PYTEST := pytest --numprocesses 2 --dist loadfile
 
-.PHONY: help setup run demo notebook test test-fast recipes bench gpu-check docs lint clean
+.PHONY: help setup run demo notebook test test-fast recipes bench gpu-check docs lint dist clean
 
 help:
 	@echo "make setup      make .venv and install the project; quick when nothing changed"
@@ -25,6 +25,7 @@ help:
 	@echo "make gpu-check  where there is a GPU: its tests, and training timed, into benchmarks/results"
 	@echo "make docs       the documentation as pages, in site/"
 	@echo "make lint       ruff and mypy"
+	@echo "make dist       a wheel and a source distribution, in dist"
 	@echo "make clean      remove .venv and caches; runs, models and data stay"
 
 setup: $(STAMP)
@@ -74,5 +75,8 @@ docs: setup
 lint: setup
 	@$(ACTIVATE) && ruff check . && ruff format --check . && mypy
 
+dist: setup
+	@$(ACTIVATE) && env --unset=PYTHONDONTWRITEBYTECODE python -m build --no-isolation
+
 clean:
-	rm -rf $(VENV) site .mypy_cache .pytest_cache .ruff_cache *.egg-info
+	rm -rf dist site $(VENV) .mypy_cache .pytest_cache .ruff_cache *.egg-info

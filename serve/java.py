@@ -1,11 +1,7 @@
-"""Which Java runs TorchServe: the machine's if it is new enough, else the one from PyPI.
-
-`python -m serve.java` prints the shell command that .venv/bin/activate needs, or nothing.
-"""
+"""Which Java runs TorchServe: the machine's if it is new enough, else the one from PyPI."""
 
 import os
 import re
-import shlex
 import subprocess
 
 MINIMUM = 17
@@ -29,9 +25,3 @@ def _version(java: str) -> int:
         return 0
     found = re.search(r'version "(?:1\.)?(\d+)', output)
     return int(found[1]) if found else 0
-
-
-if __name__ == "__main__":
-    chosen = java_home()
-    if chosen:
-        print(f"export JAVA_HOME={shlex.quote(chosen)}")

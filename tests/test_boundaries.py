@@ -22,7 +22,7 @@ LAYERS = (
     {
         *("trainer", "figures", "export", "start", "report", "finish", "notebook"),
         *("population", "member", "recorder", "recording", "pictured", "tables", "identity", "search"),
-        *("promotion", "train", "compare", "promote", "sync", "sweep", "show_data"),
+        *("promotion", "train", "compare", "promote", "sync", "sweep", "show_data", "templates"),
     },
 )
 """The parts of mlp_dist from the lowest up; launch, serve and benchmarks stand above them all."""
