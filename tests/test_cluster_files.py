@@ -18,7 +18,7 @@ import yaml
 from launching import BIN, DATASET, ROOT, environment
 
 BATCH_SCRIPT = "launch/slurm/train.sbatch"
-SCRIPTS = (BATCH_SCRIPT, "launch/environment.sh", ".ci/run")
+SCRIPTS = (BATCH_SCRIPT, "launch/environment.sh", "docker/serve.sh", ".ci/run")
 
 # Enough epochs to be interrupted, few enough to wait for.
 FLAGS = (*DATASET, "--epochs", "60")

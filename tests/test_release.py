@@ -4,6 +4,7 @@ import email
 import email.message
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import sysconfig
 import tarfile
 import zipfile
 from collections.abc import Iterator
+from datetime import date
 from pathlib import Path
 
 import pytest
@@ -122,6 +124,13 @@ def test_the_metadata_says_what_it_is(metadata: email.message.Message) -> None:
     assert {"bench", "dev"} <= set(metadata.get_all("Provides-Extra", []))
     assert metadata.get_all("Project-URL", []) + metadata.get_all("Home-page", []) == []
     assert "Programming Language :: Python :: 3.11" in metadata.get_all("Classifier", [])
+
+
+def test_the_changelog_has_a_heading_for_this_version() -> None:
+    heading, *_ = re.findall(r"^## (.*)$", (ROOT / "CHANGELOG.md").read_text(), flags=re.MULTILINE)
+    version, _, when = heading.partition(" - ")
+    assert version == mlp_dist.__version__
+    assert when == "Unreleased" or date.fromisoformat(when)
 
 
 class Installation:
