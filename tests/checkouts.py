@@ -19,5 +19,5 @@ def copy_checkout(directory: Path) -> Path:
     for name in filter(None, listed.stdout.split("\0")):
         target = directory / name
         target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy2(ROOT / name, target)
+        shutil.copy2(ROOT / name, target, follow_symlinks=False)
     return directory

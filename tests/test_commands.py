@@ -61,24 +61,25 @@ def checkout(tmp_path: Path, empty_store: Path) -> Iterator[Path]:
     type_(directory, "torchserve --stop; python -m serve.server stop", check=False)
 
 
-def type_(directory: Path, text: str, *, check: bool = True) -> str:
+def type_(directory: Path, text: str, *, check: bool = True) -> None:
     """Commands in a shell of their own, in which the environment is active."""
     env = environment(TEMP=str(directory.parent))
     env["VIRTUAL_ENV"] = str(BIN.parent)
     if "MLP_DIST_DATA" in os.environ:
         env["MLP_DIST_DATA"] = str(Path(os.environ["MLP_DIST_DATA"]).resolve())
-    done = subprocess.run(
-        ["bash", "-e", "-o", "pipefail", "-c", f"source .venv/bin/activate\n{text}"],
-        cwd=directory,
-        env=env,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=600,
-    )
-    assert not check or done.returncode == 0, f"{text}\n{done.stdout}"
-    return done.stdout
+    # A file, since servers that go on running would keep a pipe open.
+    output = directory.parent / "output"
+    with output.open("w") as file:
+        done = subprocess.run(
+            ["bash", "-e", "-o", "pipefail", "-c", f"source .venv/bin/activate\n{text}"],
+            cwd=directory,
+            env=env,
+            stdin=subprocess.DEVNULL,
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            timeout=600,
+        )
+    assert not check or done.returncode == 0, f"{text}\n{output.read_text()}"
 
 
 def at_free_ports(directory: Path) -> dict[str, str]:

@@ -73,6 +73,8 @@ def test_data_that_cannot_be_had_are_replaced_for_all_trials(
     for name in ("http_proxy", "https_proxy"):
         monkeypatch.setenv(name, "http://127.0.0.1:9")
     monkeypatch.delenv("no_proxy", raising=False)
+    # urlopen keeps the proxies that it found when it was first called, here and in later tests.
+    monkeypatch.setattr("urllib.request._opener", None)
     monkeypatch.setattr(download, "PAUSES", ())
     space = write(tmp_path, "[space]\nlr = [0.1, 0.2]")
     plan, _ = new_plan(space, tmp_path / "sweep", {"data_dir": str(tmp_path)})
