@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,7 +16,7 @@ import pytest
 from checkouts import copy_checkout
 from launching import BIN, ROOT, environment
 
-from serve.ports import HOST, free_ports
+from serve.ports import is_free
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -26,6 +27,9 @@ NOT_RUN = {
     "mlflow ui": "runs until Ctrl-C; tests/test_browser.py opens its pages",
 }
 """Lines that begin so."""
+
+PORTS = (7070, 7071, 8080, 8081, 8082)
+"""TorchServe's."""
 
 PAGES = ["README.md", *(f"docs/{path.name}" for path in sorted((ROOT / "docs").glob("*.md")))]
 
@@ -48,12 +52,14 @@ RUN = [page for page in PAGES if run_of(page) and page != "docs/extending.md"]
 
 @pytest.fixture
 def checkout(tmp_path: Path, empty_store: Path) -> Iterator[Path]:
-    """With an environment that is this one, and TorchServe at ports that nobody has."""
+    """With an environment that is this one."""
     directory = copy_checkout(tmp_path / "checkout")
     shutil.copy(empty_store, directory)
     activate = directory / ".venv/bin/activate"
     activate.parent.mkdir(parents=True)
-    (activate.parent / "python").symlink_to(BIN / "python")
+    python = activate.with_name("python")
+    python.write_text(f'#!/bin/sh\nexec {BIN}/python "$@"\n')
+    python.chmod(0o755)
     activate.write_text(
         f"export VIRTUAL_ENV={directory}/.venv PATH={BIN}:$PATH\n. {directory}/launch/environment.sh\n"
     )
@@ -82,31 +88,21 @@ def type_(directory: Path, text: str, *, check: bool = True) -> None:
     assert not check or done.returncode == 0, f"{text}\n{output.read_text()}"
 
 
-def at_free_ports(directory: Path) -> dict[str, str]:
-    """What is to be typed in place of the ports that the copy's TorchServe had."""
-    config = directory / "serve/config.properties"
-    *ports, grpc_inference, grpc_management = free_ports(5)
-    changes = {f"{HOST}:{8080 + n}": f"{HOST}:{port}" for n, port in enumerate(ports)}
-    text = (
-        f"grpc_inference_port={grpc_inference}\ngrpc_management_port={grpc_management}\n{config.read_text()}"
-    )
-    config.write_text(typed(text, changes))
-    return changes
-
-
-def typed(text: str, changes: dict[str, str]) -> str:
-    for old, new in changes.items():
-        text = text.replace(old, new)
-    return text
+def wait_for_ports() -> None:
+    """Those of the commands as they stand, which a server of another test may have."""
+    deadline = time.monotonic() + 200
+    while not all(map(is_free, PORTS)):
+        assert time.monotonic() < deadline, f"one of the ports {PORTS} is taken"
+        time.sleep(0.5)
 
 
 @pytest.mark.parametrize("page", RUN)
 def test_each_command_runs_as_it_stands(page: str, checkout: Path) -> None:
-    changes = at_free_ports(checkout)
+    wait_for_ports()
     if page not in ("README.md", "docs/index.md"):
         type_(checkout, "accelerate launch launch/train.py --dataset digits --epochs 1")
     for block in run_of(page):
-        type_(checkout, typed(block, changes))
+        type_(checkout, block)
 
 
 def test_nothing_is_left_out_that_is_not_there() -> None:
