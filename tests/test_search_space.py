@@ -77,8 +77,8 @@ def test_the_spaces_that_come_along(name: str) -> None:
     assert f"python launch/sweep.py launch/sweeps/{name}.toml " in path.read_text()
 
 
-def test_the_space_in_the_readme(tmp_path: Path) -> None:
-    text = (ROOT / "README.md").read_text().partition("```toml\n")[2].partition("```")[0]
+def test_the_space_in_the_documentation(tmp_path: Path) -> None:
+    text = (ROOT / "docs/training.md").read_text().partition("```toml\n")[2].partition("```")[0]
     assert [each.name for each in read(text, tmp_path).parameters] == ["lr", "batch_size", "hidden_sizes"]
 
 
