@@ -8,6 +8,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import default_ports
 import pytest
 import torch
 from launching import Trained, launch, make_store, result, run
@@ -119,6 +120,13 @@ def _serving(mirror: Mirror) -> Iterator[None]:
             mirror.closing.set()
             server.shutdown()
             thread.join()
+
+
+@pytest.fixture(scope="module")
+def shared_ports() -> Iterator[None]:
+    """For servers that take TorchServe's default ports where these are free."""
+    with default_ports.shared():
+        yield
 
 
 @pytest.fixture

@@ -8,15 +8,14 @@ import os
 import re
 import shutil
 import subprocess
-import time
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 from checkouts import copy_checkout
+from default_ports import alone
 from launching import BIN, ROOT, environment
-
-from serve.ports import is_free
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -27,9 +26,6 @@ NOT_RUN = {
     "mlflow ui": "runs until Ctrl-C; tests/test_browser.py opens its pages",
 }
 """Lines that begin so."""
-
-PORTS = (7070, 7071, 8080, 8081, 8082)
-"""TorchServe's."""
 
 PAGES = ["README.md", *(f"docs/{path.name}" for path in sorted((ROOT / "docs").glob("*.md")))]
 
@@ -88,24 +84,14 @@ def type_(directory: Path, text: str, *, check: bool = True) -> None:
     assert not check or done.returncode == 0, f"{text}\n{output.read_text()}"
 
 
-def wait_for_ports(*, free: bool) -> None:
-    """Those of the commands as they stand, which a server of another test may have."""
-    deadline = time.monotonic() + 200
-    while any(is_free(port) != free for port in PORTS):
-        assert time.monotonic() < deadline, f"one of the ports {PORTS} is {'taken' if free else 'free'}"
-        time.sleep(0.5)
-
-
 @pytest.mark.parametrize("page", RUN)
 def test_each_command_runs_as_it_stands(page: str, checkout: Path) -> None:
-    wait_for_ports(free=True)
     if page not in ("README.md", "docs/index.md"):
         type_(checkout, "accelerate launch launch/train.py --dataset digits --epochs 1")
     for block in run_of(page):
-        type_(checkout, block)
-        if "torchserve --start" in block:
-            # It returns before it listens, and the next command would take its ports.
-            wait_for_ports(free=False)
+        # It returns before it listens, and the next command would take its ports.
+        with alone() if "torchserve --start" in block else nullcontext():
+            type_(checkout, block)
 
 
 def test_nothing_is_left_out_that_is_not_there() -> None:

@@ -52,7 +52,9 @@ def archives(trained: Trained, tmp_path_factory: pytest.TempPathFactory) -> list
 
 
 @pytest.fixture(scope="module")
-def server(archives: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[State]:
+def server(
+    archives: list[Path], tmp_path_factory: pytest.TempPathFactory, shared_ports: None
+) -> Iterator[State]:
     place = tmp_path_factory.mktemp("served")
     words = [sys.executable, "-m", "serve.server"]
     try:

@@ -39,7 +39,7 @@ def server(directory: Path, action: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def demo(trained: Trained, packaged: Path) -> Iterator[Demo]:
+def demo(trained: Trained, packaged: Path, shared_ports: None) -> Iterator[Demo]:
     """Of a server that ran before. Whoever would reach another host would come to a proxy."""
     server(trained.directory, "start")
     with socket.create_server(("127.0.0.1", 0)) as proxy:
@@ -89,7 +89,7 @@ def test_without_gradio_and_with_a_port_that_is_taken(packaged: Path, tmp_path: 
 
 
 @pytest.mark.slow
-def test_what_it_starts_ends_with_it(trained: Trained, packaged: Path) -> None:
+def test_what_it_starts_ends_with_it(trained: Trained, packaged: Path, shared_ports: None) -> None:
     with running_demo(trained.directory) as demo:
         started = psutil.Process(demo.process.pid).children(recursive=True)
         # TorchServe's launcher, Java, a worker; MLflow.

@@ -51,7 +51,9 @@ def running_in(directory: Path) -> Iterator[psutil.Process]:
 
 
 @pytest.fixture(scope="module")
-def executed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[NotebookNode, list[psutil.Process]]]:
+def executed(
+    tmp_path_factory: pytest.TempPathFactory, shared_ports: None
+) -> Iterator[tuple[NotebookNode, list[psutil.Process]]]:
     """With what it states and a failing question at its end, and the processes that it left behind."""
     directory = tmp_path_factory.mktemp("notebook")
     notebook = read()

@@ -162,7 +162,9 @@ class Installation:
 
 
 @pytest.fixture(scope="module")
-def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Installation]:
+def installed(
+    wheel: Path, tmp_path_factory: pytest.TempPathFactory, shared_ports: None
+) -> Iterator[Installation]:
     installation = Installation(tmp_path_factory.mktemp("installed"), wheel)
     yield installation
     installation.run("python", "-m", "serve.server", "stop")

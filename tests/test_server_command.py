@@ -34,7 +34,7 @@ def last_line(done: subprocess.CompletedProcess[str]) -> dict[str, Any]:
 
 
 @pytest.fixture
-def place(tmp_path: Path) -> Iterator[Path]:
+def place(tmp_path: Path, shared_ports: None) -> Iterator[Path]:
     """A directory in which no server is left."""
     yield tmp_path
     with suppress(subprocess.TimeoutExpired):
