@@ -45,13 +45,16 @@ def enlarged(image: Bytes, side: int, wider: float = 0.0) -> Floats:
     return np.asarray(picture, np.float32) / 255
 
 
+def cut_out(ink: Floats) -> Floats:
+    """The digit without what is around it."""
+    rows, columns = (np.flatnonzero((ink > 0.2).any(axis)) for axis in (1, 0))
+    return ink[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1] if len(rows) else ink[:1, :1]
+
+
 def moved(ink: Floats, side: int, source: Source, *, margin: int = 0) -> Floats:
     """The digit alone, anywhere on a page of `side` pixels, `margin` of them or more from its border."""
-    rows, columns = (np.flatnonzero((ink > 0.2).any(axis)) for axis in (1, 0))
-    if len(rows) == 0:
-        return np.zeros((side, side), np.float32)
     room = side - 2 * margin
-    digit = ink[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1][:room, :room]
+    digit = cut_out(ink)[:room, :room]
     top, left = (margin + int(source.integers(0, room - length + 1)) for length in digit.shape)
     page = np.zeros((side, side), np.float32)
     page[top : top + digit.shape[0], left : left + digit.shape[1]] = digit
@@ -85,6 +88,12 @@ def shaded(side: int, source: Source) -> Floats:
     return light
 
 
+def dark_corners(side: int) -> Floats:
+    """As a lens that lets a tenth of the light into them."""
+    x, y = np.meshgrid(np.linspace(-1, 1, side), np.linspace(-1, 1, side))
+    return 1 - 0.45 * (x**2 + y**2)
+
+
 def grain(side: int, source: Source, deviation: float) -> Floats:
     return source.normal(0, deviation, (side, side))
 
@@ -105,6 +114,16 @@ def _at_the_border(image: Bytes, source: Source) -> bytes:
     rows, columns = (np.flatnonzero((page > 0.2).any(axis)) for axis in (1, 0))
     page = np.roll(page, (-rows[0], -columns[0]), (0, 1)) if len(rows) else page
     return png(on_paper(page, 245, 15))
+
+
+def _cut_out(image: Bytes, source: Source) -> bytes:
+    margin = int(source.integers(0, 9))
+    return png(on_paper(np.pad(cut_out(enlarged(image, 280)), margin), 250, 20))
+
+
+def _in_dark_corners(image: Bytes, source: Source) -> bytes:
+    ink = moved(enlarged(image, 220), 300, source, margin=10)
+    return jpeg(on_paper(ink, 240, 40) * dark_corners(300) + grain(300, source, 3), 70)
 
 
 def _small(image: Bytes, source: Source) -> bytes:
@@ -130,8 +149,8 @@ def _compressed(image: Bytes, source: Source, *, side: int, quality: int) -> byt
     return jpeg(on_paper(enlarged(image, side), 240, 20), quality)
 
 
-def _noisy(image: Bytes, source: Source) -> bytes:
-    return jpeg(on_paper(enlarged(image, 200), 200, 60) + grain(200, source, 20), 60)
+def _noisy(image: Bytes, source: Source, *, side: int, deviation: float) -> bytes:
+    return jpeg(on_paper(enlarged(image, side), 200, 60) + grain(side, source, deviation), 60)
 
 
 def _stroked(image: Bytes, source: Source, *, wider: float) -> bytes:
@@ -160,14 +179,17 @@ PICTURES: dict[str, Picture] = {
     **{f"dark on white, {side} pixels": partial(_drawn, side=side) for side in (60, 120, 280, 600)},
     "off-centre": _off_centre,
     "at the border": _at_the_border,
+    "cut out along its edges": _cut_out,
     "small on a large page": _small,
     "on gray paper": _on_gray,
     "on uneven paper": partial(_on_uneven, paper=225, pen=40),
     "chalk on an uneven board": partial(_on_uneven, paper=60, pen=230),
     "half in shadow": _in_shadow,
+    "dark corners": _in_dark_corners,
     "JPEG of quality 30": partial(_compressed, side=140, quality=30),
     "JPEG of quality 15, 60 pixels": partial(_compressed, side=60, quality=15),
-    "noise": _noisy,
+    "noise": partial(_noisy, side=200, deviation=20),
+    "noise, 60 pixels": partial(_noisy, side=60, deviation=25),
     "strokes thinned by 1 pixel of 28": partial(_stroked, wider=-1),
     "strokes thickened by 1 pixel of 28": partial(_stroked, wider=1),
     "faint pencil": _pencil,

@@ -3,36 +3,50 @@
 import argparse
 import atexit
 import contextlib
-import difflib
 import os
 import signal
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from types import FrameType
 from typing import Any, NoReturn
 
 from mlp_dist import colours
+from mlp_dist.config import did_you_mean
 from mlp_dist.core.errors import MlpDistError, ProcessLostError
 from mlp_dist.processes import Interrupted, is_main
 from mlp_dist.typed import as_typed
 
+DEBUG = "--debug"
+
+_SMALLER = "a training needs less with a smaller --batch-size or --hidden-sizes"
+
 
 class Parser(argparse.ArgumentParser):
-    """argparse's, without abbreviations; an unknown flag is told with the nearest one, and all there are."""
+    """argparse's, without abbreviations; what is misspelt is told with the nearest that there is.
+
+    Each has the flag --debug, which `run` minds.
+    """
 
     def __init__(self, **options: Any) -> None:
         super().__init__(allow_abbrev=False, formatter_class=_formatter, **options)
+        self.add_argument(DEBUG, action=_Minded, help="show where an error comes from")
 
-    def parse_args(  # type: ignore[override]
+    def parse_known_args(  # type: ignore[override]
         self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
-    ) -> argparse.Namespace:
-        parsed, rest = self.parse_known_args(args, namespace)
+    ) -> tuple[argparse.Namespace, list[str]]:
+        parsed, rest = super().parse_known_args(args, namespace)
         if rest:
             flags = [flag for action in self._actions for flag in action.option_strings if flag != "-h"]
-            nearest = difflib.get_close_matches(rest[0].split("=")[0], flags, n=1)
-            hint = f"; did you mean {nearest[0]}?" if nearest else ""
-            self.error(f"unknown argument {rest[0]!r}{hint} (there are: {', '.join(flags)})")
-        return parsed
+            hint = did_you_mean(rest[0].split("=")[0], flags) or f" (there are: {', '.join(flags)})"
+            self.error(f"unknown argument {rest[0]!r}{hint}")
+        return parsed, rest
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        if action.choices is not None and value not in action.choices:
+            known = list(map(str, action.choices))
+            told = f"{value!r}{did_you_mean(str(value), known)} (choose from {', '.join(known)})"
+            raise argparse.ArgumentError(action, f"invalid choice: {told}")
 
     def format_help(self) -> str:
         return as_typed(super().format_help())
@@ -41,6 +55,17 @@ class Parser(argparse.ArgumentParser):
         if is_main():
             print(colours.error(as_typed(f"{message}\n({self.prog} --help tells more)")), file=sys.stderr)
         raise SystemExit(2)
+
+
+class _Minded(argparse.Action):
+    """A flag that is looked for in sys.argv: errors may come before it is read."""
+
+    def __init__(self, option_strings: Sequence[str], dest: str, **options: Any) -> None:
+        options["default"] = argparse.SUPPRESS
+        super().__init__(option_strings, argparse.SUPPRESS, nargs=0, **options)
+
+    def __call__(self, *_: Any) -> None:
+        pass
 
 
 def _formatter(prog: str) -> argparse.HelpFormatter:
@@ -54,6 +79,7 @@ def _interrupt(signum: int, frame: FrameType | None) -> NoReturn:
 def run(main: Callable[[], int | None], *, at_once: bool = False) -> NoReturn:
     """Run a command: exit code 0, 2 for wrong use, 1 for a failure, 128 + the signal when interrupted.
 
+    An error is told in words, and with --debug where it came from.
     `at_once` leaves out what Python clears up at its end, which takes seconds once torch is loaded: too many
     where a machine is about to be taken away.
     """
@@ -62,28 +88,46 @@ def run(main: Callable[[], int | None], *, at_once: bool = False) -> NoReturn:
         signal.signal(signal.SIGTERM, _interrupt)
     try:
         code = main() or 0
-    except MlpDistError as error:
-        code = error.exit_code
-        if error.speaks if isinstance(error, ProcessLostError) else is_main():
-            lines = [colours.error(str(error)), *getattr(error, "__notes__", [])]
-            print(as_typed("\n".join(lines)), file=sys.stderr)
-    except MemoryError as error:
-        code = 1
-        if is_main():
-            print(colours.error(f"this machine's memory is too small: {error}"), file=sys.stderr)
-    except OSError as error:
-        # A full disk, a directory that may not be written: the system's own words say it.
-        code = 1
-        if is_main():
-            print(colours.error(str(error)), file=sys.stderr)
     except KeyboardInterrupt as error:
         code = error.exit_code if isinstance(error, Interrupted) else 130
         if is_main():
-            lines = ["", str(error) or "interrupted", *getattr(error, "__notes__", [])]
-            print(as_typed("\n".join(lines)), file=sys.stderr)
+            _print("", str(error) or "interrupted", *getattr(error, "__notes__", []))
+    except Exception as error:
+        code = error.exit_code if isinstance(error, MlpDistError) else 1
+        if DEBUG in sys.argv:
+            traceback.print_exc()
+        if _speaks(error):
+            _print(colours.error(_told(error)), *getattr(error, "__notes__", []))
     if at_once:
         _leave(code)
     raise SystemExit(code)
+
+
+def _print(*lines: str) -> None:
+    print(as_typed("\n".join(lines)), file=sys.stderr)
+
+
+def _speaks(error: Exception) -> bool:
+    """Whether this process tells it: what all of them meet is told once."""
+    if isinstance(error, ProcessLostError):
+        return error.speaks
+    return is_main() or not isinstance(error, MlpDistError | MemoryError | OSError)
+
+
+def _told(error: Exception) -> str:
+    if isinstance(error, MlpDistError):
+        return str(error)
+    if isinstance(error, MemoryError) or "can't allocate memory" in str(error):
+        return f"this machine's memory is too small: {error}; {_SMALLER}"
+    if type(error).__name__ == "OutOfMemoryError":
+        first = str(error).splitlines()[0]
+        return f"the GPU's memory is too small: {first}; {_SMALLER}, or another GPU by CUDA_VISIBLE_DEVICES"
+    if isinstance(error, OSError):
+        # A full disk, a directory that may not be written: the system's own words say it.
+        return str(error)
+    where = "" if is_main() else f" in the process of rank {os.environ['RANK']}"
+    kind = type(error).__name__
+    return f"this should not have happened{where}: {kind}: {error}; {DEBUG} shows where it comes from"
 
 
 def _leave(code: int) -> NoReturn:

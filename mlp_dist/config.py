@@ -273,6 +273,11 @@ def check_dataset_name(name: str) -> None:
 def unknown(kind: str, name: str, known: Iterable[str]) -> str:
     """The message for a misspelt name: the nearest known one, and all of them."""
     known = list(known)
-    nearest = difflib.get_close_matches(name, known, n=1)
-    hint = f"; did you mean {nearest[0]}?" if nearest else ""
-    return f"unknown {kind} {name!r}{hint} (there are: {', '.join(known)})"
+    return f"unknown {kind} {name!r}{did_you_mean(name, known)} (there are: {', '.join(known)})"
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """The question after the name that was probably meant, to end a message; "" where none is near."""
+    by_case = {each.casefold(): each for each in known}
+    nearest = difflib.get_close_matches(name.casefold(), by_case, n=1)
+    return f"; did you mean {by_case[nearest[0]]}?" if nearest else ""

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
 from mlp_dist.command import Parser, run
 from mlp_dist.core.errors import BundleError, DataError, MlpDistError, UsageError
@@ -34,12 +35,14 @@ def test_known_arguments_are_parsed() -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--epoch", "3"], "unknown argument '--epoch'; did you mean --epochs? (there are: {flags})"),
-        (["--learning_rate=1"], "unknown argument '--learning_rate=1'; did you mean --learning-rate? ("),
+        (["--epoch", "3"], "unknown argument '--epoch'; did you mean --epochs?\n"),
+        (["--learning_rate=1"], "unknown argument '--learning_rate=1'; did you mean --learning-rate?\n"),
+        (["--EPOCHS", "3"], "unknown argument '--EPOCHS'; did you mean --epochs?\n"),
         (["--quite-another"], "unknown argument '--quite-another' (there are: {flags})"),
         (["--epochs", "many"], "argument --epochs: invalid int value: 'many'"),
         (["--epochs"], "argument --epochs: expected one argument"),
-        (["--mode", "odd"], "argument --mode: invalid choice: 'odd' (choose from"),
+        (["--mode", "odd"], "argument --mode: invalid choice: 'odd' (choose from fast, slow)"),
+        (["--mode", "fats"], "argument --mode: invalid choice: 'fats'; did you mean fast? (choose from"),
     ],
 )
 def test_what_is_wrong_is_said_in_one_line(
@@ -48,7 +51,9 @@ def test_what_is_wrong_is_said_in_one_line(
     assert exit_code(lambda: parser().parse_args(words)) == 2
     out, err = capsys.readouterr()
     assert out == ""
-    assert err.startswith("error: " + message.format(flags="--help, --epochs, --learning-rate, --mode"))
+    assert err.startswith(
+        "error: " + message.format(flags="--help, --debug, --epochs, --learning-rate, --mode")
+    )
     assert err.endswith("\n(tool --help tells more)\n")
     assert len(err.splitlines()) == 2
 
@@ -120,9 +125,58 @@ def test_other_ranks_are_silent_about_wrong_arguments(
     assert capsys.readouterr() == ("", "")
 
 
-def test_errors_of_the_program_keep_their_traceback() -> None:
-    with pytest.raises(ZeroDivisionError):
-        run(raising(ZeroDivisionError()))
+def test_a_flag_of_an_action_is_compared_with_those_of_the_action(capsys: pytest.CaptureFixture[str]) -> None:
+    tool = parser()
+    tool.add_subparsers(dest="action").add_parser("start").add_argument("--port")
+    assert exit_code(lambda: tool.parse_args(["start", "--prot", "1"])) == 2
+    assert "unknown argument '--prot'; did you mean --port?" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("rank", ["0", "1"])
+def test_errors_of_the_program_are_told_by_each_process(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, rank: str
+) -> None:
+    monkeypatch.setenv("RANK", rank)
+    assert exit_code(lambda: run(raising(ZeroDivisionError("division by zero")))) == 1
+    of_rank = " in the process of rank 1" if rank == "1" else ""
+    assert capsys.readouterr().err == (
+        f"error: this should not have happened{of_rank}: ZeroDivisionError: division by zero; "
+        "--debug shows where it comes from\n"
+    )
+
+
+@pytest.mark.parametrize("error", [ZeroDivisionError("odd"), UsageError("odd"), OSError("odd")])
+def test_debug_shows_where_an_error_comes_from(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["tool", "--debug"])
+    assert vars(parser().parse_args(["--debug"])) == vars(parser().parse_args([]))
+    assert exit_code(lambda: run(raising(error))) == (2 if isinstance(error, UsageError) else 1)
+    err = capsys.readouterr().err
+    assert "Traceback" in err
+    assert "in raising" in err or "in main" in err
+    assert err.splitlines()[-1].startswith("error: ")
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (
+            torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB\nmore"),
+            "the GPU's memory is too",
+        ),
+        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"), "this machine's memory"),
+        (MemoryError("cannot allocate"), "this machine's memory is too small: cannot allocate"),
+    ],
+)
+def test_too_little_memory_is_told_with_what_needs_less(
+    capsys: pytest.CaptureFixture[str], error: Exception, words: str
+) -> None:
+    assert exit_code(lambda: run(raising(error))) == 1
+    err = capsys.readouterr().err
+    assert words in err
+    assert "a training needs less with a smaller --batch-size or --hidden-sizes" in err
+    assert len(err.splitlines()) == 1
 
 
 def test_sigterm_removes_what_is_half_written(tmp_path: Path) -> None:

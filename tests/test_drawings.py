@@ -7,7 +7,7 @@ import pytest
 from launching import Trained
 from PIL import Image, ImageDraw
 
-from benchmarks.pictures import EMPTY, enlarged, moved, on_paper, uneven
+from benchmarks.pictures import EMPTY, cut_out, dark_corners, enlarged, moved, on_paper, uneven
 from mlp_dist.core.bundle import load_bundle
 from mlp_dist.core.drawings import are_framed, as_mnist
 from mlp_dist.core.errors import EmptyPageError
@@ -136,6 +136,39 @@ def test_uneven_light_and_noise_are_no_ink() -> None:
     image = as_mnist(page.clip(0, 255).astype(np.uint8))
     check_frame(image)
     assert distance(image, as_mnist(drawn())) < 7
+
+
+@pytest.mark.parametrize("margin", [0, 12])
+@pytest.mark.parametrize(("paper", "ink"), [(250, 20), (0, 255)])
+def test_digits_that_were_cut_out_along_their_edges_are_the_same(
+    image_data: Dataset, margin: int, paper: int, ink: int
+) -> None:
+    distances = []
+    for image in image_data.test.images[:25, 0].numpy():
+        whole = enlarged(image, 280)
+        page = on_paper(np.pad(cut_out(whole), margin), paper, ink).astype(np.uint8)
+        expected = as_mnist(on_paper(np.pad(whole, 60), paper, ink).astype(np.uint8))
+        with suppress(EmptyPageError):
+            distances.append(distance(as_mnist(page), expected))
+    # Of one in fifty so little paper is left that it may be the ink.
+    assert sum(each < 15 for each in distances) >= 24
+
+
+def test_darkness_around_the_page_is_no_ink() -> None:
+    corners, framed = drawn(pen=14) * dark_corners(280), drawn(pen=14).copy()
+    framed[:8] = framed[-8:] = framed[:, :8] = framed[:, -8:] = 0
+    for page in (corners.astype(np.uint8), framed):
+        image = as_mnist(page)
+        check_frame(image)
+        assert distance(image, as_mnist(drawn(pen=14))) < 7
+
+
+def test_noise_on_a_small_page_is_no_ink() -> None:
+    source = np.random.default_rng(0)
+    page = drawn(side=60, pen=5, paper=220, ink=40) + source.normal(0, 30, (60, 60))
+    image = as_mnist(page.clip(0, 255).astype(np.uint8))
+    check_frame(image)
+    assert distance(image, as_mnist(drawn(side=60, pen=5))) < 8
 
 
 def test_dust_is_no_part_of_the_digit() -> None:

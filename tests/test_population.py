@@ -79,7 +79,7 @@ def assert_equal(found: Trainer, expected: Trainer) -> None:
         torch.testing.assert_close(weights[name], tensor, rtol=0, atol=1e-4)
     for record, wanted in zip(found.history, expected.history, strict=True):
         for name in ("train_loss", "train_accuracy", "val_loss", "learning_rate"):
-            assert record[name] == pytest.approx(wanted[name], abs=1e-4)
+            assert record[name] == pytest.approx(wanted[name], rel=1e-4, abs=1e-4)
     states = zip(
         *(each.torch_optimizer.state_dict()["state"].values() for each in (found, expected)), strict=True
     )

@@ -68,8 +68,10 @@ def test_an_epoch_is_what_a_plain_loop_does(
 
     record = trainer.train_epoch(StopSignals())
 
+    # Adam divides by the gradient's size: where that is small, so is what rounding is compared with.
+    tolerance = 1e-5 if optimizer == "adam" else 1e-6
     for name, tensor in model.state_dict().items():
-        torch.testing.assert_close(trainer.module.state_dict()[name], tensor, rtol=0, atol=1e-6)
+        torch.testing.assert_close(trainer.module.state_dict()[name], tensor, rtol=0, atol=tolerance)
     assert record["train_loss"] == pytest.approx(losses / len(train), abs=1e-6)
     assert record["train_accuracy"] == pytest.approx(correct / len(train), abs=1e-9)
     assert record["epoch"] == 1

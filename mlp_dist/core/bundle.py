@@ -26,9 +26,10 @@ from mlp_dist.core.spec import EXACT, SPEC, WEIGHTS, BundleSpec
 _FILE_FORMAT = "mlp_dist model 1"
 _BATCH = 2000
 
-_ROWS = 4
-"""A batch is filled up to a multiple of so many. MKL adds up the products of fewer rows in another order, so
-that what an image is answered would hang, in its seventh digit, on what else was asked at the moment."""
+_ROWS = 16
+"""A batch is filled up to a multiple of so many. MKL adds up the products of fewer rows in another order, below
+16 on Intel's processors and below 4 on AMD's, so that what an image is answered would hang, in its seventh
+digit, on what else was asked at the moment."""
 
 
 @dataclass(frozen=True)

@@ -6,12 +6,16 @@ what a photograph needs: whether the ink is darker or lighter than its paper, wh
 the ink, and where on it the digit stands.
 """
 
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Self
+
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
 from mlp_dist.core.errors import EmptyPageError
-from mlp_dist.core.ink import bounds, find_ink, is_edge, level_of, stroke_width
+from mlp_dist.core.ink import LEAST_CONTRAST, Bools, bounds, find_ink, is_edge, level_of, stroke_width
 from mlp_dist.core.paper import (
     Box,
     Floats,
@@ -22,6 +26,7 @@ from mlp_dist.core.paper import (
     opened,
     scaled,
     spread,
+    with_margin,
     within,
 )
 
@@ -35,6 +40,19 @@ _PAGE, _PAPER = 256, 64
 
 _REACHES = (0.2, 0.11)
 """Half the width, in the page's, of what is ink and not paper: where that finds no digit, the next."""
+
+_LEAST_CUT_OUT = 60.0
+"""Gray levels by which a digit that was cut out along its edges stands out from its paper: what is left of a
+shadow where it ends at a margin does by less.
+"""
+
+_SHORTEST_CUT_OUT = 0.5
+"""Its length, in that of its page with a margin, which is 1.5 times the page before."""
+
+_MOST_INK = 0.5
+"""The part that the ink of a digit is of a square of its length: of nine in ten of MNIST's 0.36 or less. What
+lies around strokes, or between them, is more.
+"""
 
 _FINE = 5 * BOX
 """The longer side of the digit where its strokes are looked at."""
@@ -63,24 +81,81 @@ def as_mnist(gray: Bytes) -> Bytes:
         for each in (gray, 255 - gray):
             if are_framed(each[None])[0]:
                 return each
-    image = Image.fromarray(gray)
-    page = _fit(image, _PAGE)
-    tiny = np.asarray(_fit(page, _PAPER), np.float32)
-    light = lighting(tiny)
-    dark = is_dark(tiny - light)
-    if dark:
-        image, page = _negative(image), _negative(page)
-        tiny, light = 255 - tiny, 255 - light
-    for reach in _REACHES:
-        paper = Image.fromarray(light + opened(tiny - light, round(reach * max(tiny.shape))))
-        ink = find_ink(contrast_of(page, paper, (0, 0, *page.size), page.size, dark))
-        if ink.any() and not is_edge(ink, page, paper):
-            box = scaled(bounds(ink), page.size, image.size)
-            return _framed(_evened(_fine(image, paper, box, dark)))
+    for digit in _found(Image.fromarray(gray)):
+        if digit is not None:
+            return _framed(_evened(digit))
     raise EmptyPageError(
         "the page is empty: no digit stands out from it; send a picture of one digit that is clearly "
         "darker or lighter than its paper"
     )
+
+
+def _found(image: Image.Image) -> Iterator[Floats | None]:
+    """The ink, at a fine scale, as the picture is most probably to be understood; then as it may be."""
+    page = _Page.of(image)
+    yield page.digit()
+    # A digit that was cut out along its edges has more ink than paper at the border.
+    yield _Page.of(with_margin(_fit(image, 2 * _PAGE))).digit(_LEAST_CUT_OUT, _was_cut_out)
+    # What lies around the page, or in its corners, may be darker than the ink.
+    yield page.turned().digit(is_digit=_is_of_strokes)
+
+
+@dataclass(frozen=True)
+class _Page:
+    """A picture with light ink: `image`, two smaller copies of it, and the plane that the smallest lies near.
+
+    `dark`: the ink is darker than the paper in truth.
+    """
+
+    image: Image.Image
+    small: Image.Image
+    tiny: Floats
+    light: Floats
+    dark: bool = False
+
+    @classmethod
+    def of(cls, image: Image.Image) -> Self:
+        small = _fit(image, _PAGE)
+        tiny = np.asarray(_fit(small, _PAPER), np.float32)
+        page = cls(image, small, tiny, lighting(tiny))
+        return page.turned() if is_dark(tiny - page.light) else page
+
+    def turned(self) -> Self:
+        """As if its ink were its paper."""
+        negatives = _negative(self.image), _negative(self.small)
+        return type(self)(*negatives, 255 - self.tiny, 255 - self.light, not self.dark)
+
+    def digit(
+        self, least_contrast: float = LEAST_CONTRAST, is_digit: Callable[[Bools], bool] = lambda ink: True
+    ) -> Floats | None:
+        """The ink of a digit and a margin around it, from 0 to 1, at a fine scale; None where there is none.
+
+        It stands out from its paper by `least_contrast` gray levels. `is_digit` is asked about what has been
+        found on the small copy.
+        """
+        for reach in _REACHES:
+            reached = round(reach * max(self.tiny.shape))
+            paper = Image.fromarray(self.light + opened(self.tiny - self.light, reached))
+            size = self.small.size
+            contrast = contrast_of(self.small, paper, (0, 0, *size), size, self.dark)
+            ink = find_ink(contrast, least_contrast)
+            if ink.any() and is_digit(ink) and not is_edge(ink, self.small, paper):
+                return _fine(self.image, paper, scaled(bounds(ink), size, self.image.size), self.dark)
+        return None
+
+
+def _was_cut_out(ink: Bools) -> bool:
+    """Whether ink on a page with a margin reached to the edges that were there before, and is no page."""
+    return _length(ink) >= _SHORTEST_CUT_OUT * max(ink.shape) and _is_of_strokes(ink)
+
+
+def _is_of_strokes(ink: Bools) -> bool:
+    return bool(np.count_nonzero(ink) <= _MOST_INK * _length(ink) ** 2)
+
+
+def _length(ink: Bools) -> int:
+    left, top, right, bottom = bounds(ink)
+    return max(right - left, bottom - top)
 
 
 def are_framed(images: Bytes) -> list[bool]:
@@ -129,8 +204,7 @@ def _fine(image: Image.Image, paper: Image.Image, box: Box, dark: bool) -> Float
 def _evened(ink: Floats) -> Floats:
     """The ink with strokes as thick, in proportion to the digit, as most of MNIST's are."""
     edge = ink > _EDGE
-    left, top, right, bottom = bounds(edge)
-    length, stroke = max(right - left, bottom - top), stroke_width(edge)
+    length, stroke = _length(edge), stroke_width(edge)
     wanted = min(max(stroke * BOX / length, _STROKES[0]), _STROKES[1])
     # What is added on either side lengthens the digit as well.
     more = (wanted * length - stroke * BOX) / (2 * (BOX - wanted))

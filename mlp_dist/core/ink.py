@@ -19,6 +19,9 @@ Bounds = tuple[int, int, int, int]
 _CELLS = 64
 """Ink in neighbouring cells, so many along the page, hangs together."""
 
+_BLURRED = 48
+"""The shorter side of pages, in pixels, whose strokes are not lost when noise is taken out of them."""
+
 _SPECK = 0.04
 """Of the size of the digit's largest part: what is smaller is none of it."""
 
@@ -28,7 +31,7 @@ _SHARE = 0.15
 _ALONG_BORDER = 0.4
 """The most of a part's outline that may lie on the picture's border."""
 
-_LEAST_CONTRAST, _LEAST_DEVIATIONS = 10.0, 6.0
+LEAST_CONTRAST, _LEAST_DEVIATIONS = 10.0, 6.0
 """Ink stands out from its paper by so many gray levels, and so many times the paper's own deviation."""
 
 _SHORTEST, _LONGEST, _SOFTEST = 8, 8, 2.2
@@ -40,12 +43,12 @@ _BOTH_SIDES = 0.4
 """Of the contrast of ink to its paper, the least it has to what is on either side of it."""
 
 
-def find_ink(contrast: Floats) -> Bools:
-    """The ink of the digit on a page; none where there is none."""
-    contrast = blurred(contrast, 1 if min(contrast.shape) > _CELLS else 0)
+def find_ink(contrast: Floats, least_contrast: float = LEAST_CONTRAST) -> Bools:
+    """The ink of the digit on a page, of `least_contrast` gray levels or more; none where there is none."""
+    contrast = blurred(contrast, 1 if min(contrast.shape) >= _BLURRED else 0)
     contrast -= np.median(contrast)
     level, deviation = level_of(contrast), -np.quantile(contrast, 0.16)
-    clear = level >= _LEAST_CONTRAST and level >= _LEAST_DEVIATIONS * deviation
+    clear = level >= least_contrast and level >= _LEAST_DEVIATIONS * deviation
     ink = _digit(contrast > level / 2) if clear else np.zeros(contrast.shape, bool)
     return ink if ink.any() and _is_drawn(ink, contrast / level) else np.zeros_like(ink)
 

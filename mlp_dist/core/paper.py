@@ -15,18 +15,43 @@ Box = tuple[float, float, float, float]
 
 
 def lighting(gray: Floats) -> Floats:
-    """The plane that most of the picture lies near: least squares, reweighted by Tukey's biweight."""
-    height, width = gray.shape
+    """The plane that most of the picture lies near."""
+    terms = _plane_terms(*gray.shape)
+    found: Floats = (terms @ _plane(terms.reshape(-1, 3), gray.ravel())).astype(np.float32)
+    return found
+
+
+def with_margin(image: Image.Image) -> Image.Image:
+    """A picture in mode L in the middle of a square one whose side is 1.5 times its longer one: around it is
+    the plane that most of its border lies near.
+    """
+    gray, side = np.asarray(image), max(image.size) * 3 // 2
+    top, left = ((side - length) // 2 for length in gray.shape)
+    inside = np.s_[top : top + gray.shape[0], left : left + gray.shape[1]]
+    terms, ring = _plane_terms(side, side), np.ones(gray.shape, bool)
+    ring[1:-1, 1:-1] = False
+    page = (terms @ _plane(terms[inside][ring], gray[ring])).clip(0, 255).astype(np.uint8)
+    page[inside] = gray
+    return Image.fromarray(page)
+
+
+def _plane_terms(height: int, width: int) -> Floats:
+    """What a plane is a sum of, (H, W, 3)."""
     y, x = np.meshgrid(np.linspace(-1, 1, height), np.linspace(-1, 1, width), indexing="ij")
-    terms = np.stack([np.ones_like(x), x, y], axis=-1).reshape(-1, 3)
-    values, weights = gray.ravel().astype(np.float64), np.ones(gray.size)
+    return np.stack([np.ones_like(x), x, y], axis=-1)
+
+
+def _plane(terms: Floats, values: npt.NDArray[Any]) -> Floats:
+    """How much of each of the terms (N, 3) makes most of the values (N,): by least squares, reweighted by
+    Tukey's biweight.
+    """
+    values, weights = values.astype(np.float64), np.ones(len(values))
     for _ in range(6):
         weighted = terms * weights[:, None]
-        surface = terms @ np.linalg.lstsq(weighted.T @ terms, weighted.T @ values)[0]
-        off = np.abs(values - surface)
+        shares: Floats = np.linalg.lstsq(weighted.T @ terms, weighted.T @ values)[0]
+        off = np.abs(values - terms @ shares)
         weights = np.maximum(1 - (off / (4 * np.median(off) + 1)) ** 2, 0) ** 2
-    found: Floats = surface.reshape(gray.shape).astype(np.float32)
-    return found
+    return shares
 
 
 def is_dark(gray: Floats) -> bool:
