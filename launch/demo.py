@@ -8,14 +8,11 @@ The archive is made by python -m serve.package.
 
 import json
 import time
-import zipfile
 from pathlib import Path
 
 from mlp_dist import command, progress
 from mlp_dist.core.errors import UsageError
-from mlp_dist.core.golden import GOLDEN
-from mlp_dist.core.spec import SPEC, BundleSpec
-from serve.archive import MAR
+from serve.archive import MAR, read_archive
 from serve.server import running
 
 
@@ -27,23 +24,19 @@ def main() -> None:
     what.add_argument("--mar", type=Path, default=MAR, metavar="FILE", help=f"the archive ({MAR})")
     what.add_argument("--image", type=int, default=7, metavar="N", help="which test image (7)")
     args = parser.parse_args()
-    if not args.mar.is_file():
-        raise UsageError(f"there is no {args.mar}; package a run first: python -m serve.package")
-    with zipfile.ZipFile(args.mar) as archive:
-        spec = BundleSpec.from_json(json.loads(archive.read(SPEC)))
-        golden = archive.read(GOLDEN)
+    archive = read_archive(args.mar)
     with progress.stages("reading the test images"):
         from mlp_dist import export
         from mlp_dist.core.images import encode_png
         from mlp_dist.tracking import find
 
-        data = export.run_dataset(find.get_run(spec.run_id))
+        data = export.run_dataset(find.get_run(archive.spec.run_id))
     if not 0 <= args.image < len(data.test):
         raise UsageError(f"image is {args.image}; {data.title} has test images 0 to {len(data.test) - 1}")
     image = encode_png(data.test.images[args.image])
     print(f"starting TorchServe with {args.mar}", flush=True)
     started = time.perf_counter()
-    with running(args.mar, golden) as client:
+    with running(args.mar, archive.golden) as client:
         print(f"it answered after {time.perf_counter() - started:.1f} s")
         probabilities = client.predict(image)
     label = max(probabilities, key=probabilities.__getitem__)

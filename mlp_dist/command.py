@@ -4,8 +4,10 @@ import argparse
 import atexit
 import contextlib
 import os
+import re
 import signal
 import sys
+import textwrap
 import traceback
 from collections.abc import Callable, Sequence
 from types import FrameType
@@ -29,7 +31,7 @@ class Parser(argparse.ArgumentParser):
     """
 
     def __init__(self, **options: Any) -> None:
-        super().__init__(allow_abbrev=False, formatter_class=_formatter, **options)
+        super().__init__(allow_abbrev=False, formatter_class=_Formatter, **options)
         self.add_argument(DEBUG, action=_Minded, help="show where an error comes from")
 
     def parse_known_args(  # type: ignore[override]
@@ -68,8 +70,27 @@ class _Minded(argparse.Action):
         pass
 
 
-def _formatter(prog: str) -> argparse.HelpFormatter:
-    return argparse.RawDescriptionHelpFormatter(prog, max_help_position=30)
+class _Formatter(argparse.RawDescriptionHelpFormatter):
+    """Paragraphs are filled to the terminal's width. Examples are indented; where they are too wide for it,
+    what is said of each stands below it.
+    """
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=30)
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        parts = text.strip().split("\n\n")
+        filled = [
+            _narrowed(part, width) if part.startswith(" ") else textwrap.fill(part, width) for part in parts
+        ]
+        return textwrap.indent("\n\n".join(filled), indent)
+
+
+def _narrowed(examples: str, width: int) -> str:
+    if max(map(len, examples.splitlines())) <= width:
+        return examples
+    below = re.sub(r"(?<=\S) {3,}(?=\S)", "\n      ", examples)
+    return re.sub(r"(?m)^ {7,}", "      ", below)
 
 
 def _interrupt(signum: int, frame: FrameType | None) -> NoReturn:

@@ -30,14 +30,17 @@ _claims: dict[Path, int] = {}
 
 def new_output_dir(config: TrainConfig) -> Path:
     """The one asked for, or a new one named after the run. An unfinished run in it is not overwritten."""
-    directory = config.output_dir
+    name = config.run_name or f"{config.recipe}-{datetime.now():%Y%m%d-%H%M%S}"
+    directory = config.output_dir or OUTPUTS / name.replace(os.sep, "-")
     try:
-        if directory is None:
-            name = config.run_name or f"{config.recipe}-{datetime.now():%Y%m%d-%H%M%S}"
-            directory = make_new(OUTPUTS / name.replace(os.sep, "-"))
+        if config.output_dir is None:
+            directory = make_new(directory)
         directory.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UsageError(f"the output directory {directory} cannot be made: {error.strerror}") from error
+        raise UsageError(
+            f"the output directory {directory.absolute()} cannot be made ({error.strerror}); "
+            "choose another --output-dir"
+        ) from error
     _claim(directory)
     if has_checkpoint(directory):
         _check_finished(directory)

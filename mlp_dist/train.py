@@ -142,7 +142,7 @@ def parse() -> argparse.Namespace:
     where = parser.add_argument_group("where it goes")
     where.add_argument("--output-dir", type=Path, metavar="DIR", help="(a new one under outputs)")
     where.add_argument("--experiment", metavar="NAME", help=f"MLflow experiment ({DEFAULT_EXPERIMENT})")
-    where.add_argument("--run-name", metavar="NAME", help="MLflow run (recipe and time)")
+    where.add_argument("--run-name", metavar="NAME", help="MLflow run (recipe, changes, seed)")
     where.add_argument("--log-every", type=int, metavar="N", help="tell the loss every N steps")
     where.add_argument("--checkpoint-every-steps", type=int, metavar="N", help="not only after each epoch")
     where.add_argument(

@@ -320,7 +320,7 @@ def test_the_command(mlflow: Any, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--experiment", "nope"], "has no experiment 'nope' (there are: Default)"),
+        (["--experiment", "nope"], "it has no mlflow.db; go to where the training was started"),
         (["--top", "0"], "top is 0; it must be 1 or more"),
         (["--metrics", "x"], "did you mean --metric?"),
     ],
@@ -330,3 +330,4 @@ def test_a_mistake(flags: list[str], message: str, tmp_path: Path) -> None:
     assert (done.returncode, done.stdout) == (2, "")
     assert message in done.stderr
     assert "Traceback" not in done.stderr
+    assert list(tmp_path.iterdir()) == []

@@ -51,7 +51,7 @@ def test_no_run_waits_for_those_before_it_where_mlflow_cannot_be_reached(tmp_pat
 
 
 def test_a_database_that_is_not_there_is_told_once(tmp_path: Path) -> None:
-    [[run_id, problem, _]], said = settle(tmp_path, "postgresql://me:secret@127.0.0.1:9/x", 1, 0.5)
+    [[run_id, problem, _]], said = settle(tmp_path, "postgresql://me:secret@127.0.0.1:9/x", 1, 2)
     assert run_id == ""
     assert "MLflow at postgresql://me:***@127.0.0.1:9/x cannot take the run: " in problem
     assert "Connection refused" in problem

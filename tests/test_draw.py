@@ -79,7 +79,10 @@ def test_no_model_has_been_packaged(tmp_path: Path) -> None:
 def test_without_gradio_and_with_a_port_that_is_taken(packaged: Path, tmp_path: Path) -> None:
     mar = ["--mar", str(packaged)]
     done = run([sys.executable, "-c", WITHOUT_GRADIO, SCRIPT, *mar], tmp_path)
-    assert (done.returncode, done.stderr) == (1, "error: the page needs gradio: make demo installs it\n")
+    assert (done.returncode, done.stderr) == (
+        1,
+        "error: the page needs gradio: make demo installs it, or pip install 'mlp_dist[demo]'\n",
+    )
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
         done = run([sys.executable, SCRIPT, *mar, "--port", str(port)], tmp_path)

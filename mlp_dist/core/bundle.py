@@ -27,9 +27,9 @@ _FILE_FORMAT = "mlp_dist model 1"
 _BATCH = 2000
 
 _ROWS = 16
-"""A batch is filled up to a multiple of so many. MKL adds up the products of fewer rows in another order, below
-16 on Intel's processors and below 4 on AMD's, so that what an image is answered would hang, in its seventh
-digit, on what else was asked at the moment."""
+"""A batch is filled up to a multiple of so many. MKL adds up the products of fewer rows in another order:
+below 16 on Intel's processors, below 4 on AMD's. What an image is answered would hang, in its seventh digit,
+on what else was asked at the moment."""
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import MISSING, dataclass, fields
 
-from mlp_dist.config import TrainConfig
+from mlp_dist.config import TrainConfig, did_you_mean
 from mlp_dist.core.errors import UsageError
 from mlp_dist.overrides import WHERE
 from mlp_dist.tracking.find import StoredRun
@@ -100,7 +100,8 @@ def _known(metric: str, runs: Sequence[StoredRun]) -> str:
         if name in names or name == DEFAULT_METRIC:
             return name
     shown = sorted(name for name in names if "/" not in name)
-    raise UsageError(f"no run here has the metric {metric!r} (there are: {', '.join(shown) or 'none'})")
+    hint = did_you_mean(metric, shown)
+    raise UsageError(f"no run here has the metric {metric!r}{hint} (there are: {', '.join(shown) or 'none'})")
 
 
 def _board(runs: list[StoredRun], dataset: str, metric: str, champion: str, top: int | None) -> Board:

@@ -13,7 +13,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from mlp_dist.core.errors import MlpDistError, TrackingError
+from mlp_dist.core.errors import MlpDistError, TrackingError, UsageError
 from mlp_dist.core.files import replacing_file
 
 _DATABASE_TRIES = 3
@@ -90,17 +90,33 @@ def _make_whole(uri: str) -> None:
     between two of them, nothing can ever open the file again."""
     from sqlalchemy.engine import make_url
 
-    url = make_url(uri)
-    if url.database in (None, "", ":memory:") or Path(url.database).exists():
-        return
-    with replacing_file(Path(url.database)) as path:
-        load_mlflow().MlflowClient(url.set(database=str(path)).render_as_string(hide_password=False))
+    if (missing := _missing_file(uri)) is not None:
+        with replacing_file(missing) as path:
+            url = make_url(uri).set(database=str(path))
+            load_mlflow().MlflowClient(url.render_as_string(hide_password=False))
+
+
+def _missing_file(uri: str) -> Path | None:
+    """The file of a store that SQLite has, where it is not there."""
+    from sqlalchemy.engine import make_url
+
+    database = make_url(uri).database if uri.startswith("sqlite:") else None
+    if database in (None, "", ":memory:") or Path(database).exists():
+        return None
+    return Path(database)
 
 
 @contextmanager
 def one_asking_to(what: str) -> Iterator[str]:
-    with asking_to(what) as uri, making_tables(uri):
-        yield uri
+    """Of a store that is there: none is made. Raises UsageError where none is."""
+    with asking_to(what) as uri:
+        if (missing := _missing_file(uri)) is not None:
+            raise UsageError(
+                f"there are no runs in {missing.absolute().parent}: it has no {missing.name}; "
+                "go to where the training was started, or name its store by MLFLOW_TRACKING_URI"
+            )
+        with making_tables(uri):
+            yield uri
 
 
 def shown(uri: str) -> str:

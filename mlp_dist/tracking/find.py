@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mlp_dist import progress
-from mlp_dist.config import TrainConfig
+from mlp_dist.config import TrainConfig, did_you_mean
 from mlp_dist.core.errors import TrackingError, UsageError
 from mlp_dist.tracking.client import load_mlflow, one_asking_to, shown
 from mlp_dist.tracking.record import BUNDLE, CONFIG, FINISHED
@@ -65,8 +65,10 @@ def best_run(experiment: str, metric: str = "val_accuracy") -> StoredRun:
     where it has no finished run.
     """
     if metric not in VALIDATION_METRICS:
+        hint = did_you_mean(metric, VALIDATION_METRICS)
         raise UsageError(
-            f"a run cannot be chosen by {metric!r}; there are: {', '.join(VALIDATION_METRICS)} "
+            f"a run cannot be chosen by {metric!r}{'' if metric.startswith('test') else hint}; "
+            f"there are: {', '.join(VALIDATION_METRICS)} "
             "(figures on the test images never choose a model)"
         )
     runs = [run for run in experiment_runs(experiment) if run.has_model]
@@ -125,7 +127,8 @@ def experiment_runs(experiment: str) -> list[StoredRun]:
         if found is None:
             names = sorted(experiment.name for experiment in mlflow.search_experiments())
             raise UsageError(
-                f"MLflow at {shown(uri)} has no experiment {experiment!r} (there are: {', '.join(names)}); "
+                f"MLflow at {shown(uri)} has no experiment {experiment!r}{did_you_mean(experiment, names)} "
+                f"(there are: {', '.join(names)}); "
                 f"train first: {as_typed('accelerate launch launch/train.py')}"
             )
     return _runs_in(found.experiment_id)

@@ -59,7 +59,9 @@ def load_gradio() -> ModuleType:
     try:
         import gradio
     except ImportError as error:
-        raise ServerError("the page needs gradio: make demo installs it") from error
+        raise ServerError(
+            "the page needs gradio: make demo installs it, or pip install 'mlp_dist[demo]'"
+        ) from error
     module: ModuleType = gradio
     return module
 

@@ -55,15 +55,28 @@ def _running(archive: Archive) -> Client | None:
                 f"the server at {state.url} does not answer rightly: {values.get('reason')}; "
                 "end it, and another is started: python -m serve.server stop"
             )
+        _check_run(values["run_id"], archive, state.url)
         return torchserve.client_of(state)
     # One that `torchserve --start` started left its keys here.
     client = Client(model=archive.name)
     if client.find_key_file() is None:
         return None
-    with suppress(ServerError):
-        client.predict(archive.golden, preprocess=EXACT, timeout=5)
-        return client
-    return None
+    try:
+        answer = client.ask(archive.golden, headers={"X-Preprocess": EXACT}, timeout=5)
+    except ServerError:
+        return None
+    _check_run(answer.run_id, archive, client.url)
+    return client
+
+
+def _check_run(run_id: str, archive: Archive, url: str) -> None:
+    """The page shows what the archive says of itself, and the server's answers."""
+    if run_id and run_id != archive.spec.run_id:
+        raise ServerError(
+            f"the server at {url} answers with run {run_id}, and {archive.path} is of run "
+            f"{archive.spec.run_id}: end it, and one with that is started: python -m serve.server stop, or "
+            f"torchserve --stop; or python -m serve.server deploy {archive.path}"
+        )
 
 
 class MLflowPages:
