@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any, Self
 from urllib.parse import quote, urlsplit
 
-from mlp_dist import colours, command
+from mlp_dist import colours, command, progress
 from mlp_dist.core.errors import ServerError, UsageError
 from serve.keys import KEY_FILE, KEY_VARIABLE, KeyFileError, candidates, read_key, renew
 from serve.state import find_state
@@ -281,7 +281,8 @@ def main() -> int:
     failed = False
     for path in args.images:
         try:
-            probabilities = client.wait_and_predict(path.read_bytes(), seconds=seconds)
+            with progress.stages(f"asking {client.url}"):
+                probabilities = client.wait_and_predict(path.read_bytes(), seconds=seconds)
         except (NotReadyError, InvalidKeyError):
             raise
         except ServerError as error:

@@ -13,7 +13,7 @@ from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
-from mlp_dist import command
+from mlp_dist import command, progress
 from mlp_dist.core.errors import ServerError, UsageError
 from serve.archive import MAR, read_archive
 from serve.drawing import page
@@ -41,18 +41,21 @@ def main() -> None:
     # A terminal that is closed ends it as Ctrl-C does.
     signal.signal(signal.SIGHUP, signal.getsignal(signal.SIGTERM))
     print("preparing the page", flush=True)
-    page.load_gradio()
-    # mlflow and torch take seconds to import.
-    from serve.drawing.answer import ask
-    from serve.drawing.examples import examples_of
-    from serve.drawing.servers import mlflow_pages, torchserve_with
+    with progress.stages("importing"):
+        page.load_gradio()
+        # mlflow and torch take seconds to import.
+        from serve.drawing.answer import ask
+        from serve.drawing.examples import examples_of
+        from serve.drawing.servers import mlflow_pages, torchserve_with
 
     with mlflow_pages() as pages, torchserve_with(archive) as client:
-        # The first explanation imports what it needs.
-        with suppress(ServerError):
-            client.ask(archive.golden, "explanations")
-        contents = page.Contents(archive, examples_of(archive), partial(ask, client, pages.run_page))
-        if not pages.wait():
+        with progress.stages("the first explanation, MLflow's pages"):
+            # The first explanation imports what it needs.
+            with suppress(ServerError):
+                client.ask(archive.golden, "explanations")
+            contents = page.Contents(archive, examples_of(archive), partial(ask, client, pages.run_page))
+            there_are_pages = pages.wait()
+        if not there_are_pages:
             print("MLflow's pages do not come up: the page tells the run without a link", flush=True)
         with page.opened(contents, port) as url:
             with suppress(KeyboardInterrupt):

@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from mlp_dist import command, next_steps
+from mlp_dist import command, next_steps, progress
 from mlp_dist.core.errors import ServerError, UsageError
 from mlp_dist.core.golden import GOLDEN
 from serve import torchserve
@@ -140,7 +140,8 @@ def stop() -> None:
     if state is not None:
         with alone(state.directory):
             stopped = bool(state.processes())
-            torchserve.stop(state)
+            with progress.stages("TorchServe ends"):
+                torchserve.stop(state)
     print(
         f"the server at {state.url} has ended"
         if stopped and state
