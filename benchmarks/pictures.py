@@ -121,11 +121,6 @@ def _cut_out(image: Bytes, source: Source) -> bytes:
     return png(on_paper(np.pad(cut_out(enlarged(image, 280)), margin), 250, 20))
 
 
-def _in_dark_corners(image: Bytes, source: Source) -> bytes:
-    ink = moved(enlarged(image, 220), 300, source, margin=10)
-    return jpeg(on_paper(ink, 240, 40) * dark_corners(300) + grain(300, source, 3), 70)
-
-
 def _small(image: Bytes, source: Source) -> bytes:
     return png(on_paper(moved(enlarged(image, 80), 600, source), 240, 30) + grain(600, source, 3))
 
@@ -149,8 +144,8 @@ def _compressed(image: Bytes, source: Source, *, side: int, quality: int) -> byt
     return jpeg(on_paper(enlarged(image, side), 240, 20), quality)
 
 
-def _noisy(image: Bytes, source: Source, *, side: int, deviation: float) -> bytes:
-    return jpeg(on_paper(enlarged(image, side), 200, 60) + grain(side, source, deviation), 60)
+def _noisy(image: Bytes, source: Source) -> bytes:
+    return jpeg(on_paper(enlarged(image, 200), 200, 60) + grain(200, source, 20), 60)
 
 
 def _stroked(image: Bytes, source: Source, *, wider: float) -> bytes:
@@ -185,11 +180,9 @@ PICTURES: dict[str, Picture] = {
     "on uneven paper": partial(_on_uneven, paper=225, pen=40),
     "chalk on an uneven board": partial(_on_uneven, paper=60, pen=230),
     "half in shadow": _in_shadow,
-    "dark corners": _in_dark_corners,
     "JPEG of quality 30": partial(_compressed, side=140, quality=30),
     "JPEG of quality 15, 60 pixels": partial(_compressed, side=60, quality=15),
-    "noise": partial(_noisy, side=200, deviation=20),
-    "noise, 60 pixels": partial(_noisy, side=60, deviation=25),
+    "noise": _noisy,
     "strokes thinned by 1 pixel of 28": partial(_stroked, wider=-1),
     "strokes thickened by 1 pixel of 28": partial(_stroked, wider=1),
     "faint pencil": _pencil,

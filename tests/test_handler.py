@@ -163,7 +163,7 @@ def test_on_a_gpu_the_same_archive_uses_it(trained: Trained, image_data: Dataset
     asked.system_properties["gpu_id"] = 0
     on_gpu = MLPHandler()
     on_gpu.initialize(asked)
-    assert next(on_gpu.bundle.model.parameters()).device == torch.device("cuda:0")
+    assert next(on_gpu.worker.bundle.model.parameters()).device == torch.device("cuda:0")
     rows = [{"body": bytearray(encode_png(image))} for image in image_data.test.images[:64]]
     found, statuses = ask(on_gpu, *rows)
     assert statuses == [200] * 64

@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,8 @@ from PIL import Image, ImageDraw
 from mlp_dist.core.bundle import load_bundle
 from mlp_dist.core.drawings import as_mnist
 from mlp_dist.core.errors import ImageError
-from serve.answering.pixels import MAX_IMAGES
+from serve.answering.errors import MAX_IMAGES
+from serve.answering.texts import is_text
 from serve.handler import MLPHandler
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (3, 28, 28), dtype=np.uint8)
@@ -31,6 +33,8 @@ FILES = [png(array) for array in PIXELS]
 TEXT = base64.b64encode(FILE).decode()
 TEXTS = [base64.b64encode(file).decode() for file in FILES]
 LISTS = PIXELS.tolist()
+STRIP = png(np.zeros((1, 70_000), np.uint8))
+LARGE = base64.b64encode(png(np.zeros((4000, 6000), np.uint8))).decode()
 
 
 @pytest.fixture(scope="module")
@@ -57,6 +61,10 @@ ONE = {
     "raw": {"body": bytearray(FILE)},
     "any field": {"picture of mine": bytearray(FILE)},
     "field and others": {"image": bytearray(FILE), "comment": bytearray(b"a five?")},
+    "any field and a token": {"upload": bytearray(FILE), "csrf_token": bytearray(b"x" * 32)},
+    "JSON as text": {"body": json.dumps({"data": TEXT})},
+    "JSON behind blanks": {"body": bytearray(b"\xef\xbb\xbf \n" + json.dumps(LISTS[0]).encode())},
+    "data URL behind a blank": {"body": f" data:image/png;base64,{TEXT}\n"},
     "base64 in a field": {"data": bytearray(TEXT.encode())},
     "data URL in a field": {"data": bytearray(f"data:image/png;base64,{TEXT}".encode())},
     "text": {"body": TEXT},
@@ -420,6 +428,20 @@ BAD = {
         "numbers that are not whole",
     ),
     "many": ({"body": {"instances": ["AAAA"] * (MAX_IMAGES + 1)}}, 413, "TooManyImagesError", "1001 images"),
+    "letters in an array": ({"body": [[1, 2], ["a", 2]]}, 400, "RequestError", '{"instances": [{"b64": ...'),
+    "a long text in an array": ({"body": ["a" * 10**6, *"b" * 10**5]}, 400, "RequestError", "no numbers"),
+    "a strip": (
+        {"body": bytearray(STRIP)},
+        413,
+        "ImageTooLargeError",
+        "70000 pixels long; send at most 65535",
+    ),
+    "pixels together": (
+        {"body": {"instances": [LARGE] * 5}},
+        413,
+        "ImageTooLargeError",
+        "have 120000000 pixels together; send at most 100000000",
+    ),
     "large array": ({"body": np.zeros((1001, 784)).tolist()}, 413, "TooManyImagesError", "1001 images"),
 }
 
@@ -433,6 +455,23 @@ def test_bad_requests_are_told_alone(
     assert list(answers[1]) == ["error"]
     assert answers[1]["error"]["type"] == kind
     assert message in answers[1]["error"]["message"]
+
+
+def test_a_form_with_several_files_is_answered_for_each(
+    handler: MLPHandler, expected: list[dict[str, float]]
+) -> None:
+    [answer], statuses = ask(handler, {"one": bytearray(FILES[0]), "two": bytearray(FILES[1])})
+    assert statuses == [200]
+    assert len(answer) == 2
+    assert all(map(close, answer, expected[:2]))
+
+
+def test_blanks_are_seen_to_be_no_base64_at_once() -> None:
+    started = time.perf_counter()
+    assert not is_text(b" " * 10**6 + b"*")
+    assert not is_text(b"a " * 10**6 + b"*")
+    # A pattern that tries each way to divide them takes hours.
+    assert time.perf_counter() - started < 10
 
 
 def test_a_notebook_is_told_the_same(directory: Path, handler: MLPHandler, tmp_path: Path) -> None:

@@ -26,6 +26,9 @@ FORMATS = ("PNG", "JPEG", "GIF", "BMP", "WEBP", "TIFF")
 MAX_PIXELS = 25_000_000
 """Larger images are refused before they are decoded: their pixels alone would take over 75 MB."""
 
+MAX_SIDE = 65_535
+"""As JPEG has it: a strip one pixel high costs many times the memory of a page with as many pixels."""
+
 MAX_SCANNED_PIXELS = 16 * MAX_PIXELS
 """A progressive JPEG may name any number of scans, each of which passes over all of its pixels."""
 
@@ -100,6 +103,16 @@ def decode_image(data: bytes, spec: ImageSpec, reading: Reading = AS_IT_IS) -> t
         raise ImageError(f"the image is damaged: {error}") from error
 
 
+def num_pixels(data: bytes) -> int:
+    """How many an image file says that it has; 0 for what is none."""
+    try:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            return image.width * image.height
+    # Whatever is wrong with it, `decode_image` tells.
+    except Exception:
+        return 0
+
+
 def decode_images(
     files: Sequence[bytes], spec: ImageSpec, reading: Reading = AS_IT_IS
 ) -> tuple[torch.Tensor, dict[int, ImageError]]:
@@ -138,6 +151,8 @@ def _decode_plain(
 def _check_size(image: Image.Image, data: bytes) -> None:
     if image.width * image.height > MAX_PIXELS:
         raise Image.DecompressionBombError
+    if max(image.size) > MAX_SIDE:
+        raise ImageTooLargeError(f"the image is {max(image.size)} pixels long; send at most {MAX_SIDE}")
     if image.format in ("JPEG", "MPO"):
         # Within the pixels' own data 0xFF is followed by no such byte.
         scans = data.count(b"\xff\xda")

@@ -26,6 +26,10 @@ class Array:
     where: str
     one: bool = False
 
+    def number(self, spec: ImageSpec) -> int:
+        """Of the images in it, before any of them is looked at."""
+        return len(self.values) if self.holds_many(spec) else 1
+
     def holds_many(self, spec: ImageSpec) -> bool:
         """Whether the answer is a list, also of one: the array has a dimension that counts images."""
         *_, last = shape = self.values.shape
@@ -36,6 +40,8 @@ class Array:
 
 def from_lists(values: list[Any], where: str, *, one: bool = False) -> Array:
     """Raises RequestError unless they are numbers in rows of equal length."""
+    if not _holds_numbers(values):
+        raise _no_numbers(where, "no numbers")
     try:
         array = np.array(values)
     except (ValueError, TypeError, OverflowError, RecursionError) as error:
@@ -65,13 +71,29 @@ def from_tensor(values: Any, shape: Any, datatype: Any, where: str) -> Array:
     return Array(array.reshape(shape), where)
 
 
+def _holds_numbers(values: list[Any]) -> bool:
+    """Whether lists in lists end in numbers: of texts numpy would make copies as long as the longest."""
+    waiting = [values]
+    while waiting:
+        for each in waiting.pop():
+            if type(each) is list:
+                waiting.append(each)
+            elif type(each) not in (int, float):
+                return False
+    return True
+
+
 def _checked(array: np.ndarray, where: str) -> np.ndarray:
     if array.dtype.kind not in "uif" or array.ndim > _MOST_DIMENSIONS or not array.size:
         found = (
             "no numbers" if not array.size or array.dtype.kind not in "uif" else f"{array.ndim} dimensions"
         )
-        raise RequestError(
-            f"{where} has {found} where an image should be; give rows of numbers, integers from 0 to 255 "
-            "or floats from 0 to 1"
-        )
+        raise _no_numbers(where, found)
     return array
+
+
+def _no_numbers(where: str, found: str) -> RequestError:
+    return RequestError(
+        f"{where} has {found} where an image should be; give rows of numbers, integers from 0 to 255 or "
+        'floats from 0 to 1; several files in base64 are sent as {"instances": [{"b64": ...}, ...]}'
+    )

@@ -13,6 +13,16 @@ class TooManyImagesError(ImageError):
     """A request with more images than others should wait for."""
 
 
+MAX_IMAGES = 1000
+"""Images of one request: while they are answered, others wait."""
+
+
+def check_number(number: int) -> None:
+    """Raise TooManyImagesError."""
+    if number > MAX_IMAGES:
+        raise TooManyImagesError(f"{number} images are in one request; send at most {MAX_IMAGES}")
+
+
 class NotInstalledError(ImageError):
     """A question that needs a package which the server lacks."""
 

@@ -6,15 +6,15 @@ from dataclasses import dataclass, field
 import torch
 
 from mlp_dist.core.bundle import Bundle
-from mlp_dist.core.errors import ImageError
-from mlp_dist.core.images import decode_image, decode_images
+from mlp_dist.core.errors import ImageError, ImageTooLargeError
+from mlp_dist.core.images import MAX_PIXELS, decode_image, decode_images, num_pixels
 from mlp_dist.core.inputs import read_images
 from serve.answering.arrays import Array
-from serve.answering.errors import RequestError, TooManyImagesError
+from serve.answering.errors import RequestError, check_number
 from serve.answering.requests import PLAIN, Request
 
-MAX_IMAGES = 1000
-"""Images of one request: while they are answered, others wait."""
+MAX_REQUEST_PIXELS = 4 * MAX_PIXELS
+"""Of all image files of one request: while they are decoded, others wait."""
 
 
 @dataclass(frozen=True)
@@ -62,11 +62,13 @@ def read_batch(requests: Mapping[int, Request], bundle: Bundle) -> Batch:
 
 def read_pixels(request: Request, bundle: Bundle) -> Pixels:
     """Raises ImageError, which for one of several images names it."""
-    if len(request.parts) > MAX_IMAGES:
-        raise _too_many(len(request.parts))
-    reading = bundle.reading(request.options.get("preprocess"), request.options.get("background"))
     spec = bundle.spec.image
-    many = request.protocol != PLAIN
+    arrays = [part for part in request.parts if isinstance(part, Array)]
+    files = [part for part in request.parts if isinstance(part, bytes)]
+    check_number(len(files) + sum(part.number(spec) for part in arrays))
+    _check_pixels(files)
+    reading = bundle.reading(request.options.get("preprocess"), request.options.get("background"))
+    many = request.protocol != PLAIN or len(request.parts) > 1
     read = []
     for number, part in enumerate(request.parts):
         try:
@@ -82,10 +84,7 @@ def read_pixels(request: Request, bundle: Bundle) -> Pixels:
             if len(request.parts) == 1:
                 raise
             raise type(error)(f"image {number}: {error}") from error
-    images = together(read)
-    if len(images) > MAX_IMAGES:
-        raise _too_many(len(images))
-    return Pixels(images, many)
+    return Pixels(together(read), many)
 
 
 def together(batches: Sequence[torch.Tensor]) -> torch.Tensor:
@@ -97,5 +96,10 @@ def together(batches: Sequence[torch.Tensor]) -> torch.Tensor:
     return torch.cat(list(batches))
 
 
-def _too_many(number: int) -> TooManyImagesError:
-    return TooManyImagesError(f"{number} images are in one request; send at most {MAX_IMAGES}")
+def _check_pixels(files: Sequence[bytes]) -> None:
+    """Raise ImageTooLargeError for several files that have more pixels than MAX_REQUEST_PIXELS together."""
+    number = sum(map(num_pixels, files)) if len(files) > 1 else 0
+    if number > MAX_REQUEST_PIXELS:
+        raise ImageTooLargeError(
+            f"the images of the request have {number} pixels together; send at most {MAX_REQUEST_PIXELS}"
+        )

@@ -6,12 +6,14 @@ JSON arrays; and the inference protocols that KServe speaks: v1 ({"instances": [
 """
 
 import json
+import re
+from codecs import BOM_UTF8
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from serve.answering.arrays import Array, from_lists, from_tensor
-from serve.answering.errors import RequestError
+from serve.answering.errors import RequestError, check_number
 from serve.answering.texts import decode_text, is_text
 
 IMAGE_FIELDS = ("data", "body", "image", "file", "b64", "image_bytes", "bytes")
@@ -20,6 +22,8 @@ IMAGE_FIELDS = ("data", "body", "image", "file", "b64", "image_bytes", "bytes")
 OPTIONS = ("top_k", "preprocess", "background")
 
 PLAIN, V1, V2 = "plain", "v1", "v2"
+
+_NO_LETTERS = re.compile(rb"[^\t\n\r\x20-\x7e]")
 
 _DEEPEST = 4
 """How far an image may lie inside objects in objects: {"data": {"b64": ...}} is usual."""
@@ -49,22 +53,32 @@ def read_request(row: Mapping[str, Any], headers: Mapping[str, Any]) -> Request:
     Raises ImageError, mostly of its kind RequestError.
     """
     body = row.get("body")
-    if isinstance(body, bytes | bytearray) and body[:1] in (b"{", b"["):
+    if _begins_like_json(body):
         body = _parsed(body)
     if isinstance(body, dict | list):
         request = _read_json(body)
     else:
         fields = {name: value for name, value in row.items() if name not in OPTIONS}
-        request = Request([_image(_field(fields, "the form"), "the form's field")])
-        request.options = _options(row)
+        where = "the body" if "body" in fields else "the form's field"
+        request = Request([_image(part, where) for part in _uploads(fields)], options=_options(row))
     request.options = _options(_header_options(headers)) | request.options
     return request
 
 
-def _parsed(body: bytes | bytearray) -> Any:
-    """No image begins like JSON, whatever content type it was sent with."""
+def _begins_like_json(body: Any) -> bool:
+    """As no image does, whatever content type it was sent with."""
+    if isinstance(body, str):
+        body = body[:64].encode(errors="replace")
+    return isinstance(body, bytes | bytearray) and _begun(body)[:1] in (b"{", b"[")
+
+
+def _begun(body: bytes | bytearray) -> bytes:
+    return bytes(body[:64]).removeprefix(BOM_UTF8).lstrip()
+
+
+def _parsed(body: Any) -> Any:
     try:
-        return json.loads(body)
+        return json.loads(body.removeprefix("\ufeff") if isinstance(body, str) else body)
     except (ValueError, RecursionError) as error:
         raise RequestError(f"the body begins like JSON but is none: {error}") from error
 
@@ -113,6 +127,17 @@ def _image(value: Any, where: str, *, one: bool = False, depth: int = 1) -> byte
     )
 
 
+def _uploads(fields: Mapping[str, Any]) -> list[Any]:
+    """The images of a form: where it has several fields its files, else what its only field has."""
+    files = [value for value in fields.values() if _is_file(value)]
+    return files if len(fields) > 1 and files else [_field(fields, "the form")]
+
+
+def _is_file(value: Any) -> bool:
+    """Whether these are no letters: within its first bytes each kind of image has others."""
+    return isinstance(value, bytes | bytearray) and bool(_NO_LETTERS.search(value[:16]))
+
+
 def _field(fields: Mapping[str, Any], where: str) -> Any:
     for name in IMAGE_FIELDS:
         if name in fields:
@@ -128,6 +153,7 @@ def _field(fields: Mapping[str, Any], where: str) -> Any:
 def _listed(value: Any, where: str) -> list[Any]:
     if not isinstance(value, list) or not value:
         raise RequestError(f"{where} must be a list of images, not {type(value).__name__} or empty")
+    check_number(len(value))
     return value
 
 
