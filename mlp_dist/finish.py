@@ -3,6 +3,7 @@
 import math
 import platform
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -100,13 +101,21 @@ def _summary(trainer: "Trainer", test: Evaluation) -> dict[str, float]:
         "temperature": test.temperature,
     }
     if len(trainer.data.classes) <= _MOST_CLASSES:
-        # MLflow takes no other characters in the name of a metric.
-        names = [re.sub(r"[^\w\-. /:]", "_", name) for name in trainer.data.classes]
+        names = metric_names(trainer.data.classes)
         summary |= {
             f"test_class_accuracy/{name}": accuracy
             for name, accuracy in zip(names, test.class_accuracy, strict=True)
         }
     return {name: value for name, value in summary.items() if value is not None and math.isfinite(value)}
+
+
+def metric_names(classes: Sequence[str]) -> list[str]:
+    """The classes' names as parts of a metric's: MLflow takes few characters there, and no path that leads
+    elsewhere. Where two become the same, their numbers are added.
+    """
+    names = [re.sub(r"[^\w\-. :]", "_", name) for name in classes]
+    names = [name if name.strip(".") else "_" for name in names]
+    return [name if names.count(name) == 1 else f"{name} {number}" for number, name in enumerate(names)]
 
 
 def _write_weights(directory: Path, name: str, state_dict: StateDict) -> str:

@@ -55,12 +55,16 @@ class Report:
             found = RunRecord.load(trainer.output_dir)
         except TrackingError:
             found = None
+        now = describe(trainer)
+        write_json(trainer.output_dir / CONFIG, trainer.config.to_json())
         if found is not None and found.key == trainer.run_key:
             found.open()
+            # It may go on for more epochs, or elsewhere.
+            found.name, found.description, found.tags = now.name, now.description, found.tags | now.tags
+            found.params |= now.params
             return found, False
         (trainer.output_dir / SYSTEM).unlink(missing_ok=True)
-        write_json(trainer.output_dir / CONFIG, trainer.config.to_json())
-        return describe(trainer), True
+        return now, True
 
     def epoch(self) -> None:
         """The trainer's last epoch."""
@@ -118,14 +122,17 @@ def describe(trainer: "Trainer") -> RunRecord:
             "device": trainer.device.type,
             "mean": str(data.image.mean),
             "std": str(data.image.std),
+            "num_train": len(trainer.train_set),
+            "num_val": len(trainer.val_set),
+            "num_test": len(trainer.test_set),
             "kept": "best validation accuracy" if len(trainer.val_set) else "last epoch, none was chosen",
         },
         dataset={
             "name": data.name,
             "digest": trainer.data_digest,
-            "num_train": len(trainer.train_set),
-            "num_val": len(trainer.val_set),
-            "num_test": len(trainer.test_set),
+            # What runs do with them differs, and MLflow keeps what the first has told.
+            "num_train": len(data.train),
+            "num_test": len(data.test),
         },
         artifacts=[CONFIG],
     )

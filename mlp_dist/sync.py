@@ -8,12 +8,14 @@ stdout is one JSON object with the run ids.
 """
 
 import json
+import sys
 from pathlib import Path
 
-from mlp_dist import command, progress
+from mlp_dist import colours, command, progress
+from mlp_dist.core.errors import MlpDistError, UsageError
 
 
-def main() -> None:
+def main() -> int:
     parser = command.Parser(prog="python launch/sync.py", description=__doc__)
     what = parser.add_argument_group("what is sent")
     what.add_argument(
@@ -28,15 +30,32 @@ def main() -> None:
     with progress.stages("starting"):
         from mlp_dist.tracking.sync import runs_in, sync
 
-    run_ids = []
-    directories = [run for each in args.directories for run in runs_in(each)]
+    run_ids: list[str] = []
+    directories: list[Path] = []
+    problems: list[MlpDistError] = []
+    for each in args.directories:
+        try:
+            directories += runs_in(each)
+        except UsageError as error:
+            problems.append(error)
+    # One that cannot be sent does not hold up the others.
     with progress.bar("sending", len(directories), " runs") as bar:
         for directory in directories:
-            record, run_id = sync(directory)
-            run_ids.append(run_id)
+            try:
+                record, run_id = sync(directory)
+            except MlpDistError as error:
+                problems.append(error)
+            else:
+                run_ids.append(run_id)
+                where = f"{run_id} in the experiment {record.experiment}"
+                progress.tell(f"{record.name}: {record.status}, {where}")
             bar.update()
-            progress.tell(f"{record.name}: {record.status}, {run_id} in the experiment {record.experiment}")
+    if problems and not run_ids:
+        raise problems[0]
+    for problem in problems:
+        print(colours.error(str(problem)), file=sys.stderr)
     print(json.dumps({"run_ids": run_ids}))
+    return 1 if problems else 0
 
 
 if __name__ == "__main__":

@@ -81,11 +81,15 @@ def test_a_run_says_what_it_is(trained: Trained, stored: Any) -> None:
     assert "accelerate launch launch/train.py" in tags["mlflow.note.content"]
     assert values["output_dir"] in tags["mlflow.note.content"]
     profile = json.loads(run.inputs.dataset_inputs[0].dataset.profile)
-    assert set(profile) == {"num_train", "num_val", "num_test"}
+    params = {name: int(run.data.params[name]) for name in ("num_train", "num_val", "num_test")}
+    assert profile == {
+        "num_train": params["num_train"] + params["num_val"],
+        "num_test": params["num_test"],
+    }
     images = stored.get_metric_history(run.info.run_id, "throughput/images_seen")
     steps = stored.get_metric_history(run.info.run_id, "throughput/steps_taken")
-    assert [point.value for point in images] == [profile["num_train"] * point.step for point in images]
-    assert steps[0].value == math.ceil(profile["num_train"] / 100)
+    assert [point.value for point in images] == [params["num_train"] * point.step for point in images]
+    assert steps[0].value == math.ceil(params["num_train"] / 100)
     assert "system/cpu_utilization_percentage" in run.data.metrics
 
 

@@ -30,9 +30,9 @@ class RunRecord:
     """What a run is, and how far it is; the figures of its epochs stand in metrics.jsonl beside it.
 
     `key` names the run wherever it is sent to. `parent` is the directory of the run it is nested in;
-    `dataset` has name, digest and the number of images of each part. `artifacts` are files and directories
-    here that belong to it; of the weights that were kept, `models` have name, epoch, and the directory of
-    their files.
+    `dataset` has name, digest and the number of its images, of which some may be held out. `artifacts` are
+    files and directories here that belong to it; of the weights that were kept, `models` have name, epoch and
+    the directory of their files.
     Times are milliseconds since 1970.
     """
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from mlp_dist.core.spec import SPEC
 from mlp_dist.tracking.client import asking_to, load_mlflow, making_tables, one_at_a_time, shown
 from mlp_dist.tracking.models import log_model
-from mlp_dist.tracking.record import BUNDLE, RUNNING, SYSTEM, RunRecord, write_json
+from mlp_dist.tracking.record import BUNDLE, RUNNING, SYSTEM, RunRecord, has_record, write_json
 from mlp_dist.tracking.sent import Sent
 
 if TYPE_CHECKING:
@@ -41,6 +41,9 @@ free for the kept weights'."""
 
 _KIND = {"mlflow.experimentKind": "custom_model_development"}
 """Of trainings: MLflow's page takes other experiments for conversations with language models."""
+
+_LONGEST_NAME = 250
+"""Characters of a run's name that PostgreSQL takes."""
 
 _AT_ONCE = {"metrics": 1000, "params": 100, "tags": 100}
 """What MLflow takes in one batch."""
@@ -97,13 +100,32 @@ class _Sending:
     # What it is
 
     def open(self) -> None:
+        if self.sent.run_id and not self._is_there(self.sent.run_id):
+            # The store was removed or emptied, or somebody has deleted the run.
+            self.sent = Sent(self.sent.uri, self.sent.key)
         if not self.sent.run_id:
-            parent = self.record.parent
-            tags = {"mlflow.parentRunId": self._id_of(Path(parent))} if parent is not None else {}
+            parent = self._parent()
+            tags = {"mlflow.parentRunId": self._id_of(parent)} if parent is not None else {}
             # Those that are nested in it may have come to it first, from processes of their own.
             with one_at_a_time(self.record.key):
                 self.sent.run_id = self._found() or self._created(tags)
             self.remember()
+
+    def _is_there(self, run_id: str) -> bool:
+        mlflow = load_mlflow()
+        try:
+            return bool(self.client.get_run(run_id).info.lifecycle_stage == "active")
+        except mlflow.MlflowException as error:
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise
+            return False
+
+    def _parent(self) -> Path | None:
+        """The directory of the run it is nested in: the one that it lies in, also where both were moved."""
+        if self.record.parent is None:
+            return None
+        around = self.directory.parent
+        return around if has_record(around) else Path(self.record.parent)
 
     def _experiment(self) -> str:
         name = self.record.experiment
@@ -125,8 +147,9 @@ class _Sending:
     def _created(self, tags: dict[str, str]) -> str:
         record = self.record
         tags = {KEY: record.key, **tags}
-        # PostgreSQL takes at most 250 characters.
-        run = self.client.create_run(self._experiment(), record.started_ms, tags, record.name[:250])
+        name = record.name[:_LONGEST_NAME]
+        run = self.client.create_run(self._experiment(), record.started_ms, tags, name)
+        self.sent.name = record.name
         return str(run.info.run_id)
 
     def _id_of(self, directory: Path) -> str:
@@ -138,6 +161,9 @@ class _Sending:
     def log_tags(self) -> None:
         from mlflow.entities import RunTag
 
+        if self.sent.name != self.record.name:
+            self.client.update_run(self.sent.run_id, name=self.record.name[:_LONGEST_NAME])
+            self.sent.name = self.record.name
         wanted = {**self.record.tags, "mlflow.note.content": self.record.description}
         named = [each for each in self.record.artifacts if each.startswith("tables/")]
         tables = [{"path": each, "type": "table"} for each in named]

@@ -20,6 +20,7 @@ class Sent:
     uri: str
     key: str
     run_id: str = ""
+    name: str = ""
     params: list[str] = field(default_factory=list)
     tags: dict[str, str] = field(default_factory=dict)
     epochs: int = 0
