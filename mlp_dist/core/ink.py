@@ -39,6 +39,9 @@ _SHORTEST, _LONGEST, _SOFTEST = 8, 8, 2.2
 its contrast to that over 0.7. Scattered dots are longer, light and shadow are softer.
 """
 
+_THICK, _SOFTEST_THICK = 0.3, 1.5
+"""Strokes thicker than this part of their length must be sharper: spots of light and shadow are as thick."""
+
 _BOTH_SIDES = 0.4
 """Of the contrast of ink to its paper, the least it has to what is on either side of it."""
 
@@ -67,8 +70,10 @@ def _is_drawn(ink: Bools, contrast: Floats) -> bool:
     left, top, right, bottom = bounds(ink)
     near = contrast[max(top - 2, 0) : bottom + 2, max(left - 2, 0) : right + 2]
     length, area = max(right - left, bottom - top), int(np.count_nonzero(ink))
-    sharp = int(np.count_nonzero(near > 0.3)) <= _SOFTEST * int(np.count_nonzero(near > 0.7))
-    return sharp and length >= _SHORTEST and area <= _LONGEST * length * stroke_width(ink)
+    width = stroke_width(ink)
+    softest = _SOFTEST if width <= _THICK * length else _SOFTEST_THICK
+    sharp = int(np.count_nonzero(near > 0.3)) <= softest * int(np.count_nonzero(near > 0.7))
+    return sharp and length >= _SHORTEST and area <= _LONGEST * length * width
 
 
 def stroke_width(ink: Bools) -> float:
