@@ -113,6 +113,10 @@ def run(main: Callable[[], int | None], *, at_once: bool = False) -> NoReturn:
         code = error.exit_code if isinstance(error, Interrupted) else 130
         if is_main():
             _print("", str(error) or "interrupted", *getattr(error, "__notes__", []))
+    except BrokenPipeError:
+        # Whoever read it, as `head` does, has seen enough.
+        code = 1
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except Exception as error:
         code = error.exit_code if isinstance(error, MlpDistError) else 1
         if DEBUG in sys.argv:

@@ -167,7 +167,7 @@ def _parse() -> argparse.Namespace:
         prog="python -m serve.package", usage="python -m serve.package [FLAG ...]", description=__doc__
     )
     which = parser.add_argument_group("which run (the champion, else the best by val_accuracy)")
-    which.add_argument("--run-id", metavar="ID", help="this run")
+    which.add_argument("--run-id", metavar="ID", help="this one, by its id, the beginning of it, or its name")
     which.add_argument(
         "--experiment", metavar="NAME", help=f"the best run of this experiment ({DEFAULT_EXPERIMENT})"
     )
@@ -186,7 +186,7 @@ def main() -> None:
     if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", args.model_name):
         raise UsageError(f"model-name {args.model_name!r} must be letters, digits, '-', '_' and '.'")
     with progress.stages("choosing the run"):
-        run = find.get_run(args.run_id) if args.run_id else registry.chosen_run(args.experiment, args.metric)
+        run = find.find_run(args.run_id) if args.run_id else registry.chosen_run(args.experiment, args.metric)
     print(f"packaging run {run.name} ({run.run_id}), trained on {run.dataset}", flush=True)
     result = package(run, args.model_name, args.export_path, args.data_dir)
     print(next_steps.after_packaging(Path(str(result["mar"])), MAR))

@@ -70,6 +70,8 @@ class Fuzzer:
                 problem = None if each.kind == HUGE else f"no answer: {error!r}"
                 connection.close()
                 connection = self._connect()
+            except ValueError as error:
+                problem = f"an answer that is no JSON: {error!r}"
             if problem:
                 with self._lock:
                     sent = f"{each.content_type} {each.headers and list(each.headers)} {each.body[:60]!r}"

@@ -58,6 +58,13 @@ def test_what_is_wrong_is_said_in_one_line(
     assert len(err.splitlines()) == 2
 
 
+def test_a_reader_who_has_seen_enough_is_no_error() -> None:
+    code = "from mlp_dist import command; command.run(lambda: print('line\\n' * 10**6))"
+    words = f'{sys.executable} -c "{code}" | head -n 1'
+    done = subprocess.run(["bash", "-c", words], capture_output=True, text=True, timeout=60)
+    assert (done.stdout, done.stderr) == ("line\n", "")
+
+
 def test_help_goes_to_stdout(capsys: pytest.CaptureFixture[str]) -> None:
     assert exit_code(lambda: parser().parse_args(["--help"])) == 0
     out, err = capsys.readouterr()
