@@ -46,14 +46,19 @@ class Demo:
 
 @contextmanager
 def running_demo(directory: Path, **changes: str) -> Iterator[Demo]:
-    process = subprocess.Popen(
-        [sys.executable, SCRIPT],
-        cwd=directory,
-        env=environment(**changes),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
+    # What a shell starts in the background ignores Ctrl-C, and so does all that it starts.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        process = subprocess.Popen(
+            [sys.executable, SCRIPT],
+            cwd=directory,
+            env=environment(**changes),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+    finally:
+        signal.signal(signal.SIGINT, before)
     demo = Demo(process)
     try:
         demo.wait()
