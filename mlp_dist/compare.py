@@ -14,7 +14,19 @@ from pathlib import Path
 
 from mlp_dist import colours, command, progress
 from mlp_dist.config import DEFAULT_EXPERIMENT
-from mlp_dist.core.errors import UsageError
+from mlp_dist.core.errors import PromotionError, UsageError
+
+
+def champion_id() -> str:
+    """The run's; empty where there is none."""
+    from mlp_dist.tracking import registry
+
+    try:
+        champion = registry.find_champion()
+    except PromotionError as error:
+        progress.tell_beside(f"note: {error}")
+        return ""
+    return champion.run.run_id if champion else ""
 
 
 def main() -> None:
@@ -38,13 +50,11 @@ def main() -> None:
     # mlflow takes seconds, which a mistyped flag need not wait for.
     with progress.stages("reading the runs"):
         from mlp_dist.leaderboard import boards, page, text
-        from mlp_dist.tracking import curves, find, registry
+        from mlp_dist.tracking import curves, find
 
         runs = find.experiment_runs(args.experiment)
-        champion = registry.find_champion()
-    found = boards.build_boards(
-        runs, args.metric, champion=champion.run.run_id if champion else "", top=args.top
-    )
+        champion = champion_id()
+    found = boards.build_boards(runs, args.metric, champion=champion, top=args.top)
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
     print("\n\n".join("\n".join(text.lines(board, width, colours.bold)) for board in found) or "no run")
     if args.csv:

@@ -133,7 +133,7 @@ class TrainConfig:
     """The MLflow experiment."""
 
     run_name: str | None = None
-    """None: the recipe's name and the time."""
+    """None: the recipe's name, what was chosen otherwise, and the seed."""
 
     skip_bad_images: bool = False
     """Leave images that cannot be read out of a folder, instead of stopping."""

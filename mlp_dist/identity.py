@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import mlp_dist
+from mlp_dist.data.batches import usual_val_size
 from mlp_dist.overrides import overrides
 from mlp_dist.processes import launch_command
 
@@ -21,9 +22,14 @@ _VERSIONS = ("torch", "accelerate")
 _GIT_SECONDS = 5.0
 
 
-def run_name(config: Any) -> str:
-    """The recipe, what was asked for otherwise, and the seed: "mnist lr=0.05 seed=1"."""
-    asked = {name: value for name, value in overrides(config).items() if name not in ("val_size", "seed")}
+def run_name(config: Any, num_images: int) -> str:
+    """The recipe, what was asked for otherwise, and the seed: "mnist lr=0.05 seed=1".
+
+    `num_images` are there to train on and to hold out of.
+    """
+    asked = overrides(config)
+    if config.val_size == usual_val_size(num_images):
+        asked.pop("val_size", None)
     told = [f"{name}={_short(value)}" for name, value in {**asked, "seed": config.seed}.items()]
     return " ".join([config.recipe, *told])
 

@@ -24,7 +24,7 @@ def promote(run: StoredRun, *, force: bool = False, data_dir: Path | None = None
     Raises PromotionError for such a run, what `export.export_run` does for one that is not as good as it
     reports, TrackingError where MLflow cannot be asked.
     """
-    champion = registry.find_champion()
+    champion = _champion(force)
     told: dict[str, Any] = {}
     with tempfile.TemporaryDirectory(prefix="mlp_dist-") as name:
         exported = export_run(run, Path(name) / "run", data_dir)
@@ -44,6 +44,16 @@ def promote(run: StoredRun, *, force: bool = False, data_dir: Path | None = None
         "test_accuracy": exported.test_accuracy,
         **told,
     }
+
+
+def _champion(force: bool) -> registry.Champion | None:
+    try:
+        return registry.find_champion()
+    except PromotionError as error:
+        if not force:
+            raise
+        progress.tell(f"note: {error}")
+        return None
 
 
 def _compare(

@@ -31,8 +31,8 @@ from mlp_dist.typed import as_typed
 _DYING_SECONDS = 1.0
 
 PATIENCE, IMPATIENCE = 5.0, 2.0
-"""Seconds that a run waits at its end for an MLflow that cannot be reached; and one that must stop, or has
-waited before."""
+"""Seconds that a run waits for an MLflow that cannot be reached, and one that must stop. Each time that is in
+vain it is half as long: some ten seconds in all, for however many runs."""
 
 
 class Recorder:
@@ -40,6 +40,7 @@ class Recorder:
 
     def __init__(self) -> None:
         self._connection, theirs = Pipe()
+        self.patience = PATIENCE
         words = [sys.executable, "-u", "-P", "-m", "mlp_dist.recording", str(theirs.fileno())]
         # It finds the modules that this process finds.
         path = os.pathsep.join(entry or str(Path.cwd()) for entry in sys.path)
@@ -92,6 +93,7 @@ class Recorder:
 
 
 _recorder: Recorder | None = None
+_open_runs: "dict[Path, RunTracker]" = {}
 _starting = threading.Lock()
 
 
@@ -112,10 +114,11 @@ class RunTracker:
 
     def __init__(self, directory: Path, record: RunRecord) -> None:
         self.directory, self.record = directory.absolute(), record
-        self._run_id, self._lives, self._patience = "", 3, PATIENCE
+        self._run_id, self._lives, self._has_rest = "", 3, False
         self._saved: dict[str, Any] = {}
         self._save()
         self._open()
+        _open_runs[self.directory] = self
 
     def _open(self) -> None:
         self._recorder, self._lives = start(), self._lives - 1
@@ -153,32 +156,39 @@ class RunTracker:
         return self._run_id or None
 
     def end(self, status: str) -> None:
-        """Tells on stderr where MLflow has not got all."""
+        """Tells on stderr where MLflow has not got all, of it or of those nested in it."""
         self.record.end(status)
         if status == FINISHED:
             self._save()
         else:
-            self._patience = IMPATIENCE
             # What has ended the run is told, and not that the disk is full.
             with suppress(OSError):
                 self._save()
         with progress.stages("MLflow gets the run"):
-            outcome = self._asked("end")
-        if outcome.problem:
-            rest = f"{as_typed('python launch/sync.py')} {shlex.quote(str(self.directory))}"
-            print(f"MLflow has not got all of the run; send the rest by {rest}", file=sys.stderr, flush=True)
+            outcome = self._asked("end", PATIENCE if status == FINISHED else IMPATIENCE)
+        _open_runs.pop(self.directory, None)
+        if outcome.problem or self._has_rest:
+            self._tell_rest()
 
-    def _asked(self, what: str) -> Outcome:
+    def _tell_rest(self) -> None:
+        if self.record.parent is not None and (around := _open_runs.get(Path(self.record.parent))):
+            # One command sends all.
+            around._has_rest = True
+            return
+        rest = f"{as_typed('python launch/sync.py')} {shlex.quote(str(self.directory))}"
+        print(f"MLflow has not got all of the run; send the rest by {rest}", file=sys.stderr, flush=True)
+
+    def _asked(self, what: str, patience: float = PATIENCE) -> Outcome:
         while True:
             try:
-                outcome: Outcome = self._tell(what, self._patience).result()
+                patience = min(patience, self._recorder.patience)
+                outcome: Outcome = self._tell(what, patience).result()
             except TrackingError as error:
                 if self._lives:
                     continue
                 outcome = Outcome(problem=str(error))
                 print(f"warning: {error}", file=sys.stderr, flush=True)
-            if outcome.problem:
-                self._patience = IMPATIENCE
+            self._recorder.patience = patience / 2 if outcome.problem else PATIENCE
             return outcome
 
 

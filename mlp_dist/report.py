@@ -109,7 +109,7 @@ def describe(trainer: "Trainer") -> RunRecord:
     }
     return RunRecord(
         experiment=config.experiment,
-        name=config.run_name or identity.run_name(config),
+        name=config.run_name or identity.run_name(config, len(data.train)),
         key=trainer.run_key,
         description=identity.description(trainer),
         parent=None if trainer.parent is None else str(trainer.parent.absolute()),

@@ -19,6 +19,7 @@ from mlp_dist import joining, processes
 from mlp_dist.checkpoint import Checkpoint
 from mlp_dist.config import TrainConfig
 from mlp_dist.core.errors import CheckpointError, DataError, DownloadError, UsageError
+from mlp_dist.data.batches import usual_val_size
 from mlp_dist.data.catalog import CATALOG
 from mlp_dist.data.dataset import Dataset
 from mlp_dist.data.readers import default_data_dir, prepare_dataset, read_dataset
@@ -26,9 +27,6 @@ from mlp_dist.directories import continued, find_checkpoint, new_output_dir
 from mlp_dist.network import choose_interface
 from mlp_dist.peers import Peers
 from mlp_dist.trainer import Trainer
-
-VALIDATION_SHARE = 12
-"""One training image in twelve is held out where no number was asked for."""
 
 
 def start_training(
@@ -137,7 +135,7 @@ def settle(config: TrainConfig, data: Dataset) -> tuple[TrainConfig, Dataset]:
         channels = data.image.channels
         data = replace(data, image=replace(data.image, mean=(mean,) * channels, std=(std,) * channels))
     num_images = len(data.train)
-    val_size = round(num_images / VALIDATION_SHARE) if config.val_size is None else config.val_size
+    val_size = usual_val_size(num_images) if config.val_size is None else config.val_size
     if val_size >= num_images:
         raise UsageError(
             f"val-size {val_size} leaves nothing to train on: {data.title} has {num_images} training images"

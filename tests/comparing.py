@@ -11,11 +11,12 @@ def lines(output: Path, name: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (output / name).read_text().splitlines()]
 
 
-def check_all_is_there(client: Any, run_id: str, output: Path) -> None:
-    """Every point of every metric, once, at the time when the training made it; and every file."""
+def check_all_is_there(client: Any, run_id: str, output: Path, status: str = "FINISHED") -> None:
+    """Every point of every metric, once, at the time when the training made it; and every file, where it has
+    come to its end."""
     found = client.get_run(run_id)
     record = json.loads((output / "run.json").read_text())
-    assert (found.info.status, found.info.end_time) == ("FINISHED", record["ended_ms"])
+    assert (found.info.status, found.info.end_time) == (status, record["ended_ms"])
     assert found.info.start_time == record["started_ms"]
     history, samples = lines(output, "metrics.jsonl"), lines(output, "system.jsonl")
     expected = {
@@ -35,9 +36,10 @@ def check_all_is_there(client: Any, run_id: str, output: Path) -> None:
     for metric, points in expected.items():
         logged = [(p.step, p.value, p.timestamp) for p in client.get_metric_history(run_id, metric)]
         assert sorted(logged) == points, metric
-    for folder in ("bundle", "figures", "tables", "checkpoint/best"):
-        names = {Path(item.path).name for item in client.list_artifacts(run_id, folder)}
-        assert names == {path.name for path in (output / folder).iterdir()}
     runs = client.search_runs([found.info.experiment_id], f"tags.`mlp_dist.key` = '{record['key']}'")
     assert [each.info.run_id for each in runs] == [run_id]
-    assert json.loads((output / "bundle/bundle.json").read_text())["run_id"] == run_id
+    if status == "FINISHED":
+        for folder in ("bundle", "figures", "tables", "checkpoint/best"):
+            names = {Path(item.path).name for item in client.list_artifacts(run_id, folder)}
+            assert names == {path.name for path in (output / folder).iterdir()}
+        assert json.loads((output / "bundle/bundle.json").read_text())["run_id"] == run_id

@@ -141,7 +141,7 @@ def test_the_terminal_s_width_is_kept_and_what_is_missing_is_told() -> None:
         table = narrow[2 : narrow.index("", 2)]
         assert max(map(len, table)) <= width
         assert "no room for" in narrow[-1] or "…" in narrow[-5]
-    assert narrow[-1] == "no room for id, seed, lr, test_accuracy"
+    assert narrow[-1] == "no room for seed, lr, test_accuracy, id"
 
 
 def test_csv(tmp_path: Path) -> None:

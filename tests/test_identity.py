@@ -15,12 +15,13 @@ from mlp_dist.recipes import get_recipe
         ({}, "mnist seed=0"),
         ({"lr": 0.05, "seed": 1}, "mnist lr=0.05 seed=1"),
         ({"hidden_sizes": (256, 64), "val_size": 100}, "mnist hidden_sizes=256-64 seed=0"),
+        ({"val_size": 50}, "mnist val_size=50 seed=0"),
         ({"dataset": "folder:/data/pets"}, "mnist dataset=folder:pets seed=0"),
         ({"output_dir": Path("/there"), "experiment": "x", "log_every": 5}, "mnist seed=0"),
     ],
 )
 def test_a_run_is_called_by_what_it_is(changes: dict[str, Any], name: str) -> None:
-    assert run_name(replace(get_recipe("mnist"), **changes)) == name
+    assert run_name(replace(get_recipe("mnist"), **{"val_size": 100, **changes}), 1200) == name
 
 
 def test_what_git_knows_of_a_directory(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from launching import ROOT, Trained, result, run
 from mlflow_servers import Server
 from stored_runs import digits_run, end_run, start_run
 
-from mlp_dist import load_model
+from mlp_dist import compare, load_model
 from mlp_dist.core.errors import BundleError, PromotionError, TrackingError, UsageError
 from mlp_dist.promotion import promote
 from mlp_dist.tracking import find, registry
@@ -149,6 +149,23 @@ def test_images_that_changed_are_another_data_set(store: dict[str, str]) -> None
     assert not now.is_on_data_of(before)
     assert now.is_on_data_of(replace(before, digest=""))
     assert now.is_on_data_of(replace(before, params={**run.params, "image_size": "20"}))
+
+
+def test_a_champion_of_no_run_is_replaced_by_force(
+    store: dict[str, str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = load_mlflow().MlflowClient()
+    client.create_registered_model("mlp")
+    client.create_model_version("mlp", "/somewhere/else")
+    client.set_registered_model_alias("mlp", "champion", "1")
+    good = find.get_run(store["good"])
+    with pytest.raises(PromotionError, match=r"the champion, version 1 of mlp, is of no run .* RUN --force"):
+        promote(good)
+    monkeypatch.setattr("sys.argv", ["compare", "--experiment", EXPERIMENT])
+    compare.main()
+    assert "good" in capsys.readouterr().out
+    assert promote(good, force=True)["version"] == "2"
+    assert champion().run.name == "good"
 
 
 def test_a_champion_that_cannot_be_scored_any_more(store: dict[str, str]) -> None:

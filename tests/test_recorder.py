@@ -148,6 +148,34 @@ def test_what_cannot_be_sent_stays_until_it_can(mlflow: Any, tmp_path: Path, tol
     assert (in_the_way / "config.json").read_text() == "{}"
 
 
+def test_many_runs_wait_little_where_mlflow_cannot_be_reached(
+    mlflow: Any, tmp_path: Path, told: Callable[[], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waits: list[float] = []
+    tell = recorder.RunTracker._tell
+
+    def counting(run: recorder.RunTracker, what: str, *arguments: Any) -> Any:
+        if what in ("settle", "end"):
+            waits.append(arguments[0])
+        return tell(run, what, *arguments)
+
+    monkeypatch.setattr(recorder.RunTracker, "_tell", counting)
+    monkeypatch.setattr(mlflow, "get_tracking_uri", lambda: "http://127.0.0.1:9")
+    with recorder.open_run(tmp_path, new_record()) as around, contextlib.ExitStack() as closing:
+        for number in range(5):
+            directory = tmp_path / str(number)
+            directory.mkdir()
+            nested = closing.enter_context(recorder.open_run(directory, new_record(parent=str(tmp_path))))
+            assert nested.run_id() is None
+    assert around.run_id() is None
+    assert (len(waits), waits[0]) == (12, 5.0)
+    assert sum(waits) < 10
+    said = told()
+    assert said.count("warning") == 1
+    assert said.count("send the rest by") == 1
+    assert f"send the rest by python launch/sync.py {tmp_path}\n" in said
+
+
 def test_a_picture_that_cannot_be_drawn_is_told(mlflow: Any, tmp_path: Path, told: Callable[[], str]) -> None:
     with recorder.open_run(tmp_path, new_record()) as run:
         run.draw("samples", np.zeros((2, 1, 4, 4), np.uint8), np.array([0, 7]), ("cat", "dog"))

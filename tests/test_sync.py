@@ -10,7 +10,9 @@ import pytest
 from launching import ROOT, launch, result, run
 from mlflow.utils.validation import _validate_metric_name
 
+from mlp_dist.core.errors import TrackingError
 from mlp_dist.finish import metric_names
+from mlp_dist.tracking.client import shown
 from mlp_dist.tracking.record import FINISHED, RunRecord
 from mlp_dist.tracking.send import send
 from mlp_dist.tracking.sync import runs_in, sync
@@ -85,6 +87,26 @@ def test_one_that_cannot_be_sent_holds_up_no_other(tmp_path: Path) -> None:
     assert len(json.loads(done.stdout.splitlines()[-1])["run_ids"]) == 2
     assert "b/run.json cannot be read" in done.stderr
     assert "d holds no run: there is no run.json in it" in done.stderr
+
+
+def test_a_deleted_experiment_is_told_with_what_brings_it_back(mlflow: Any, tmp_path: Path) -> None:
+    number = mlflow.create_experiment("gone")
+    mlflow.delete_experiment(number)
+    RunRecord(experiment="gone", name="n", key="k").save(tmp_path)
+    with pytest.raises(TrackingError, match=f"'gone' was deleted; .*restore --experiment-id {number}"):
+        send(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("uri", "told"),
+    [
+        ("postgresql://me:secret@there:5/x", "postgresql://me:***@there:5/x"),
+        ("postgresql://there/x?user=me&password=secret&a=b", "postgresql://there/x?user=me&password=***&a=b"),
+        ("http://127.0.0.1:5000", "http://127.0.0.1:5000"),
+    ],
+)
+def test_no_password_is_shown(uri: str, told: str) -> None:
+    assert shown(uri) == told
 
 
 def test_class_names_become_names_of_metrics() -> None:

@@ -22,6 +22,11 @@ def generator(seed: int, *stream: int) -> torch.Generator:
     return torch.Generator().manual_seed(int(state))
 
 
+def usual_val_size(num_images: int) -> int:
+    """Of so many training images the number held out where none was asked for: one in twelve."""
+    return round(num_images / 12)
+
+
 def split_validation(train: ImageSet, val_size: int) -> tuple[ImageSet, ImageSet]:
     """(the rest, `val_size` held out images).
 

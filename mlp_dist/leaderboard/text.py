@@ -16,8 +16,8 @@ _LEAST = 9
 
 _GAP = "  "
 
-_FIRST_OUT = ("best_epoch", "best_val_loss", "id")
-"""What a narrow terminal does without first."""
+_FIRST_OUT, _LAST_OUT = ("best_epoch", "best_val_loss"), ("status", "id")
+"""What a narrow terminal does without first, and last: a run is named to other commands by its id."""
 
 Table = dict[str, list[str]]
 """Headings and the cells below them."""
@@ -69,7 +69,7 @@ def _table(board: Board) -> Table:
 def _fit(table: Table, board: Board, width: int) -> list[str]:
     """Make the table so narrow, where that can be; returns the columns that it has no more."""
     left_out = []
-    for name in [*_FIRST_OUT, *board.columns[::-1], *board.figures[::-1], "status"]:
+    for name in [*_FIRST_OUT, *board.columns[::-1], *board.figures[::-1], *_LAST_OUT]:
         if _width(table) - _cell_width("run", table["run"]) + _SHORTEST <= width:
             break
         if name in table:

@@ -121,7 +121,7 @@ def one_asking_to(what: str) -> Iterator[str]:
 
 def shown(uri: str) -> str:
     """Without the password that may stand in it."""
-    return re.sub(r"(//[^:/@]*):[^@/]*@", r"\1:***@", uri)
+    return re.sub(r"(//[^:/@]*:)[^@/]*(?=@)|([?&]password=)[^&]*", r"\1\2***", uri)
 
 
 def reason(error: BaseException) -> str:

@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 from mlp_dist import progress
 from mlp_dist.config import DEFAULT_EXPERIMENT
+from mlp_dist.core.errors import PromotionError
 from mlp_dist.tracking.client import load_mlflow, one_asking_to
 from mlp_dist.tracking.find import StoredRun, best_beside, best_run, download_bundle, stored
 from mlp_dist.tracking.models import BEST, FIGURES, find_model, log_model
+from mlp_dist.typed import as_typed
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -57,7 +59,7 @@ def chosen_run(experiment: str | None = None, metric: str | None = None) -> Stor
 
 
 def find_champion() -> Champion | None:
-    """None where no run was promoted yet. Raises TrackingError where MLflow has its run no more."""
+    """None where no run was promoted yet. Raises PromotionError where its run is not there."""
     mlflow = load_mlflow()
     with one_asking_to("be asked"):
         client = mlflow.MlflowClient()
@@ -67,7 +69,15 @@ def find_champion() -> Champion | None:
             if error.error_code not in _NOT_THERE:
                 raise
             return None
-        run = stored(client.get_run(version.run_id))
+        try:
+            run = stored(client.get_run(version.run_id or "none"))
+        except mlflow.MlflowException as error:
+            if error.error_code not in _NOT_THERE:
+                raise
+            raise PromotionError(
+                f"the champion, version {version.version} of {MODEL}, is of no run that MLflow has; "
+                f"{as_typed('python launch/promote.py')} RUN --force makes another run it"
+            ) from error
     return Champion(str(version.version), replace(run, bundle=f"models:/{MODEL}/{version.version}"))
 
 

@@ -10,6 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mlp_dist.core.errors import TrackingError
 from mlp_dist.core.spec import SPEC
 from mlp_dist.tracking.client import asking_to, load_mlflow, making_tables, one_at_a_time, shown
 from mlp_dist.tracking.models import log_model
@@ -130,6 +131,11 @@ class _Sending:
     def _experiment(self) -> str:
         name = self.record.experiment
         if found := self.client.get_experiment_by_name(name):
+            if found.lifecycle_stage != "active":
+                raise TrackingError(
+                    f"MLflow cannot take the run: its experiment {name!r} was deleted; bring it back by "
+                    f"mlflow experiments restore --experiment-id {found.experiment_id}"
+                )
             return str(found.experiment_id)
         try:
             return str(self.client.create_experiment(name, tags=_KIND))
