@@ -9,7 +9,8 @@ import signal
 import sys
 import textwrap
 import traceback
-from collections.abc import Callable, Sequence
+from argparse import SUPPRESS
+from collections.abc import Callable, Iterator, Sequence
 from types import FrameType
 from typing import Any, NoReturn
 
@@ -27,12 +28,16 @@ _SMALLER = "a training needs less with a smaller --batch-size or --hidden-sizes"
 class Parser(argparse.ArgumentParser):
     """argparse's, without abbreviations; what is misspelt is told with the nearest that there is.
 
-    Each has the flag --debug, which `run` minds.
+    Each has the flag --debug, which `run` minds. Where `often` names some of its flags, as lr, --help shows
+    these and --help-all shows all.
     """
 
-    def __init__(self, **options: Any) -> None:
+    def __init__(self, *, often: Sequence[str] = (), **options: Any) -> None:
         super().__init__(allow_abbrev=False, formatter_class=_Formatter, **options)
+        if often:
+            self.add_argument("--help-all", action=_HelpAll, help="show all flags and exit")
         self.add_argument(DEBUG, action=_Minded, help="show where an error comes from")
+        self._often = often and ("help", SUPPRESS, *often)
 
     def parse_known_args(  # type: ignore[override]
         self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
@@ -51,6 +56,11 @@ class Parser(argparse.ArgumentParser):
             raise argparse.ArgumentError(action, f"invalid choice: {told}")
 
     def format_help(self) -> str:
+        rare = [each for each in self._actions if self._often and each.dest not in self._often]
+        with _left_out(rare):
+            return self.format_whole_help()
+
+    def format_whole_help(self) -> str:
         return as_typed(super().format_help())
 
     def error(self, message: str) -> NoReturn:
@@ -59,15 +69,32 @@ class Parser(argparse.ArgumentParser):
         raise SystemExit(2)
 
 
+@contextlib.contextmanager
+def _left_out(actions: Sequence[argparse.Action]) -> Iterator[None]:
+    """A help page that is written inside does not show them."""
+    told = [action.help for action in actions]
+    for action in actions:
+        action.help = SUPPRESS
+    yield
+    for action, text in zip(actions, told, strict=True):
+        action.help = text
+
+
 class _Minded(argparse.Action):
     """A flag that is looked for in sys.argv: errors may come before it is read."""
 
     def __init__(self, option_strings: Sequence[str], dest: str, **options: Any) -> None:
-        options["default"] = argparse.SUPPRESS
-        super().__init__(option_strings, argparse.SUPPRESS, nargs=0, **options)
+        options["default"] = SUPPRESS
+        super().__init__(option_strings, SUPPRESS, nargs=0, **options)
 
     def __call__(self, *_: Any) -> None:
         pass
+
+
+class _HelpAll(_Minded):
+    def __call__(self, parser: Any, *_: Any) -> NoReturn:
+        print(parser.format_whole_help(), end="")
+        raise SystemExit(0)
 
 
 class _Formatter(argparse.RawDescriptionHelpFormatter):

@@ -41,8 +41,16 @@ POPULATION = ("population", "sweep")
 """The flags that ask for several members."""
 
 
+OFTEN = (
+    *("recipe", "list_recipes", "hidden_sizes", "optimizer", "lr", "batch_size", "epochs", "seed"),
+    *("dataset", "val_size", "output_dir", "experiment", "resume"),
+)
+"""The flags that --help shows."""
+
+
 def parse() -> argparse.Namespace:
     parser = command.Parser(
+        often=OFTEN,
         prog="accelerate launch launch/train.py",
         usage="accelerate launch launch/train.py [FLAG ...]",
         description=__doc__,

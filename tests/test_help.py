@@ -1,3 +1,4 @@
+import dataclasses
 import functools
 import importlib
 import re
@@ -11,12 +12,13 @@ from accelerate.commands.launch import launch_command_parser
 from launching import environment
 
 from mlp_dist import command
+from mlp_dist.config import TrainConfig
 
 ROOT = Path(__file__).resolve().parents[1]
 WIDTH = 80
 ACTIONS = ("start", "status", "logs", "stop", "deploy")
 HEIGHTS = {
-    "launch/train.py": 76,
+    "launch/train.py": 41,
     **dict.fromkeys((f"launch/{name}.py" for name in ("sweep", "compare", "promote", "sync")), 33),
     **dict.fromkeys(("launch/show_data.py", "launch/demo.py"), 33),
     **dict.fromkeys(
@@ -55,11 +57,29 @@ def test_help_fits_a_screen_and_has_examples(name: str) -> None:
     assert (1 if _is_action(name) else 2) <= len(examples(page(name))) <= 3
 
 
+def test_all_flags_of_the_training_are_told_at_once() -> None:
+    done = subprocess.run(
+        [sys.executable, "launch/train.py", "--help-all"],
+        cwd=ROOT,
+        env=environment(COLUMNS=str(WIDTH)),
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    flags = set(re.findall(r"^  (?:-h, )?(--[\w-]+)", done.stdout, flags=re.M))
+    others = {"--help", "--help-all", "--debug", "--list-recipes", "--resume", "--population", "--sweep"}
+    fields = {f"--{field.name.replace('_', '-')}" for field in dataclasses.fields(TrainConfig)}
+    assert flags == fields - {"--fallback-dataset"} | others
+    assert [line for line in done.stdout.splitlines() if len(line) > WIDTH] == []
+    told = set(re.findall(r"^  (?:-h, )?(--[\w-]+)", page("launch/train.py"), flags=re.M))
+    assert {"--help-all", "--lr"} < told < flags
+
+
 @pytest.mark.parametrize("name", HEIGHTS)
 def test_flags_are_in_groups_and_each_says_what_it_does(name: str) -> None:
     _, _, told = page(name).partition("\noptions:\n")
     alone, _, _ = told.partition("\n\n")
-    assert len(alone.splitlines()) == 2 or _is_action(name)
+    assert len(alone.splitlines()) == 2 + (name == "launch/train.py") or _is_action(name)
     flags = re.findall(r"^  (-.*|[A-Z_.]{2,}.*)$", told, flags=re.M)
     # What does not fit beside a long one stands below it.
     assert [flag for flag in flags if not re.search(r"\S {2,}\S", flag) and flag != "ACTION"] == []

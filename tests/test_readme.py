@@ -49,7 +49,7 @@ def test_the_tree_is_what_stands_here() -> None:
 
 @pytest.mark.slow
 def test_every_flag_of_the_training_is_known() -> None:
-    words = [sys.executable, str(ROOT / "launch/train.py"), "--help"]
+    words = [sys.executable, str(ROOT / "launch/train.py"), "--help-all"]
     help_text = subprocess.run(words, capture_output=True, text=True, check=True).stdout
     flags = {
         flag

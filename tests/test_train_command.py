@@ -150,12 +150,6 @@ def test_list_recipes(tmp_path: Path) -> None:
     assert "397,510" in done.stdout
 
 
-def test_help_fits_a_page(tmp_path: Path) -> None:
-    done = train("--help", cwd=tmp_path, COLUMNS="100")
-    assert done.returncode == 0
-    assert len(done.stdout.splitlines()) <= 66
-
-
 def dead_proxy() -> dict[str, str]:
     """A network that refuses every connection."""
     with socket.socket() as free:
