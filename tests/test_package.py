@@ -107,6 +107,10 @@ DAMAGE: dict[str, tuple[Callable[[dict[str, bytes]], object], str]] = {
     ),
     "core": (lambda files: files.pop("mlp_dist/core/images.py"), "mlp_dist/core/images.py was missing"),
     "another": (lambda files: files.update({"a.py": b"", "b/c.py": b""}), "a.py, b/c.py were added"),
+    "compiled": (
+        lambda files: files.update({"mlp_dist/core/__pycache__/images.cpython-311.pyc": b""}),
+        "mlp_dist/core/__pycache__/images.cpython-311.pyc was added",
+    ),
     "sums": (
         lambda files: files.update({MANIFEST: files[MANIFEST].replace(b'"sha256"', b'"sha255"')}),
         "has no sha256 of the archive's files",

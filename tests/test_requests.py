@@ -141,6 +141,9 @@ def test_protocol_v1(handler: MLPHandler, expected: list[dict[str, float]], inst
 INPUTS = {
     "bytes": [{"name": "x", "shape": [3], "datatype": "BYTES", "data": TEXTS}],
     "uint8": [{"name": "x", "shape": [3, 28, 28], "datatype": "UINT8", "data": LISTS}],
+    "255.0": [
+        {"name": "x", "shape": [3, 28, 28], "datatype": "UINT8", "data": PIXELS.astype(float).tolist()}
+    ],
     "flat": [{"name": "x", "shape": [3, 784], "datatype": "INT32", "data": PIXELS.flatten().tolist()}],
     "fp32": [{"name": "x", "shape": [3, 1, 28, 28], "datatype": "FP32", "data": (PIXELS / 255).tolist()}],
     "uint16": [
@@ -413,13 +416,31 @@ BAD = {
         {"body": {"inputs": [{"shape": [2, 28, 28], "datatype": "UINT8", "data": LISTS[0]}]}},
         400,
         "RequestError",
-        "784 numbers, but its shape [2, 28, 28] needs 1568",
+        "784 elements, but its shape [2, 28, 28] needs 1568",
     ),
     "negative shape": (
         {"body": {"inputs": [{"shape": [-1], "datatype": "UINT8", "data": [1]}]}},
         400,
         "RequestError",
         "numbers above 0",
+    ),
+    "binary": (
+        {"body": {"inputs": [{"shape": [1], "datatype": "UINT8", "parameters": {"binary_data_size": 784}}]}},
+        400,
+        "RequestError",
+        "needs shape, datatype and data; binary tensors are not taken: send the numbers as JSON",
+    ),
+    "shape of bytes": (
+        {"body": {"inputs": [{"shape": [2], "datatype": "BYTES", "data": [TEXT]}]}},
+        400,
+        "RequestError",
+        "1 elements, but its shape [2] needs 2",
+    ),
+    "beyond numbers": (
+        {"body": {"inputs": [{"shape": [2], "datatype": "UINT8", "data": [float("inf"), float("nan")]}]}},
+        400,
+        "RequestError",
+        "numbers that are not whole",
     ),
     "not whole": (
         {"body": {"inputs": [{"shape": [1, 1], "datatype": "UINT8", "data": [0.5]}]}},

@@ -31,7 +31,7 @@ _SHARE = 0.15
 _ALONG_BORDER = 0.4
 """The most of a part's outline that may lie on the picture's border."""
 
-LEAST_CONTRAST, _LEAST_DEVIATIONS = 10.0, 6.0
+LEAST_CONTRAST, _LEAST_DEVIATIONS = 18.0, 7.0
 """Ink stands out from its paper by so many gray levels, and so many times the paper's own deviation."""
 
 _SHORTEST, _LONGEST, _SOFTEST = 8, 8, 2.2
@@ -39,7 +39,7 @@ _SHORTEST, _LONGEST, _SOFTEST = 8, 8, 2.2
 its contrast to that over 0.7. Scattered dots are longer, light and shadow are softer.
 """
 
-_THICK, _SOFTEST_THICK = 0.3, 1.5
+_THICK, _SOFTEST_THICK = 0.3, 1.4
 """Strokes thicker than this part of their length must be sharper: spots of light and shadow are as thick."""
 
 _BOTH_SIDES = 0.4

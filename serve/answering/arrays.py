@@ -13,6 +13,9 @@ _FLOATS = ("FP16", "FP32", "FP64")
 _INTEGERS = ("UINT8", "UINT16", "UINT32", "UINT64", "INT8", "INT16", "INT32", "INT64")
 """Of protocol v2, the types of numbers that images are made of."""
 
+_MOST = np.iinfo(np.uint16).max
+"""What an integer is at most."""
+
 _MOST_DIMENSIONS = 4
 
 
@@ -54,21 +57,29 @@ def from_tensor(values: Any, shape: Any, datatype: Any, where: str) -> Array:
     if datatype not in (*_FLOATS, *_INTEGERS):
         known = ", ".join(("BYTES", *_FLOATS, *_INTEGERS))
         raise RequestError(f"{where} has the datatype {str(datatype)[:40]!r}; give one of {known}")
-    counts = isinstance(shape, list) and all(type(size) is int and size > 0 for size in shape)
-    if not counts or not 1 <= len(shape) <= _MOST_DIMENSIONS or not isinstance(values, list):
-        raise RequestError(
-            f"{where} needs its shape as a list of 1 to 4 numbers above 0, and its data as a list"
-        )
+    if not isinstance(values, list):
+        raise RequestError(f"{where} needs its data as a list")
     array = from_lists(values, where).values
-    if prod(shape) != array.size:
-        raise RequestError(f"{where} has {array.size} numbers, but its shape {shape} needs {prod(shape)}")
+    check_shape(shape, array.size, where)
     if datatype in _FLOATS:
-        array = array.astype(np.float64)
-    elif array.dtype.kind == "f":
-        raise RequestError(f"{where} has the datatype {datatype}, but numbers that are not whole")
-    elif datatype == "UINT16" and array.min() >= 0 and array.max() <= np.iinfo(np.uint16).max:
+        return Array(array.astype(np.float64).reshape(shape), where)
+    if array.dtype.kind == "f":
+        # Some programs write 255.0 for 255.
+        if not ((np.trunc(array) == array) & (np.abs(array) <= _MOST)).all():
+            raise RequestError(f"{where} has the datatype {datatype}, but numbers that are not whole")
+        array = array.astype(np.int64)
+    if datatype == "UINT16" and array.min() >= 0 and array.max() <= _MOST:
         array = array.astype(np.uint16)
     return Array(array.reshape(shape), where)
+
+
+def check_shape(shape: Any, size: int, where: str) -> None:
+    """Raise RequestError unless a tensor of protocol v2 with so many elements may have this shape."""
+    counts = isinstance(shape, list) and all(type(each) is int and each > 0 for each in shape)
+    if not counts or not 1 <= len(shape) <= _MOST_DIMENSIONS:
+        raise RequestError(f"{where} needs its shape as a list of 1 to 4 numbers above 0")
+    if prod(shape) != size:
+        raise RequestError(f"{where} has {size} elements, but its shape {shape} needs {prod(shape)}")
 
 
 def _holds_numbers(values: list[Any]) -> bool:

@@ -20,13 +20,13 @@ class ArchiveError(Exception):
 def sha256_sums(directory: Path) -> dict[str, str]:
     """The sha256 of each file under `directory` but the manifest, by name, and in its order.
 
-    What Python compiles on import is no part of an archive.
+    The handler, which Python has compiled by then, is no part of it a second time.
     """
     files = {path.relative_to(directory).as_posix(): path for path in directory.rglob("*") if path.is_file()}
     return {
         name: hashlib.sha256(path.read_bytes()).hexdigest()
         for name, path in sorted(files.items())
-        if name != MANIFEST and path.parent.name != "__pycache__"
+        if name != MANIFEST and path.parent != directory / "__pycache__"
     }
 
 

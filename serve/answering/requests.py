@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from serve.answering.arrays import Array, from_lists, from_tensor
+from serve.answering.arrays import Array, check_shape, from_lists, from_tensor
 from serve.answering.errors import RequestError, check_number
 from serve.answering.texts import decode_text, is_text
 
@@ -104,9 +104,12 @@ def _read_json(body: dict[str, Any] | list[Any]) -> Request:
 def _input(value: Any, where: str) -> list[bytes | Array]:
     """The images of a tensor of protocol v2."""
     if not isinstance(value, dict) or not {"shape", "datatype", "data"} <= set(value):
-        raise RequestError(f"{where} needs shape, datatype and data (in JSON, not in binary)")
+        binary = isinstance(value, dict) and "binary_data_size" in str(value.get("parameters"))
+        told = "; binary tensors are not taken: send the numbers as JSON" if binary else ""
+        raise RequestError(f"{where} needs shape, datatype and data{told}")
     if value["datatype"] == "BYTES":
         texts = _listed(value["data"], f"{where}.data")
+        check_shape(value["shape"], len(texts), where)
         return [_image(each, f"{where}.data[{number}]") for number, each in enumerate(texts)]
     return [from_tensor(value["data"], value["shape"], value["datatype"], where)]
 
