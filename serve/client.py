@@ -272,6 +272,8 @@ def main() -> int:
     )
     args = parser.parse_args()
     missing = [str(path) for path in [*args.images, args.key_file] if path and not path.is_file()]
+    if directories := [path for path in args.images if path.is_dir()]:
+        raise UsageError(f"{directories[0]} is a directory; name the images in it, as {directories[0]}/*.png")
     if missing:
         raise UsageError(f"no such file: {', '.join(missing)}")
 

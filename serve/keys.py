@@ -51,8 +51,13 @@ def read_key(path: Path, kind: str = "inference") -> Key:
             datetime.fromisoformat(expires) if expires else None,
             values.get("API", {}).get("key"),
         )
-    except (OSError, KeyError, TypeError, ValueError, AttributeError) as error:
-        raise KeyFileError(f"{path} is not a key file of TorchServe ({error!r})") from error
+    except OSError as error:
+        raise KeyFileError(f"the key file {path} cannot be read: {error.strerror}") from error
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise KeyFileError(
+            f"{path} is not a key file of TorchServe: no {kind} key is found in it; "
+            "name TorchServe's key_file.json, which lies where it was started"
+        ) from error
 
 
 def renew(

@@ -141,8 +141,13 @@ def package(
         begin("its answer")
         check_archive(mar, exported.bundle, directory)
         place = export_path / mar.name
-        with replacing_file(place) as temporary:
-            shutil.copyfile(mar, temporary)
+        try:
+            with replacing_file(place) as temporary:
+                shutil.copyfile(mar, temporary)
+        except OSError as error:
+            raise PackagingError(
+                f"{place} cannot be written ({error.strerror}); choose another --export-path"
+            ) from error
         return {
             "mar": str(place),
             "run_id": run.run_id,

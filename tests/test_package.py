@@ -201,6 +201,13 @@ def test_a_mistake_leaves_the_archive_that_was_there(
     assert (tmp_path / "mlp.mar").read_text() == "what was there"
 
 
+def test_a_place_that_cannot_be_written_is_named(trained: Trained) -> None:
+    done = package(trained, export_path=Path("/proc/x"))
+    assert done.returncode == 1
+    told = "/proc/x/mlp.mar cannot be written (No such file or directory); choose another --export-path"
+    assert f"error: {told}\n" in done.stderr
+
+
 @pytest.mark.parametrize("damage", ["weights.pt", "test_accuracy"])
 def test_a_bundle_changed_in_the_store_is_refused(damage: str, trained: Trained, tmp_path: Path) -> None:
     # MLflow's store holds absolute paths, so the artifacts are changed where they lie, and put back.
