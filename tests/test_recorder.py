@@ -215,6 +215,20 @@ def test_the_recorder_has_no_torch(mlflow: Any, tmp_path: Path) -> None:
     assert (tmp_path / "figures/samples.png").exists()
 
 
+def test_a_training_never_waits_for_a_recorder_that_stands_still(mlflow: Any, tmp_path: Path) -> None:
+    with recorder.open_run(tmp_path, new_record()) as run:
+        process = recorder_of(psutil.Process())
+        process.suspend()
+        try:
+            for epoch in range(1, 101):
+                write_epochs(tmp_path, epoch)
+                run.changed()
+            assert process.status() == psutil.STATUS_STOPPED
+        finally:
+            process.resume()
+    assert len(points(mlflow, run.run_id(), "train/loss")) == 100
+
+
 def test_a_recorder_that_is_killed_is_started_again(mlflow: Any, tmp_path: Path) -> None:
     with recorder.open_run(tmp_path, new_record()) as run:
         first = run.run_id()
