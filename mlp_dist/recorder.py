@@ -30,9 +30,10 @@ from mlp_dist.typed import as_typed
 
 _DYING_SECONDS = 1.0
 
-PATIENCE, IMPATIENCE = 5.0, 2.0
-"""Seconds that a run waits for an MLflow that cannot be reached, and one that must stop. Each time that is in
-vain it is half as long: some ten seconds in all, for however many runs."""
+PATIENCE, IMPATIENCE, LEAST_PATIENCE = 5.0, 2.0, 0.25
+"""Seconds that a run waits for an MLflow that cannot be reached, and one that must stop. Where that was in
+vain, it and those nested in the same run wait half as long the next time, down to the last.
+"""
 
 
 class Recorder:
@@ -118,6 +119,8 @@ class RunTracker:
         self._saved: dict[str, Any] = {}
         self._save()
         self._open()
+        if record.parent is None:
+            self._recorder.patience = PATIENCE
         _open_runs[self.directory] = self
 
     def _open(self) -> None:
@@ -188,7 +191,7 @@ class RunTracker:
                     continue
                 outcome = Outcome(problem=str(error))
                 print(f"warning: {error}", file=sys.stderr, flush=True)
-            self._recorder.patience = patience / 2 if outcome.problem else PATIENCE
+            self._recorder.patience = max(patience / 2, LEAST_PATIENCE) if outcome.problem else PATIENCE
             return outcome
 
 

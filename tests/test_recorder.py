@@ -168,8 +168,8 @@ def test_many_runs_wait_little_where_mlflow_cannot_be_reached(
             nested = closing.enter_context(recorder.open_run(directory, new_record(parent=str(tmp_path))))
             assert nested.run_id() is None
     assert around.run_id() is None
-    assert (len(waits), waits[0]) == (12, 5.0)
-    assert sum(waits) < 10
+    assert (waits[:3], waits[-3:]) == ([5.0, 2.5, 1.25], [0.25] * 3)
+    assert len(waits) == 12
     said = told()
     assert said.count("warning") == 1
     assert said.count("send the rest by") == 1
