@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from mlp_dist.config import DEFAULT_EXPERIMENT
+from mlp_dist.tracking.client import shown as without_password
+from mlp_dist.tracking.record import has_record
 from mlp_dist.typed import as_typed_here
 
 SERVE = "python -m serve.server start"
@@ -20,7 +22,9 @@ def after_training(run_id: str | None, output_dir: str, experiment: str) -> str:
         compare += ["--experiment", experiment]
     steps = {"compare": _stored(compare)}
     if run_id is None:
-        sync = ["python", "launch/sync.py", _short(output_dir)]
+        # With the run that it is nested in come all the others.
+        around = Path(output_dir).parent
+        sync = ["python", "launch/sync.py", _short(around if has_record(around) else output_dir)]
         return _told({"send to MLflow": _stored(sync), **steps})
     package = ["python", "-m", "serve.package", "--run-id", run_id]
     return _told({**steps, "package": _stored(package), "serve": SERVE})
@@ -48,7 +52,7 @@ def _told(steps: Mapping[str, str]) -> str:
 def _stored(words: list[str]) -> str:
     """The command with the store that this one was given; one with a password in it is not shown."""
     uri = os.environ.get(_STORE, "")
-    store = f"{_STORE}={shlex.quote(uri)} " if uri and "@" not in uri else ""
+    store = f"{_STORE}={shlex.quote(uri)} " if uri and uri == without_password(uri) else ""
     return store + shlex.join(words)
 
 

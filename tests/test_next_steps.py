@@ -8,6 +8,7 @@ from launching import DATASET, result, train
 from terminals import Seen, in_terminal
 
 from mlp_dist import next_steps
+from mlp_dist.tracking.record import RunRecord
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -78,6 +79,13 @@ def test_what_is_not_the_default_is_named(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.chdir(tmp_path)
     told = "\n" + next_steps.after_training("8f3a", str(ROOT / "outputs/one"), "mlp_dist")
     assert steps(told)["compare"] == "python -m mlp_dist.compare"
+
+
+def test_runs_that_are_nested_are_sent_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    RunRecord(experiment="x", name="population", key="k").save(tmp_path)
+    told = "\n" + next_steps.after_training(None, str(tmp_path / "member-02"), "mlp_dist")
+    assert steps(told)["send to MLflow"] == "python -m mlp_dist.sync ."
 
 
 def test_other_archives_and_models_are_named() -> None:
