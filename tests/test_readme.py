@@ -47,20 +47,31 @@ def test_the_tree_is_what_stands_here() -> None:
     assert tree() == expected
 
 
+COMMAND = re.compile(
+    r"(?P<name>launch/\w+\.py|-m (?:mlp_dist|serve|benchmarks|tests)\.\w+(?: (?:start|deploy|logs))?)"
+    r"(?P<rest>[^#|;&`]*)"
+)
+
+
+def flags_by_command() -> dict[str, set[str]]:
+    """The flags that the pages give to each command of the project, also where nothing executes them."""
+    found: dict[str, set[str]] = {}
+    for line in "\n".join(BLOCKS).replace("\\\n", " ").splitlines():
+        for each in COMMAND.finditer(line):
+            flags = re.findall(r"(?<!\S)\[?(--[\w-]+)", each["rest"])
+            found.setdefault(each["name"], set()).update(flags)
+    return {name: flags for name, flags in found.items() if flags}
+
+
 @pytest.mark.slow
-def test_every_flag_of_the_training_is_known() -> None:
-    words = [sys.executable, str(ROOT / "launch/train.py"), "--help-all"]
-    help_text = subprocess.run(words, capture_output=True, text=True, check=True).stdout
-    flags = {
-        flag
-        for line in PAGES.splitlines()
-        if "launch/train.py" in line
-        for flag in re.findall(r"train\.py (.*)", line)
-    }
-    used = {flag for text in flags for flag in re.findall(r"--[\w-]+", text)}
-    assert used
-    for flag in used:
-        assert flag in help_text, flag
+@pytest.mark.parametrize(("name", "flags"), flags_by_command().items())
+def test_every_flag_that_a_page_names_is_known(name: str, flags: set[str]) -> None:
+    wanted = "--help-all" if name in ("launch/train.py", "-m mlp_dist.train") else "--help"
+    done = subprocess.run(
+        [sys.executable, *name.split(), wanted], cwd=ROOT, capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 0, done.stderr
+    assert flags <= set(re.findall(r"--[\w-]+", done.stdout))
 
 
 def test_every_file_that_a_command_names_is_there() -> None:
