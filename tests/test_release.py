@@ -13,10 +13,12 @@ import tarfile
 import zipfile
 from collections.abc import Iterator
 from datetime import date
+from importlib.metadata import distributions
 from pathlib import Path
 
 import pytest
 from launching import BIN, ROOT, environment, result, run
+from packaging.specifiers import SpecifierSet
 
 import mlp_dist
 
@@ -30,6 +32,12 @@ LEFT_BEHIND = (
     *("mlp_dist/__pycache__/x.pyc", "tests/__pycache__/x.pyc", "launch/__pycache__/x.pyc"),
 )
 """What a checkout in use holds beside its files."""
+
+
+def test_what_is_pinned_installs_on_the_oldest_python_that_is_promised() -> None:
+    wanted = {each.name: each.metadata["Requires-Python"] for each in distributions()}
+    assert wanted["mlp_dist"] == ">=3.11"
+    assert {name: text for name, text in wanted.items() if "3.11.0" not in SpecifierSet(text or "")} == {}
 
 
 def tracked() -> list[str]:
