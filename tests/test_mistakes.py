@@ -64,10 +64,7 @@ MISTAKES = {
     "-m serve.client seven.png": (2, "no such file: seven.png"),
     "-m serve.client .": (2, ". is a directory; name the images in it, as ./*.png"),
     "-m serve.client page.png --key-file key.json": (2, "no such file: key.json"),
-    "-m serve.client page.png --key-file keys.json": (
-        1,
-        "TorchServe: no inference key is found in it; name",
-    ),
+    "-m serve.client page.png --key-file keys.json": (1, "keys.json is not a key file"),
     # Servers that are none
     "-m serve.client page.png --url ftp://host": (2, "it looks like http://127.0.0.1:8080"),
     "-m serve.client page.png --url http://127.0.0.1:9": (1, "; start the server: torchserve --start"),

@@ -90,7 +90,7 @@ def slowed(process: "subprocess.Popen[str]") -> Iterator[None]:
 
 
 def wait_until(happened: Callable[[], bool], process: "subprocess.Popen[str]", cwd: Path) -> None:
-    deadline = time.monotonic() + 240
+    deadline = time.monotonic() + 60
     while not happened():
         assert process.poll() is None, (cwd / "err").read_text()
         assert time.monotonic() < deadline, (cwd / "err").read_text()
@@ -106,7 +106,7 @@ def sent_epochs(output: Path) -> int:
 
 def finished(process: "subprocess.Popen[str]", cwd: Path) -> tuple[dict[str, Any], str]:
     """What it printed last, and all that it said beside."""
-    assert process.wait(240) == 0, (cwd / "err").read_text()
+    assert process.wait(120) == 0, (cwd / "err").read_text()
     values = json.loads((cwd / "out").read_text().splitlines()[-1])
     return values, (cwd / "err").read_text()
 
@@ -146,7 +146,8 @@ def test_a_server_that_dies_gets_the_rest_later(server: Server, client: Any, tmp
         since = time.time()
         server.kill()
         values, said = finished(process, tmp_path)
-    assert longest_epoch(tmp_path, since) < 8
+    # An attempt, or a wait between two, takes seconds.
+    assert longest_epoch(tmp_path, since) < 3
     assert said.count("warning") == 1
     assert sent_epochs(tmp_path / "output") < EPOCHS
     server.start()
@@ -163,7 +164,7 @@ def test_a_server_that_hangs_gets_the_rest_later(server: Server, client: Any, tm
         finally:
             server.thaw()
     # The server is given ten.
-    assert longest_epoch(tmp_path, since) < 8
+    assert longest_epoch(tmp_path, since) < 3
     assert said.count("warning") == 1
     assert "it does not answer" in said
     assert sync(server, tmp_path) == values["run_id"]
@@ -181,7 +182,7 @@ def test_a_server_that_comes_back_has_all_at_the_end(server: Server, client: Any
         server.start()
         wait_until(lambda: has_said("MLflow can be reached again"), process, tmp_path)
         process.terminate()
-        assert process.wait(240) == 128 + signal.SIGTERM
+        assert process.wait(120) == 128 + signal.SIGTERM
     assert (tmp_path / "err").read_text().count("warning") == 1
     assert not has_said("launch/sync.py")
     check_all_is_there(client, sent_id(tmp_path / "output"), tmp_path / "output", "KILLED")

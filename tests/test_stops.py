@@ -18,9 +18,8 @@ from launching import DATASET, ROOT, environment, result, run
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("store_at_hand")]
 
-SECONDS = 30
-"""Within which everything must have ended. It takes one or two; the rest is for a machine with other work.
-The training would end by itself after more."""
+SECONDS = 15
+"""Within which everything must have ended. It takes one or two; the rest is for a machine with other work."""
 
 LONG = (*DATASET, "--epochs", "4000", "--output-dir", "output")
 VARIABLES = {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive"}
