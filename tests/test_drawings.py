@@ -1,4 +1,5 @@
 import time
+import zlib
 from contextlib import suppress
 from pathlib import Path
 
@@ -190,6 +191,15 @@ def test_an_empty_page_is_refused(name: str) -> None:
     source = np.random.default_rng(1)
     for _ in range(5):
         with pytest.raises(EmptyPageError, match=r"the page is empty.*send a picture of one digit"):
+            decode_image(EMPTY[name](source), SPEC, AUTO)
+
+
+@pytest.mark.parametrize(("name", "number"), [("gray, 28 pixels", 230), ("uneven, 28 pixels", 160)])
+def test_the_grain_and_the_spots_of_empty_pages_are_no_ink(name: str, number: int) -> None:
+    """Among so many are some whose spots are as large and as sharp as strokes, but faint."""
+    source = np.random.default_rng([7, zlib.crc32(name.encode())])
+    for _ in range(number):
+        with pytest.raises(EmptyPageError):
             decode_image(EMPTY[name](source), SPEC, AUTO)
 
 
