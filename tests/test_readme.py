@@ -56,7 +56,7 @@ COMMAND = re.compile(
 def flags_by_command() -> dict[str, set[str]]:
     """The flags that the pages give to each command of the project, also where nothing executes them."""
     found: dict[str, set[str]] = {}
-    for line in "\n".join(BLOCKS).replace("\\\n", " ").splitlines():
+    for line in PAGES.replace("\\\n", " ").splitlines():
         for each in COMMAND.finditer(line):
             flags = re.findall(r"(?<!\S)\[?(--[\w-]+)", each["rest"])
             found.setdefault(each["name"], set()).update(flags)
