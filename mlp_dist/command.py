@@ -174,11 +174,9 @@ def _told(error: Exception) -> str:
     if type(error).__name__ == "OutOfMemoryError":
         first = str(error).splitlines()[0]
         return f"the GPU's memory is too small: {first}; {_SMALLER}, or another GPU by CUDA_VISIBLE_DEVICES"
-    if isinstance(error, OSError) and error.strerror and error.filename:
-        # A full disk, a directory that may not be written: the system's own words say it.
-        return f"{error.filename}: {error.strerror}"
     if isinstance(error, OSError):
-        return str(error)
+        # A full disk, a directory that may not be written: the system's own words say it.
+        return f"{error.filename}: {error.strerror}" if error.filename else str(error)
     where = "" if is_main() else f" in the process of rank {os.environ['RANK']}"
     kind = type(error).__name__
     return f"this should not have happened{where}: {kind}: {error}; {DEBUG} shows where it comes from"
