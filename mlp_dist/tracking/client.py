@@ -7,7 +7,7 @@ import os
 import re
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
@@ -46,9 +46,25 @@ def import_ahead() -> None:
 def one_at_a_time(what: str) -> Iterator[None]:
     """Of all processes on this machine that come here for `what`, one after the other."""
     name = hashlib.sha256(what.encode()).hexdigest()[:16]
-    with (Path(tempfile.gettempdir()) / f"mlp_dist-{os.getuid()}-{name}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    path = Path(tempfile.gettempdir()) / f"mlp_dist-{os.getuid()}-{name}.lock"
+    lock = _locked(path)
+    try:
         yield
+    finally:
+        path.unlink(missing_ok=True)
+        os.close(lock)
+
+
+def _locked(path: Path) -> int:
+    """The descriptor of the file that is there once it is locked: who held it before has removed his."""
+    while True:
+        # Everyone may write to that directory: a link that somebody else laid there is not followed.
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        with suppress(FileNotFoundError):
+            if path.lstat().st_ino == os.fstat(descriptor).st_ino:
+                return descriptor
+        os.close(descriptor)
 
 
 @contextmanager
