@@ -2,6 +2,7 @@
 
 import difflib
 import math
+import unicodedata
 from collections.abc import Iterable
 from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
@@ -34,6 +35,13 @@ RESUME = ("no", "yes", "auto")
 
 FREE_ON_RESUME = ("epochs", "data_dir", "output_dir", "log_every", "checkpoint_every_steps")
 """The fields that `--resume` may change: all others would make it another training."""
+
+
+LONGEST_EXPERIMENT, LONGEST_RUN_NAME = 500, 250
+"""Characters of a name that MLflow takes."""
+
+_NOT_SHOWN = ("Cc", "Cs", "Zl", "Zp")
+"""Unicode's categories: control characters, halves of pairs, what separates lines and paragraphs."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -224,7 +232,9 @@ class TrainConfig:
             self.checkpoint_every_steps,
             "0 or more",
         )
-        _check(bool(self.experiment.strip()), "experiment", repr(self.experiment), "a name")
+        _check_name("experiment", self.experiment, LONGEST_EXPERIMENT)
+        if self.run_name:
+            _check_name("run-name", self.run_name, LONGEST_RUN_NAME)
 
     def is_over(self, num_epochs: int, kept: int) -> bool:
         """Whether a training has ended that has done `num_epochs`, the best of them at index `kept`."""
@@ -255,6 +265,15 @@ class TrainConfig:
 def _check(holds: bool, name: str, value: object, wanted: str) -> None:
     if not holds:
         raise UsageError(f"{name} is {value}; it must be {wanted}")
+
+
+def _check_name(name: str, value: str, longest: int) -> None:
+    """Control characters would break the tables that it stands in, or command the terminal."""
+    shown = repr(value) if len(value) <= longest else f"{value[:20]!r}... of {len(value)} characters"
+    _check(len(value) <= longest, name, shown, f"a name of at most {longest}")
+    _check(bool(value.strip()), name, shown, "a name")
+    plain = all(unicodedata.category(letter) not in _NOT_SHOWN for letter in value)
+    _check(plain, name, shown, "a name without line breaks and control characters")
 
 
 def _check_among(known: Iterable[str], name: str, value: str) -> None:

@@ -15,7 +15,7 @@ from mlp_dist.config import FREE_ON_RESUME, TrainConfig
 from mlp_dist.core.errors import CheckpointError, UsageError
 from mlp_dist.core.files import remove_left, try_to_lock
 from mlp_dist.joining import recall, remember
-from mlp_dist.tracking.record import has_record
+from mlp_dist.tracking.record import PLAN, has_record
 from mlp_dist.tracking.sent import is_sent
 
 OUTPUTS = Path("outputs")
@@ -24,6 +24,9 @@ _REMEMBERED = "output_dir"
 """The launcher's name for the directory, which it keeps for the attempts that follow."""
 
 
+_LONGEST_NAME = 200
+"""Bytes; file systems have 255, and a number may come behind it."""
+
 _claims: dict[Path, int] = {}
 """What holds the locks of this process's directories."""
 
@@ -31,7 +34,7 @@ _claims: dict[Path, int] = {}
 def new_output_dir(config: TrainConfig) -> Path:
     """The one asked for, or a new one named after the run. An unfinished run in it is not overwritten."""
     name = config.run_name or f"{config.recipe}-{datetime.now():%Y%m%d-%H%M%S}"
-    directory = config.output_dir or OUTPUTS / name.replace(os.sep, "-")
+    directory = config.output_dir or OUTPUTS / _file_name(name)
     try:
         if config.output_dir is None:
             directory = make_new(directory)
@@ -42,9 +45,15 @@ def new_output_dir(config: TrainConfig) -> Path:
             "choose another --output-dir"
         ) from error
     _claim(directory)
+    if (directory / PLAN).exists():
+        raise UsageError(f"{directory} holds a sweep; choose another --output-dir")
     if has_checkpoint(directory):
         _check_finished(directory)
     return directory.absolute()
+
+
+def _file_name(name: str) -> str:
+    return name.replace(os.sep, "-").encode()[:_LONGEST_NAME].decode(errors="ignore")
 
 
 def make_new(wanted: Path) -> Path:

@@ -111,7 +111,12 @@ class Client:
         at `url`, or URL.
         """
         state = find_state()
-        if state is not None and key_file is None and url in (None, state.url) and state.runs():
+        if (
+            state is not None
+            and key_file is None
+            and (url is None or _is_same(url, state.url))
+            and state.runs()
+        ):
             return cls(state.url, model, state.key_file, state.management_url)
         return cls(url or URL, model, key_file)
 
@@ -218,9 +223,7 @@ class Client:
             # A connection that was made and broke off is that of a server which lost a worker.
             if isinstance(reason, ConnectionResetError | BrokenPipeError | http.client.HTTPException):
                 raise BusyError(message) from error
-            raise NotReadyError(
-                f"{message}; start the server: torchserve --start --models mlp.mar"
-            ) from error
+            raise NotReadyError(f"{message}; start the server: python -m serve.server start") from error
 
     def _renew(self, path: str, key: str) -> None:
         headers = {"Authorization": f"Bearer {key}"}
@@ -239,6 +242,14 @@ def _host_and_port(url: str) -> tuple[str, int]:
     if parts.scheme not in ("http", "https") or not host:
         raise UsageError(f"url {url!r} is no address of a server; it looks like {URL}")
     return host, port or (443 if parts.scheme == "https" else 80)
+
+
+def _is_same(url: str, other: str) -> bool:
+    """Whether two addresses are of one server, however this machine is called in them."""
+    first, second = (
+        (host.replace("localhost", "127.0.0.1"), port) for host, port in map(_host_and_port, (url, other))
+    )
+    return first == second
 
 
 def _told(url: str, status: int, body: bytes) -> ServerError:

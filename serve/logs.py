@@ -1,5 +1,6 @@
 """What TorchServe and its workers wrote: printed as it grows, and asked why a worker died."""
 
+import re
 import sys
 import time
 from itertools import takewhile
@@ -12,6 +13,8 @@ _LAST_WORDS_SECONDS = 10.0
 
 _WORKER_LINE = "MODEL_LOG - "
 _LOAD_FAILED = "Load model failed"
+_CAUGHT = re.compile(r"Failed to load model .*, exception|Load model .* OOM, exception")
+"""What a worker says before a RuntimeError or MemoryError, of which it tells TorchServe only a number."""
 _DIED = "Backend worker process died."
 _NEXT_WORKER = "s_name_part"
 
@@ -40,7 +43,7 @@ def why_loading_failed(log: Path, version: str = "", offset: int = 0) -> str | N
 
     Only what stands from `offset` on counts. Waits until all of it is written.
     """
-    if not any(_LOAD_FAILED in line for line in _lines(log, version, offset)):
+    if not any(_LOAD_FAILED in line or _CAUGHT.search(line) for line in _lines(log, version, offset)):
         return None
     # What a worker says at its end comes after TorchServe has told that it died, and line by line.
     before: list[str] = []
@@ -59,6 +62,9 @@ def last_words(log: Path, version: str = "", offset: int = 0, lines: int = 25) -
     everything = _lines(log, version, offset)
     worker = [line.partition(_WORKER_LINE)[2] for line in everything if _WORKER_LINE in line]
     if _DIED in worker:
+        said = worker[: worker.index(_DIED)]
+        if caught := [number for number, line in enumerate(said) if _CAUGHT.match(line)]:
+            return "\n".join(said[caught[0] :])
         # Whole, since TorchServe tells of a handler's missing import only before an error of its own.
         ended = worker[worker.index(_DIED) + 1 :]
         return "\n".join(takewhile(lambda line: not line.startswith(_NEXT_WORKER), ended))

@@ -6,7 +6,8 @@ import pytest
 from mlp_dist.checkpoint import Checkpoint
 from mlp_dist.config import TrainConfig
 from mlp_dist.core.errors import UsageError
-from mlp_dist.directories import continued
+from mlp_dist.directories import continued, new_output_dir
+from mlp_dist.tracking.record import PLAN
 
 CONFIG = TrainConfig(
     recipe="small",
@@ -54,3 +55,18 @@ def test_what_would_be_another_training_is_refused(
 ) -> None:
     with pytest.raises(UsageError, match=message):
         continued(of_epoch(3, config), replace(config, **change), set(change))  # type: ignore[arg-type]
+
+
+def test_the_directory_of_a_sweep_is_not_taken_for_a_training(tmp_path: Path) -> None:
+    (tmp_path / PLAN).write_text("{}")
+    with pytest.raises(UsageError, match="holds a sweep; choose another --output-dir"):
+        new_output_dir(replace(CONFIG, output_dir=tmp_path))
+
+
+def test_a_long_name_makes_a_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    config = replace(CONFIG, output_dir=None, run_name="本/" * 125)
+    first, second = new_output_dir(config), new_output_dir(config)
+    assert first.parent == second.parent == tmp_path / "outputs"
+    assert second.name == f"{first.name}-2"
+    assert first.name == "本-" * 50

@@ -103,6 +103,13 @@ def test_a_window_gets_the_figure_and_is_waited_for(tmp_path: Path, monkeypatch:
     assert json.loads((tmp_path / "shown.json").read_text()) == {"titles": ["cat", "dog"] * 10, "block": True}
 
 
+def test_letters_that_the_font_lacks_cost_no_warning(tmp_path: Path) -> None:
+    figure = Figure()
+    figure.suptitle("\u65e5\u672c")
+    save(figure, tmp_path / "grid.png")
+    assert (tmp_path / "grid.png").read_bytes().startswith(b"\x89PNG")
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="a display is always there")
 @pytest.mark.parametrize(

@@ -375,9 +375,21 @@ def test_other_files(data: bytes) -> None:
         decode_image(data, GRAY)
 
 
-def test_heic_is_named_as_what_it_is() -> None:
-    with pytest.raises(UnsupportedFormatError, match=r"20 bytes are not .* but HEIC or AVIF; save it as PNG"):
-        decode_image(b"\0\0\0\x18ftypheic" + bytes(8), GRAY)
+@pytest.mark.parametrize(
+    ("data", "name"),
+    [
+        (b"\0\0\0\x18ftypheic", "HEIC or AVIF"),
+        (b"\0\0\0\x18ftypavif", "HEIC or AVIF"),
+        (b"\0\0\0\x18ftypisom", "a video"),
+        (b"  \n<svg/>", "SVG"),
+        (b"\0\0\1\0\1\0\1\1", "ICO"),
+        (b"P5 1 1 255 \0", "PNM"),
+        (b"\0\0\0\x0cJXL \r\n\x87\n", "JPEG XL"),
+    ],
+)
+def test_a_file_of_another_kind_is_named_as_what_it_is(data: bytes, name: str) -> None:
+    with pytest.raises(UnsupportedFormatError, match=f"bytes are not .* but {name}; save it as PNG"):
+        decode_image(data, GRAY)
 
 
 def test_a_jpeg_of_very_many_scans_is_refused() -> None:

@@ -61,6 +61,14 @@ ONE = {
     "raw": {"body": bytearray(FILE)},
     "any field": {"picture of mine": bytearray(FILE)},
     "field and others": {"image": bytearray(FILE), "comment": bytearray(b"a five?")},
+    "base64 in any field and others": {
+        "photo": bytearray(TEXT.encode()),
+        "comment": bytearray(b"data are in"),
+    },
+    "data URL in any field and others": {
+        "pad": f"data:image/png;base64,{TEXT}",
+        "token": bytearray(b"x" * 32),
+    },
     "any field and a token": {"upload": bytearray(FILE), "csrf_token": bytearray(b"x" * 32)},
     "JSON as text": {"body": json.dumps({"data": TEXT})},
     "JSON behind blanks": {"body": bytearray(b"\xef\xbb\xbf \n" + json.dumps(LISTS[0]).encode())},
@@ -105,6 +113,18 @@ def test_an_array_of_images_is_answered_by_a_list(
     handler: MLPHandler, expected: list[dict[str, float]], body: Any
 ) -> None:
     [answers], [status] = ask(handler, {"body": body})
+    assert status == 200
+    assert all(map(close, answers, expected))
+    assert len(answers) == 3
+
+
+def test_a_form_of_images_in_any_shape_is_answered_by_a_list(
+    handler: MLPHandler, expected: list[dict[str, float]]
+) -> None:
+    texts = [bytearray(text.encode()) for text in TEXTS]
+    url = bytearray(b"data:image/png;base64,") + texts[2]
+    row = {"image": bytearray(FILE), "second": texts[1], "third": url, "comment": bytearray(b"three")}
+    [answers], [status] = ask(handler, row)
     assert status == 200
     assert all(map(close, answers, expected))
     assert len(answers) == 3

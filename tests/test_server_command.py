@@ -64,8 +64,10 @@ def test_from_start_to_stop(packaged: Path, place: Path) -> None:
     archive = read_archive(packaged)
     assert (seen["version"], seen["run_id"]) == (archive.version, archive.spec.run_id)
     (place / "golden.png").write_bytes(archive.golden)
-    asked = run([sys.executable, "-m", "serve.client", "golden.png"], place)
-    archive.check(last_line(asked)["probabilities"])
+    as_told = started["url"].replace("127.0.0.1", "localhost") + "/"
+    for flags in ([], ["--url", as_told]):
+        asked = run([sys.executable, "-m", "serve.client", "golden.png", *flags], place)
+        archive.check(last_line(asked)["probabilities"])
     assert "Torch worker started" in serve("logs", cwd=place).stdout
 
     state = State.load(place / STATE)
@@ -86,14 +88,25 @@ def test_from_start_to_stop(packaged: Path, place: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_handler_that_cannot_be_imported_does_not_start(packaged: Path, place: Path) -> None:
+@pytest.mark.parametrize(
+    ("line", "error"),
+    [
+        ("import nowhere", "ModuleNotFoundError: No module named 'nowhere'"),
+        # TorchServe's worker catches these two itself, and dies of another.
+        ("raise RuntimeError('at import')", "RuntimeError: at import"),
+        ("raise MemoryError('at import')", "MemoryError: at import"),
+    ],
+)
+def test_a_handler_that_cannot_be_imported_does_not_start(
+    line: str, error: str, packaged: Path, place: Path
+) -> None:
     broken = place / "broken.mar"
     with zipfile.ZipFile(packaged) as old, zipfile.ZipFile(broken, "w") as new:
         for name in old.namelist():
-            new.writestr(name, (b"import nowhere\n" if name == "handler.py" else b"") + old.read(name))
+            new.writestr(name, (f"{line}\n".encode() if name == "handler.py" else b"") + old.read(name))
     done = serve("start", str(broken), cwd=place)
     assert done.returncode == 1
-    assert "ModuleNotFoundError: No module named 'nowhere'" in done.stderr
+    assert error in done.stderr
     assert last_line(serve("status", cwd=place)) == {"running": False, "ready": False}
 
 

@@ -89,6 +89,28 @@ def test_one_that_cannot_be_sent_holds_up_no_other(tmp_path: Path) -> None:
     assert "d holds no run: there is no run.json in it" in done.stderr
 
 
+@pytest.mark.parametrize(
+    ("line", "problem"),
+    [
+        (b"\xff\xfe", "can't decode"),
+        (b'{"epoch": 2, "tra', "Unterminated string"),
+        (b"null", "None is no object"),
+    ],
+)
+def test_a_damaged_line_is_named(line: bytes, problem: str, mlflow: Any, tmp_path: Path) -> None:
+    write_run(tmp_path / "one")
+    good = json.dumps({"epoch": 1, "timestamp_ms": 1, "train_loss": 0.5, "num_images": 9}).encode()
+    (tmp_path / "one/metrics.jsonl").write_bytes(good + b"\n" + line + b"\n")
+    with pytest.raises(
+        TrackingError, match=r"one/metrics\.jsonl:2: the line is damaged \(.*; remove it"
+    ) as raised:
+        send(tmp_path / "one")
+    assert problem in str(raised.value)
+    (tmp_path / "one/metrics.jsonl").write_bytes(good + b"\n")
+    send(tmp_path / "one")
+    assert runs(mlflow)["a run"].data.metrics["train/loss"] == 0.5
+
+
 def test_a_deleted_experiment_is_told_with_what_brings_it_back(mlflow: Any, tmp_path: Path) -> None:
     number = mlflow.create_experiment("gone")
     mlflow.delete_experiment(number)

@@ -35,12 +35,24 @@ MAX_SCANNED_PIXELS = 16 * MAX_PIXELS
 BACKGROUNDS = ("black", "white")
 
 _OTHERS = (
-    ("HEIC or AVIF", b"ftyp", 4),
+    *(("HEIC or AVIF", b"ftyp" + brand, 4) for brand in (b"he", b"mif1", b"msf1", b"avi")),
+    ("a video", b"ftyp", 4),
     ("PDF", b"%PDF", 0),
     ("SVG", b"<svg", 0),
     ("XML", b"<?xml", 0),
     ("PSD", b"8BPS", 0),
     ("JPEG 2000", b"jP  ", 4),
+    ("JPEG 2000", b"\xff\x4f\xff\x51", 0),
+    ("JPEG XL", b"\xff\x0a", 0),
+    ("JPEG XL", b"JXL ", 4),
+    ("ICO", b"\0\0\1\0", 0),
+    ("PNM", b"P2", 0),
+    ("PNM", b"P5", 0),
+    ("PNM", b"P6", 0),
+    ("EPS", b"%!PS", 0),
+    ("HTML", b"<!DOCTYPE html", 0),
+    ("HTML", b"<html", 0),
+    ("gzip", b"\x1f\x8b", 0),
     ("ZIP", b"PK\3\4", 0),
 )
 """What people send besides: its name, the bytes by which it is known, and where they stand."""
@@ -166,7 +178,7 @@ def _check_size(image: Image.Image, data: bytes) -> None:
 def _unidentified(data: bytes) -> ImageError:
     message = f"{len(data)} bytes are not a {_listed(FORMATS)} image"
     for name, magic, position in _OTHERS:
-        if data.startswith(magic, position):
+        if data.startswith(magic, position) or data[:64].lstrip().startswith(magic):
             return UnsupportedFormatError(f"{message} but {name}; save it as PNG or JPEG")
     return ImageError(f"{message} (they start with {data[:8]!r})")
 

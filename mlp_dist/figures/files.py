@@ -1,6 +1,7 @@
 """Where a picture goes: into a file, or a window, for which alone pyplot is imported."""
 
 import os
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,9 @@ def picture_format(path: Path) -> str:
 def save(figure: Figure, path: Path) -> None:
     """Write `figure` to `path`, whole or not at all. Raises UsageError as `picture_format` does."""
     picture = picture_format(path)
-    with replacing_file(path) as temporary:
+    with replacing_file(path) as temporary, warnings.catch_warnings():
+        # Class names may be of any script: what its font lacks matplotlib shows as a box, and tells.
+        warnings.filterwarnings("ignore", message=r"Glyph \d+ .* missing from font")
         # Compressing well takes a fifth of the time that all drawing does.
         fast: dict[str, Any] = {"pil_kwargs": {"compress_level": 1}} if picture == "png" else {}
         figure.savefig(temporary, format=picture, **fast)

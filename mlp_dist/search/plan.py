@@ -8,16 +8,15 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from mlp_dist.config import DEFAULT_EXPERIMENT, TrainConfig
+from mlp_dist.config import DEFAULT_EXPERIMENT, LONGEST_RUN_NAME, TrainConfig
 from mlp_dist.core.errors import DownloadError, UsageError
 from mlp_dist.core.files import try_to_lock
 from mlp_dist.data.catalog import CATALOG
 from mlp_dist.overrides import command, flags, shown
 from mlp_dist.search.space import Space, read_space
-from mlp_dist.tracking.record import RECORD, write_json
+from mlp_dist.tracking.record import PLAN, RECORD, write_json
 
 SPACE = "space.toml"
-PLAN = "sweep.json"
 
 _ENDING_SECONDS = 10.0
 
@@ -59,7 +58,9 @@ class Plan:
             fallback_dataset=None,
             data_dir=None if self.data_dir is None else Path(self.data_dir),
             experiment=self.experiment,
-            run_name=" ".join([f"trial {number}", *(f"{name}={shown(values[name])}" for name in values)]),
+            run_name=" ".join([f"trial {number}", *(f"{name}={shown(values[name])}" for name in values)])[
+                :LONGEST_RUN_NAME
+            ],
             output_dir=self.trial_directory(number),
         )
 

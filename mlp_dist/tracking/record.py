@@ -10,6 +10,7 @@ from mlp_dist.core.errors import TrackingError
 from mlp_dist.core.files import replacing_file
 
 RECORD = "run.json"
+PLAN = "sweep.json"  # In the directory of a sweep.
 SYSTEM = "system.jsonl"
 BUNDLE = "bundle"
 CONFIG = "config.json"

@@ -317,8 +317,20 @@ def _metrics(points: list[tuple[str, float, int, int]]) -> list["Metric"]:
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:
-    """The whole lines of a file that another process may be writing."""
-    try:
-        return [json.loads(line) for line in path.read_text().split("\n")[:-1]]
-    except FileNotFoundError:
+    """The whole lines of a file that another process may be writing. Raises TrackingError for others."""
+    if not path.exists():
         return []
+    return [
+        _object(line, f"{path}:{number}")
+        for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], 1)
+    ]
+
+
+def _object(line: bytes, where: str) -> dict[str, Any]:
+    try:
+        if isinstance(found := json.loads(line.decode()), dict):
+            return found
+        problem = f"{found!r} is no object"
+    except ValueError as error:
+        problem = str(error)
+    raise TrackingError(f"{where}: the line is damaged ({problem}); remove it, and send the run again")

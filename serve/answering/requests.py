@@ -25,6 +25,9 @@ PLAIN, V1, V2 = "plain", "v1", "v2"
 
 _NO_LETTERS = re.compile(rb"[^\t\n\r\x20-\x7e]")
 
+_IMAGE_TEXTS = (b"data:", b"iVBORw0KGgo", b"/9j/", b"_9j_", b"R0lGOD", b"UklGR", b"SUkqA", b"TU0AK")
+"""How a data URL begins, and the base64 of PNG, JPEG, GIF, WebP and TIFF; BMP's begins like a word may."""
+
 _DEEPEST = 4
 """How far an image may lie inside objects in objects: {"data": {"b64": ...}} is usual."""
 
@@ -131,14 +134,19 @@ def _image(value: Any, where: str, *, one: bool = False, depth: int = 1) -> byte
 
 
 def _uploads(fields: Mapping[str, Any]) -> list[Any]:
-    """The images of a form: where it has several fields its files, else what its only field has."""
-    files = [value for value in fields.values() if _is_file(value)]
-    return files if len(fields) > 1 and files else [_field(fields, "the form")]
+    """The images of a form: where it has several fields those that begin like one, else its only field's."""
+    images = [value for value in fields.values() if _is_file(value) or _begins_like_image_text(value)]
+    return images if len(fields) > 1 and images else [_field(fields, "the form")]
 
 
 def _is_file(value: Any) -> bool:
     """Whether these are no letters: within its first bytes each kind of image has others."""
     return isinstance(value, bytes | bytearray) and bool(_NO_LETTERS.search(value[:16]))
+
+
+def _begins_like_image_text(value: Any) -> bool:
+    begun = value[:64].encode(errors="replace") if isinstance(value, str) else bytes(value[:64])
+    return begun.lstrip().startswith(_IMAGE_TEXTS)
 
 
 def _field(fields: Mapping[str, Any], where: str) -> Any:
