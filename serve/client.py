@@ -223,7 +223,9 @@ class Client:
             # A connection that was made and broke off is that of a server which lost a worker.
             if isinstance(reason, ConnectionResetError | BrokenPipeError | http.client.HTTPException):
                 raise BusyError(message) from error
-            raise NotReadyError(f"{message}; start the server: python -m serve.server start") from error
+            raise NotReadyError(
+                f"{message}; start the server: torchserve --start --models mlp.mar"
+            ) from error
 
     def _renew(self, path: str, key: str) -> None:
         headers = {"Authorization": f"Bearer {key}"}

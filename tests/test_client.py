@@ -106,7 +106,7 @@ def test_what_will_not_change_is_told_at_once(
 def test_no_server_is_told_at_once() -> None:
     with answering(lambda *_: ANSWER) as url:
         pass
-    with pytest.raises(NotReadyError, match=r"no answer .*; start the server: python -m serve.server start"):
+    with pytest.raises(NotReadyError, match=r"no answer from .*; start the server: torchserve --start"):
         Client(url).predict(b"x")
 
 
