@@ -37,7 +37,7 @@ FREE_ON_RESUME = ("epochs", "data_dir", "output_dir", "log_every", "checkpoint_e
 """The fields that `--resume` may change: all others would make it another training."""
 
 
-LONGEST_EXPERIMENT, LONGEST_RUN_NAME = 500, 250
+_LONGEST_EXPERIMENT = 500
 """Characters of a name that MLflow takes."""
 
 _NOT_SHOWN = ("Cc", "Cs", "Zl", "Zp")
@@ -232,9 +232,11 @@ class TrainConfig:
             self.checkpoint_every_steps,
             "0 or more",
         )
-        _check_name("experiment", self.experiment, LONGEST_EXPERIMENT)
+        _check_name("experiment", self.experiment)
+        longest = len(self.experiment) <= _LONGEST_EXPERIMENT
+        _check(longest, "experiment", repr(self.experiment), f"at most {_LONGEST_EXPERIMENT} characters")
         if self.run_name:
-            _check_name("run-name", self.run_name, LONGEST_RUN_NAME)
+            _check_name("run-name", self.run_name)
 
     def is_over(self, num_epochs: int, kept: int) -> bool:
         """Whether a training has ended that has done `num_epochs`, the best of them at index `kept`."""
@@ -267,13 +269,11 @@ def _check(holds: bool, name: str, value: object, wanted: str) -> None:
         raise UsageError(f"{name} is {value}; it must be {wanted}")
 
 
-def _check_name(name: str, value: str, longest: int) -> None:
+def _check_name(name: str, value: str) -> None:
     """Control characters would break the tables that it stands in, or command the terminal."""
-    shown = repr(value) if len(value) <= longest else f"{value[:20]!r}... of {len(value)} characters"
-    _check(len(value) <= longest, name, shown, f"a name of at most {longest}")
-    _check(bool(value.strip()), name, shown, "a name")
+    _check(bool(value.strip()), name, repr(value), "a name")
     plain = all(unicodedata.category(letter) not in _NOT_SHOWN for letter in value)
-    _check(plain, name, shown, "a name without line breaks and control characters")
+    _check(plain, name, repr(value), "a name without line breaks and control characters")
 
 
 def _check_among(known: Iterable[str], name: str, value: str) -> None:

@@ -101,11 +101,10 @@ def test_defaults() -> None:
         ({"experiment": "  "}, "experiment is '  '; it must be a name"),
         (
             {"experiment": "e" * 501},
-            "experiment is 'eeeeeeeeeeeeeeeeeeee'... of 501 characters; it must be a name of",
+            "eee'; it must be at most 500 characters",
         ),
         ({"experiment": "a\nb"}, "experiment is 'a\\nb'; it must be a name without line breaks"),
         ({"run_name": " "}, "run-name is ' '; it must be a name"),
-        ({"run_name": "r" * 251}, "of 251 characters; it must be a name of at most 250"),
         ({"run_name": "\x1b[31mred"}, "run-name is '\\x1b[31mred'; it must be a name without line breaks"),
         ({"run_name": "bad\udcff"}, "run-name is 'bad\\udcff'; it must be a name without line breaks"),
         ({"schedule": "cosin"}, "schedule is cosin; it must be one of constant, cosine, linear, one-cycle"),

@@ -8,7 +8,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from mlp_dist.config import DEFAULT_EXPERIMENT, LONGEST_RUN_NAME, TrainConfig
+from mlp_dist.config import DEFAULT_EXPERIMENT, TrainConfig
 from mlp_dist.core.errors import DownloadError, UsageError
 from mlp_dist.core.files import try_to_lock
 from mlp_dist.data.catalog import CATALOG
@@ -58,9 +58,7 @@ class Plan:
             fallback_dataset=None,
             data_dir=None if self.data_dir is None else Path(self.data_dir),
             experiment=self.experiment,
-            run_name=" ".join([f"trial {number}", *(f"{name}={shown(values[name])}" for name in values)])[
-                :LONGEST_RUN_NAME
-            ],
+            run_name=" ".join([f"trial {number}", *(f"{name}={shown(values[name])}" for name in values)]),
             output_dir=self.trial_directory(number),
         )
 

@@ -145,6 +145,8 @@ def _is_file(value: Any) -> bool:
 
 
 def _begins_like_image_text(value: Any) -> bool:
+    if not isinstance(value, str | bytes | bytearray):
+        return False
     begun = value[:64].encode(errors="replace") if isinstance(value, str) else bytes(value[:64])
     return begun.lstrip().startswith(_IMAGE_TEXTS)
 
