@@ -63,7 +63,7 @@ ONE = {
     "field and others": {"image": bytearray(FILE), "comment": bytearray(b"a five?")},
     "base64 in any field and others": {
         "photo": bytearray(TEXT.encode()),
-        "comment": bytearray(b"data are in"),
+        "comment": bytearray(b"data: a five"),
     },
     "data URL in any field and others": {
         "pad": f"data:image/png;base64,{TEXT}",

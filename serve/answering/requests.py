@@ -25,8 +25,8 @@ PLAIN, V1, V2 = "plain", "v1", "v2"
 
 _NO_LETTERS = re.compile(rb"[^\t\n\r\x20-\x7e]")
 
-_IMAGE_TEXTS = (b"data:", b"iVBORw0KGgo", b"/9j/", b"_9j_", b"R0lGOD", b"UklGR", b"SUkqA", b"TU0AK")
-"""How a data URL begins, and the base64 of PNG, JPEG, GIF, WebP and TIFF; BMP's begins like a word may."""
+_IMAGE_TEXTS = (b"data:image/", b"iVBORw0KGgo", b"/9j/", b"_9j_", b"R0lGOD", b"UklGR", b"SUkqA", b"TU0AK")
+"""How an image's data URL begins, and base64 of PNG, JPEG, GIF, WebP and TIFF; BMP's begins as a word may."""
 
 _DEEPEST = 4
 """How far an image may lie inside objects in objects: {"data": {"b64": ...}} is usual."""
