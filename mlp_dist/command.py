@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 from mlp_dist import colours
 from mlp_dist.config import did_you_mean
 from mlp_dist.core.errors import MlpDistError, ProcessLostError
-from mlp_dist.processes import Interrupted, is_main
+from mlp_dist.processes import Interrupted, is_main, let_main_speak
 from mlp_dist.typed import as_typed
 
 DEBUG = "--debug"
@@ -66,6 +66,8 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         if is_main():
             print(colours.error(as_typed(f"{message}\n({self.prog} --help tells more)")), file=sys.stderr)
+        else:
+            let_main_speak()
         raise SystemExit(2)
 
 
@@ -150,6 +152,8 @@ def run(main: Callable[[], int | None], *, at_once: bool = False) -> NoReturn:
             traceback.print_exc()
         if _speaks(error):
             _print(colours.error(_told(error)), *getattr(error, "__notes__", []))
+        elif not isinstance(error, ProcessLostError):
+            let_main_speak()
     if at_once:
         _leave(code)
     raise SystemExit(code)

@@ -9,6 +9,7 @@ import re
 import shlex
 import signal
 import sys
+import time
 from pathlib import Path
 from types import FrameType
 from typing import Self
@@ -19,6 +20,9 @@ from mlp_dist.typed import as_typed
 _MPI_SIZES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE")
 _PR_SET_PDEATHSIG = 1
 
+_SPEAKING = 5.0
+"""Seconds: more than processes that started together are apart."""
+
 
 def world_size() -> int:
     return int(os.environ.get("WORLD_SIZE", 1))
@@ -27,6 +31,16 @@ def world_size() -> int:
 def is_main() -> bool:
     """Whether this process is the one that prints; usable before any process group exists."""
     return os.environ.get("RANK", "0") == "0"
+
+
+def let_main_speak() -> None:
+    """Wait where this process is about to end by a mistake that the main one meets as well, and tells.
+
+    A launcher ends all processes of its machine once one has failed: the main one too, before its words,
+    where it comes later. It ends this one meanwhile.
+    """
+    if _launched():
+        time.sleep(_SPEAKING)
 
 
 def check_launcher() -> None:

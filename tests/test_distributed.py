@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from launching import DATASET, launch, result, train
+from launching import DATASET, launch, result, run, train
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("store_at_hand")]
 
@@ -81,6 +81,36 @@ def test_a_mistake_is_told_once(tmp_path: Path) -> None:
     done = launch("--recipe", "nope", cwd=tmp_path, launcher=processes(2), ACCELERATE_USE_CPU="true")
     assert done.returncode != 0
     assert done.stderr.count("unknown recipe 'nope'") == 1
+
+
+LATE = """
+import os, sys, time
+from mlp_dist import command
+from mlp_dist.core.errors import UsageError
+
+def main():
+    if os.environ["RANK"] == "0":
+        time.sleep(2)
+    if sys.argv[1:]:
+        command.Parser(prog="late").parse_args()
+    raise UsageError("wrong")
+
+command.run(main)
+"""
+
+
+@pytest.mark.parametrize(
+    ("flags", "told"), [([], "error: wrong\n"), (["--odd"], "error: unknown argument '--odd'")]
+)
+def test_a_mistake_is_told_also_where_the_main_process_comes_to_it_last(
+    flags: list[str], told: str, tmp_path: Path
+) -> None:
+    script = tmp_path / "late.py"
+    script.write_text(LATE)
+    words = ["accelerate", "launch", *processes(2), str(script), *flags]
+    done = run(words, tmp_path, ACCELERATE_USE_CPU="true")
+    assert done.returncode != 0
+    assert done.stderr.count(told) == 1
 
 
 @pytest.mark.gpu
