@@ -9,7 +9,7 @@ from functools import partial
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageFilter
+from PIL import Image, ImageDraw, ImageFilter
 
 Bytes = npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.floating]
@@ -98,6 +98,40 @@ def grain(side: int, source: Source, deviation: float) -> Floats:
     return source.normal(0, deviation, (side, side))
 
 
+# Surroundings
+
+
+def ruling(side: int, source: Source, *, squared: bool) -> Floats:
+    """The lines of a page, from 0 to 1: somewhat slanted, with a margin or squared."""
+    finer = 2
+    image = Image.new("L", (finer * side, finer * side))
+    draw = ImageDraw.Draw(image)
+    step, width, end = source.uniform(0.05, 0.14), source.uniform(0.003, 0.009), finer * side
+    slant = source.uniform(-0.02, 0.02)
+    places = np.arange(source.uniform(-step, 0), 1 + step, step)
+    upright = places if squared else np.array([source.uniform(0.08, 0.2)])
+    lines = [(0.0, place - slant, 1.0, place + slant) for place in places]
+    lines += [(place + slant, 0.0, place - slant, 1.0) for place in upright]
+    for line in lines:
+        draw.line([float(each * end) for each in line], fill=255, width=max(1, round(width * end)))
+    return np.asarray(image.resize((side, side), Image.Resampling.BOX), np.float32) / 255
+
+
+def on_desk(sheet: Floats, side: int, source: Source) -> Floats:
+    """A sheet of paper, turned by up to 15 degrees, anywhere on a darker desk."""
+    angle = source.uniform(-15, 15)
+    turned, cover = (
+        Image.fromarray(each.clip(0, 255).astype(np.uint8)).rotate(
+            angle, Image.Resampling.BICUBIC, expand=True
+        )
+        for each in (sheet, np.full_like(sheet, 255))
+    )
+    desk = Image.new("L", (side, side), round(source.uniform(20, 150)))
+    left, top = (int(source.integers(0, max(1, side - length + 1))) for length in turned.size)
+    desk.paste(turned, (left, top), cover)
+    return np.asarray(desk, np.float32)
+
+
 # Rows
 
 
@@ -156,6 +190,38 @@ def _pencil(image: Bytes, source: Source) -> bytes:
     return jpeg(on_paper(enlarged(image, 300, -0.6), 225, 180) + grain(300, source, 4), 80)
 
 
+def _on_ruled(image: Bytes, source: Source, *, squared: bool) -> bytes:
+    side = int(source.integers(200, 601))
+    ink = moved(
+        enlarged(image, round(side * source.uniform(0.4, 0.9)), source.uniform(-0.3, 0.6)), side, source
+    )
+    page = _ruled(side, source, squared=squared)
+    gray = (page + (source.uniform(20, 90) - page) * ink) * uneven(side, source) ** 0.5
+    return jpeg(gray + grain(side, source, 3), source.uniform(60, 95))
+
+
+def _ruled(side: int, source: Source, *, squared: bool) -> Floats:
+    return source.uniform(210, 250) - source.uniform(30, 110) * ruling(side, source, squared=squared)
+
+
+def _on_a_sheet(image: Bytes, source: Source) -> bytes:
+    side = int(source.integers(240, 601))
+    length = round(side * source.uniform(0.35, 0.75))
+    ink = enlarged(image, round(length * source.uniform(0.6, 0.9)), source.uniform(-0.3, 0.6))
+    page = moved(ink, length, source, margin=length // 20)
+    gray = on_desk(on_paper(page, source.uniform(200, 245), source.uniform(20, 90)), side, source)
+    return jpeg(gray * uneven(side, source) ** 0.5 + grain(side, source, 3), source.uniform(60, 95))
+
+
+def _in_a_frame(image: Bytes, source: Source) -> bytes:
+    ink = moved(enlarged(image, int(source.integers(120, 240))), 300, source, margin=30)
+    picture = Image.fromarray(on_paper(ink, 250, 20).clip(0, 255).astype(np.uint8))
+    gap, pen = int(source.integers(2, 20)), int(source.integers(0, 120))
+    box = (gap, gap, 299 - gap, 299 - gap)
+    ImageDraw.Draw(picture).rectangle(box, outline=pen, width=int(source.integers(1, 6)))
+    return png(np.asarray(picture))
+
+
 def _photograph(image: Bytes, source: Source) -> bytes:
     side = int(source.integers(200, 601))
     ink = enlarged(image, round(side * source.uniform(0.4, 0.9)), source.uniform(-0.6, 0.8))
@@ -187,6 +253,10 @@ PICTURES: dict[str, Picture] = {
     "strokes thickened by 1 pixel of 28": partial(_stroked, wider=1),
     "faint pencil": _pencil,
     "photograph": _photograph,
+    "photograph of a sheet on a desk": _on_a_sheet,
+    "in a drawn frame": _in_a_frame,
+    "on lined paper": partial(_on_ruled, squared=False),
+    "on squared paper": partial(_on_ruled, squared=True),
 }
 """The first row is the clean one."""
 
@@ -199,6 +269,35 @@ def _page(source: Source, side: int, light: Callable[[int, Source], Floats]) -> 
 def _gradient(source: Source, side: int) -> bytes:
     ends = source.uniform(0, 100), source.uniform(150, 255)
     return png(np.broadcast_to(np.linspace(*ends, side), (side, side)))
+
+
+def _lines(source: Source, side: int, *, squared: bool) -> bytes:
+    gray = _ruled(side, source, squared=squared) * uneven(side, source) ** 0.5
+    return jpeg(gray + grain(side, source, 3), source.uniform(60, 95))
+
+
+def _sheet(source: Source, side: int) -> bytes:
+    length = round(side * source.uniform(0.3, 0.8))
+    gray = on_desk(np.full((length, length), source.uniform(200, 245)), side, source)
+    return jpeg(gray + grain(side, source, 3), source.uniform(60, 95))
+
+
+def _dusty(source: Source, side: int) -> bytes:
+    page = Image.new("L", (side, side), round(source.uniform(180, 250)))
+    draw = ImageDraw.Draw(page)
+    for _ in range(int(source.integers(1, 12))):
+        (x, y), reach = source.uniform(0, side, 2), side * source.uniform(0.002, 0.012)
+        draw.ellipse((x - reach, y - reach, x + reach, y + reach), fill=round(source.uniform(20, 120)))
+    return png(np.asarray(page) + grain(side, source, 2))
+
+
+def _folded(source: Source, side: int) -> bytes:
+    middle, slant = source.uniform(0.3, 0.7) * side, source.uniform(-0.1, 0.1) * side
+    fold = Image.new("L", (side, side))
+    width = max(1, round(side * source.uniform(0.004, 0.02)))
+    ImageDraw.Draw(fold).line((middle + slant, 0, middle - slant, side), fill=255, width=width)
+    dark = np.asarray(fold.rotate(90 * int(source.integers(2))), np.float32) / 255
+    return png(source.uniform(180, 250) - source.uniform(20, 90) * dark + grain(side, source, 2))
 
 
 def _sized(source: Source, *, page: Callable[[Source, int], bytes], side: int) -> bytes:
@@ -215,8 +314,17 @@ _EMPTY: dict[str, Callable[[Source, int], bytes]] = {
     "noise": lambda source, side: png(source.uniform(0, 255, (side, side))),
 }
 
+_MARKED: dict[str, Callable[[Source, int], bytes]] = {
+    "lined": partial(_lines, squared=False),
+    "squared": partial(_lines, squared=True),
+    "bare sheet on a desk": _sheet,
+    "dusty": _dusty,
+    "folded": _folded,
+}
+
 EMPTY: dict[str, Page] = {
     f"{name}, {side} pixels": partial(_sized, page=page, side=side)
-    for side in (28, 100, 280, 600)
-    for name, page in _EMPTY.items()
+    for pages, sides in ((_EMPTY, (28, 100, 280, 600)), (_MARKED, (280, 600)))
+    for side in sides
+    for name, page in pages.items()
 }

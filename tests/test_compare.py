@@ -71,6 +71,9 @@ def test_a_loss_is_better_where_it_is_smaller_and_what_is_not_finite_is_no_place
         [board] = build_boards(runs, metric)
         assert (board.metric, names(board)) == ("best_val_loss", ["b", "a", "c", "d", "e"])
         assert [row.place for row in board.rows] == [1, 2, None, None, None]
+    by_epoch = [a_run("b", metrics={"val/accuracy": 0.9, "best_val_accuracy": 0.9})]
+    with pytest.raises(UsageError, match=r"'val/acuracy'; did you mean val/accuracy\?"):
+        build_boards(by_epoch, "val/acuracy")
     with pytest.raises(UsageError, match=r"no run here has the metric 'loss' \(there are: best_val_loss\)"):
         build_boards(runs, "loss")
 

@@ -232,6 +232,39 @@ def test_32_bit_integers_are_cut_to_16() -> None:
     assert pixels[:4] == [0, 255, 255, 0]
 
 
+@pytest.mark.parametrize("largest", [1, 255])
+def test_32_bit_integers_up_to_255_are_gray_levels(largest: int) -> None:
+    array = (np.arange(784).reshape(28, 28) % (largest + 1)).astype(np.int32)
+    pixels = decode_image(file_of(Image.fromarray(array), "TIFF"), GRAY)[0]
+    assert np.array_equal(pixels.numpy(), array)
+
+
+def with_photometric(tiff: bytes, value: int) -> bytes:
+    """A little-endian TIFF that says another meaning of its values."""
+    tag = struct.pack("<HHI", 262, 3, 1)
+    place = tiff.index(tag) + len(tag)
+    return tiff[:place] + struct.pack("<H", value) + tiff[place + 2 :]
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_a_tiff_may_say_that_its_white_is_0(dtype: type[np.integer[Any]]) -> None:
+    levels = np.arange(784).reshape(28, 28) % 256
+    array = (levels * (257 if dtype is np.uint16 else 1)).astype(dtype)
+    data = with_photometric(file_of(Image.fromarray(array), "TIFF"), 0)
+    assert np.array_equal(decode_image(data, GRAY)[0].numpy(), 255 - levels)
+
+
+def test_tiffs_of_kinds_that_are_not_read_are_told_what_to_do() -> None:
+    with pytest.raises(UnsupportedFormatError, match="the image's colours are LAB; save it as PNG or JPEG"):
+        decode_image(file_of(Image.new("LAB", (28, 28)), "TIFF"), GRAY)
+    gray = file_of(Image.fromarray(random_pixels(28, 28)), "TIFF")
+    for data in (with_photometric(gray, 999), gray[:100]):
+        with pytest.raises(
+            ImageError, match=r"the image is damaged: .* of a rare kind; save it as PNG or JPEG"
+        ):
+            decode_image(data, GRAY)
+
+
 @pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS)
 def test_floats_are_the_values_from_0_to_255(spec: ImageSpec) -> None:
     array = random_pixels(28, 28)

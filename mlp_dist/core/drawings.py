@@ -15,7 +15,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from mlp_dist.core.errors import EmptyPageError
-from mlp_dist.core.ink import LEAST_CONTRAST, Bools, bounds, find_ink, is_edge, level_of, stroke_width
+from mlp_dist.core.ink import LEAST_CONTRAST, Bools, bounds, find_ink, is_edge, length, level_of, stroke_width
 from mlp_dist.core.paper import (
     Box,
     Floats,
@@ -29,6 +29,8 @@ from mlp_dist.core.paper import (
     with_margin,
     within,
 )
+from mlp_dist.core.ruled import without_lines
+from mlp_dist.core.sheets import find_sheets
 
 Bytes = npt.NDArray[np.uint8]
 
@@ -93,6 +95,10 @@ def as_mnist(gray: Bytes) -> Bytes:
 def _found(image: Image.Image) -> Iterator[Floats | None]:
     """The ink, at a fine scale, as the picture is most probably to be understood; then as it may be."""
     page = _Page.of(image)
+    for sheet in find_sheets(_fit(page.whole, _PAGE)):
+        yield _Page.of(sheet.cut_out(page.whole, 2 * _PAGE)).digit()
+        if sheet.is_bare:
+            return
     yield page.digit()
     # A digit that was cut out along its edges has more ink than paper at the border.
     yield _Page.of(with_margin(_fit(image, 2 * _PAGE))).digit(_LEAST_CUT_OUT, _was_cut_out)
@@ -115,10 +121,24 @@ class _Page:
 
     @classmethod
     def of(cls, image: Image.Image) -> Self:
+        """With dark or light ink, and without the lines that its paper is ruled with."""
+        page = cls._of(image)
+        unruled = without_lines(_fit(page.image, 2 * _PAGE))
+        if unruled is None:
+            return page
+        return cls._of(_negative(unruled) if page.dark else unruled)
+
+    @classmethod
+    def _of(cls, image: Image.Image) -> Self:
         small = _fit(image, _PAGE)
         tiny = np.asarray(_fit(small, _PAPER), np.float32)
         page = cls(image, small, tiny, lighting(tiny))
         return page.turned() if is_dark(tiny - page.light) else page
+
+    @property
+    def whole(self) -> Image.Image:
+        """The picture as it was, but for lines."""
+        return _negative(self.image) if self.dark else self.image
 
     def turned(self) -> Self:
         """As if its ink were its paper."""
@@ -146,16 +166,11 @@ class _Page:
 
 def _was_cut_out(ink: Bools) -> bool:
     """Whether ink on a page with a margin reached to the edges that were there before, and is no page."""
-    return _length(ink) >= _SHORTEST_CUT_OUT * max(ink.shape) and _is_of_strokes(ink)
+    return length(ink) >= _SHORTEST_CUT_OUT * max(ink.shape) and _is_of_strokes(ink)
 
 
 def _is_of_strokes(ink: Bools) -> bool:
-    return bool(np.count_nonzero(ink) <= _MOST_INK * _length(ink) ** 2)
-
-
-def _length(ink: Bools) -> int:
-    left, top, right, bottom = bounds(ink)
-    return max(right - left, bottom - top)
+    return bool(np.count_nonzero(ink) <= _MOST_INK * length(ink) ** 2)
 
 
 def are_framed(images: Bytes) -> list[bool]:
@@ -204,10 +219,10 @@ def _fine(image: Image.Image, paper: Image.Image, box: Box, dark: bool) -> Float
 def _evened(ink: Floats) -> Floats:
     """The ink with strokes as thick, in proportion to the digit, as most of MNIST's are."""
     edge = ink > _EDGE
-    length, stroke = _length(edge), stroke_width(edge)
-    wanted = min(max(stroke * BOX / length, _STROKES[0]), _STROKES[1])
+    longer, stroke = length(edge), stroke_width(edge)
+    wanted = min(max(stroke * BOX / longer, _STROKES[0]), _STROKES[1])
     # What is added on either side lengthens the digit as well.
-    more = (wanted * length - stroke * BOX) / (2 * (BOX - wanted))
+    more = (wanted * longer - stroke * BOX) / (2 * (BOX - wanted))
     extreme = np.maximum if more > 0 else np.minimum
     ink = np.pad(ink, max(0, round(more)))
     for step in range(round(abs(more))):

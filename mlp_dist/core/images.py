@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL.TiffImagePlugin import TiffImageFile
 
 from mlp_dist.core.drawings import are_framed, as_mnist
 from mlp_dist.core.errors import ImageError, ImageTooLargeError, UnsupportedFormatError
@@ -56,6 +57,10 @@ _OTHERS = (
     ("ZIP", b"PK\3\4", 0),
 )
 """What people send besides: its name, the bytes by which it is known, and where they stand."""
+
+_TIFF = (b"II*\0", b"MM\0*")
+
+_SAVE_OTHERWISE = "; save it as PNG or JPEG"
 
 
 @dataclass(frozen=True)
@@ -112,7 +117,8 @@ def decode_image(data: bytes, spec: ImageSpec, reading: Reading = AS_IT_IS) -> t
     # Pillow's decoders raise what they please on damaged files (OSError, SyntaxError, struct.error, ...);
     # whatever it is, the bytes are at fault.
     except Exception as error:
-        raise ImageError(f"the image is damaged: {error}") from error
+        or_else = f", or it is a TIFF of a rare kind{_SAVE_OTHERWISE}" if data.startswith(_TIFF) else ""
+        raise ImageError(f"the image is damaged: {error}{or_else}") from error
 
 
 def num_pixels(data: bytes) -> int:
@@ -179,13 +185,22 @@ def _unidentified(data: bytes) -> ImageError:
     message = f"{len(data)} bytes are not a {_listed(FORMATS)} image"
     for name, magic, position in _OTHERS:
         if data.startswith(magic, position) or data[:64].lstrip().startswith(magic):
-            return UnsupportedFormatError(f"{message} but {name}; save it as PNG or JPEG")
+            return UnsupportedFormatError(f"{message} but {name}{_SAVE_OTHERWISE}")
+    if data.startswith(_TIFF):
+        return ImageError(
+            f"the image is damaged: a TIFF without its pixels, or of a rare kind{_SAVE_OTHERWISE}"
+        )
     return ImageError(f"{message} (they start with {data[:8]!r})")
 
 
 def to_pixels(image: Image.Image, spec: ImageSpec, reading: Reading = AS_IT_IS) -> torch.Tensor:
     """An opened image's pixels, as `decode_image` gives them. Raises what Pillow does on damaged files."""
+    if image.mode == "LAB":
+        raise UnsupportedFormatError(f"the image's colours are LAB{_SAVE_OTHERWISE}")
     upright = _opaque(ImageOps.exif_transpose(image), reading)
+    if image.mode.startswith("I;16") and _is_white_zero(image):
+        # Pillow minds it in images of 8 bits only.
+        upright = ImageOps.invert(upright)
     return _fitted(upright.convert("L" if spec.channels == 1 else "RGB"), spec, reading)
 
 
@@ -215,12 +230,20 @@ def _opaque(image: Image.Image, reading: Reading) -> Image.Image:
     if image.mode.startswith("I"):
         gray = np.asarray(image).astype(np.int32).clip(0, 65535)
         gray[gray == image.info.get("transparency", -1)] = 65535 if reading.background == "white" else 0
-        return Image.fromarray(((gray + 128) // 257).astype(np.uint8))
+        # Integers of 32 bits hold gray levels of 8 or of 16.
+        scale = 1 if image.mode == "I" and gray.max(initial=0) <= 255 else 257
+        return Image.fromarray(((gray + scale // 2) // scale).astype(np.uint8))
     if "transparency" in image.info or image.mode in ("LA", "La", "PA", "RGBA", "RGBa"):
         drawn = image.convert("RGBA")
         background = reading.background or (_contrast(drawn) if reading.preprocess == AUTO else "black")
         return Image.alpha_composite(Image.new("RGBA", drawn.size, background), drawn).convert("RGB")
     return image
+
+
+def _is_white_zero(image: Image.Image) -> bool:
+    """Whether a TIFF says that its white is 0."""
+    photometric = 262
+    return isinstance(image, TiffImageFile) and image.tag_v2.get(photometric) == 0
 
 
 def _contrast(drawn: Image.Image) -> str:

@@ -34,13 +34,23 @@ _ALONG_BORDER = 0.4
 LEAST_CONTRAST, _LEAST_DEVIATIONS = 18.0, 7.0
 """Ink stands out from its paper by so many gray levels, and so many times the paper's own deviation."""
 
-_SHORTEST, _LONGEST, _SOFTEST = 8, 8, 2.2
-"""What has been drawn: its pixels on the page, the length of its strokes in its own, and the area over 0.3 of
-its contrast to that over 0.7. Scattered dots are longer, light and shadow are softer.
-"""
+_SHORTEST, _WIDEST = 8, 3
+"""What has been drawn: its length on the page, in pixels, and how much wider than high it may be."""
+
+_LEAST_STROKES, _LONGEST = 0.75, 8
+"""The length of its strokes in its own. Scattered specks are shorter, or longer."""
+
+_SOFTEST = 2.2
+"""Its area over 0.3 of its contrast to that over 0.7. Light and shadow are softer."""
 
 _THICK, _SOFTEST_THICK = 0.3, 1.4
 """Strokes thicker than this part of their length must be sharper: spots of light and shadow are as thick."""
+
+_THICKEST = 0.4
+"""The most that the digit's largest part is as thick as it is long: a speck or a spot is thicker."""
+
+_SLENDER = 0.3
+"""Of the picture's shorter side, the most that is filled by a fold, from one border to the other."""
 
 _BOTH_SIDES = 0.4
 """Of the contrast of ink to its paper, the least it has to what is on either side of it."""
@@ -69,11 +79,12 @@ def _is_drawn(ink: Bools, contrast: Floats) -> bool:
     """Whether ink, of contrast about 1, is as large, as sharp and in as few strokes as what is drawn."""
     left, top, right, bottom = bounds(ink)
     near = contrast[max(top - 2, 0) : bottom + 2, max(left - 2, 0) : right + 2]
-    length, area = max(right - left, bottom - top), int(np.count_nonzero(ink))
+    longer, area = length(ink), int(np.count_nonzero(ink))
     width = stroke_width(ink)
-    softest = _SOFTEST if width <= _THICK * length else _SOFTEST_THICK
+    softest = _SOFTEST if width <= _THICK * longer else _SOFTEST_THICK
     sharp = int(np.count_nonzero(near > 0.3)) <= softest * int(np.count_nonzero(near > 0.7))
-    return sharp and length >= _SHORTEST and area <= _LONGEST * length * width
+    large = longer >= _SHORTEST and right - left <= _WIDEST * (bottom - top)
+    return sharp and large and _LEAST_STROKES * longer * width <= area <= _LONGEST * longer * width
 
 
 def stroke_width(ink: Bools) -> float:
@@ -96,12 +107,22 @@ def bounds(mask: Bools) -> Bounds:
     return (int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1)
 
 
+def length(mask: Bools) -> int:
+    """The longer side of what is around it."""
+    left, top, right, bottom = bounds(mask)
+    return max(right - left, bottom - top)
+
+
 def _digit(mask: Bools) -> Bools:
     """The ink that belongs to the digit."""
     labels = _parts(mask)
     sizes = np.bincount(labels.ravel())
     sizes[0] = 0
     sizes[_of_the_border(labels)] = 0
+    sizes[_across(labels)] = 0
+    largest = labels == sizes.argmax()
+    if not sizes.any() or stroke_width(largest) > _THICKEST * length(largest):
+        return np.zeros_like(mask)
     kept = sizes > _SPECK * sizes.max()
     # Dots that are scattered over a page are alike.
     digit: Bools = kept[labels] & (sizes.max() > _SHARE * sizes[kept].sum())
@@ -117,6 +138,17 @@ def _of_the_border(labels: Integers) -> Bools:
     sides = np.concatenate([labels[0], labels[-1], labels[:, 0], labels[:, -1]])
     contact: Bools = np.bincount(sides, minlength=len(outline)) > _ALONG_BORDER * outline
     return contact
+
+
+def _across(labels: Integers) -> list[int]:
+    """Which parts reach from a border to the one across and are slender, as folds are."""
+    across = []
+    for first, last in ((labels[0], labels[-1]), (labels[:, 0], labels[:, -1])):
+        for label in np.intersect1d(first, last):
+            left, top, right, bottom = bounds(labels == label)
+            if min(right - left, bottom - top) <= _SLENDER * min(labels.shape):
+                across.append(int(label))
+    return across
 
 
 def _parts(mask: Bools) -> Integers:

@@ -35,6 +35,14 @@ def with_margin(image: Image.Image) -> Image.Image:
     return Image.fromarray(page)
 
 
+def flat_around(image: Image.Image, mask: npt.NDArray[np.bool_]) -> Image.Image:
+    """A picture in mode L with the plane that most of the mask (H, W) lies near, outside of it."""
+    gray = np.asarray(image)
+    terms = _plane_terms(*gray.shape)
+    plane = terms @ _plane(terms[mask], gray[mask])
+    return Image.fromarray(np.where(mask, gray, plane.clip(0, 255)).astype(np.uint8))
+
+
 def _plane_terms(height: int, width: int) -> Floats:
     """What a plane is a sum of, (H, W, 3)."""
     y, x = np.meshgrid(np.linspace(-1, 1, height), np.linspace(-1, 1, width), indexing="ij")
@@ -102,7 +110,7 @@ def spread(values: npt.NDArray[Any], reach: int, extreme: np.ufunc) -> npt.NDArr
 
 def along(values: npt.NDArray[Any], reach: int, extreme: np.ufunc) -> npt.NDArray[Any]:
     """The same in columns only."""
-    values = np.pad(values, ((reach, reach), (0, 0)), mode="edge")
+    values = _edged(values, reach)
     width = 1
     while width < 2 * reach + 1:
         step = min(width, 2 * reach + 1 - width)
@@ -115,9 +123,14 @@ def blurred(values: Floats, reach: int) -> Floats:
     """The mean of what is no further than `reach` away in rows and columns."""
     for _ in range(2):
         values = values.T
-        padded = np.pad(values, ((reach, reach), (0, 0)), mode="edge")
+        padded = _edged(values, reach)
         total = padded[: len(values)].copy()
         for offset in range(1, 2 * reach + 1):
             total += padded[offset : offset + len(values)]
         values = total / (2 * reach + 1)
     return values
+
+
+def _edged(values: npt.NDArray[Any], reach: int) -> npt.NDArray[Any]:
+    """With the first and the last row again, `reach` times; numpy.pad takes five times as long."""
+    return np.concatenate((values[:1].repeat(reach, 0), values, values[-1:].repeat(reach, 0)))

@@ -100,7 +100,7 @@ def _known(metric: str, runs: Sequence[StoredRun]) -> str:
         if name in names or name == DEFAULT_METRIC:
             return name
     shown = sorted(name for name in names if "/" not in name)
-    hint = did_you_mean(metric, shown)
+    hint = did_you_mean(metric, names if "/" in metric else shown)
     raise UsageError(f"no run here has the metric {metric!r}{hint} (there are: {', '.join(shown) or 'none'})")
 
 
