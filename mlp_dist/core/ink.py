@@ -34,8 +34,8 @@ _ALONG_BORDER = 0.4
 LEAST_CONTRAST, _LEAST_DEVIATIONS = 18.0, 7.0
 """Ink stands out from its paper by so many gray levels, and so many times the paper's own deviation."""
 
-_SHORTEST, _WIDEST = 8, 3
-"""What has been drawn: its length on the page, in pixels, and how much wider than high it may be."""
+_SHORTEST = 8
+"""What has been drawn: its length on the page, in pixels."""
 
 _LEAST_STROKES, _LONGEST = 0.75, 8
 """The length of its strokes in its own. Scattered specks are shorter, or longer."""
@@ -83,8 +83,9 @@ def _is_drawn(ink: Bools, contrast: Floats) -> bool:
     width = stroke_width(ink)
     softest = _SOFTEST if width <= _THICK * longer else _SOFTEST_THICK
     sharp = int(np.count_nonzero(near > 0.3)) <= softest * int(np.count_nonzero(near > 0.7))
-    large = longer >= _SHORTEST and right - left <= _WIDEST * (bottom - top)
-    return sharp and large and _LEAST_STROKES * longer * width <= area <= _LONGEST * longer * width
+    return (
+        sharp and longer >= _SHORTEST and _LEAST_STROKES * longer * width <= area <= _LONGEST * longer * width
+    )
 
 
 def stroke_width(ink: Bools) -> float:
