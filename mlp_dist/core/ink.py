@@ -37,6 +37,9 @@ LEAST_CONTRAST, _LEAST_DEVIATIONS = 18.0, 7.0
 _SHORTEST = 8
 """What has been drawn: its length on the page, in pixels."""
 
+_FLATTEST, _THINNEST = 3, 0.06
+"""Wider than so many times its height, and thinner than that part of its length, it is a piece of a fold."""
+
 _LEAST_STROKES, _LONGEST = 0.75, 8
 """The length of its strokes in its own. Scattered specks are shorter, or longer."""
 
@@ -81,11 +84,11 @@ def _is_drawn(ink: Bools, contrast: Floats) -> bool:
     near = contrast[max(top - 2, 0) : bottom + 2, max(left - 2, 0) : right + 2]
     longer, area = length(ink), int(np.count_nonzero(ink))
     width = stroke_width(ink)
+    is_fold = right - left > _FLATTEST * (bottom - top) and width < _THINNEST * longer
     softest = _SOFTEST if width <= _THICK * longer else _SOFTEST_THICK
     sharp = int(np.count_nonzero(near > 0.3)) <= softest * int(np.count_nonzero(near > 0.7))
-    return (
-        sharp and longer >= _SHORTEST and _LEAST_STROKES * longer * width <= area <= _LONGEST * longer * width
-    )
+    large = longer >= _SHORTEST and not is_fold
+    return sharp and large and _LEAST_STROKES * longer * width <= area <= _LONGEST * longer * width
 
 
 def stroke_width(ink: Bools) -> float:
