@@ -95,7 +95,7 @@ def as_mnist(gray: Bytes) -> Bytes:
 def _found(image: Image.Image) -> Iterator[Floats | None]:
     """The ink, at a fine scale, as the picture is most probably to be understood; then as it may be."""
     page = _Page.of(image)
-    for sheet in find_sheets(_fit(page.whole, _PAGE)):
+    for sheet in find_sheets(_negative(page.small) if page.dark else page.small):
         yield _Page.of(sheet.cut_out(page.whole, 2 * _PAGE)).digit()
         if sheet.is_bare:
             return
