@@ -22,15 +22,15 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 
 from benchmarks.recipes import read
-from mlp_dist import command, processes
-from mlp_dist.calibration import model_temperature
 from mlp_dist.config import TrainConfig
+from mlp_dist.console import command, processes
 from mlp_dist.core.errors import UsageError
-from mlp_dist.data.dataset import Dataset
-from mlp_dist.evaluation import Evaluation, evaluate, predict
+from mlp_dist.data.calibration import model_temperature
+from mlp_dist.data.evaluate import Evaluation, evaluate, predict
+from mlp_dist.data.image_set import Dataset
 from mlp_dist.recipes import TUTORIALS, get_recipe
-from mlp_dist.start import settle
-from mlp_dist.trainer import Trainer
+from mlp_dist.training.start import settle
+from mlp_dist.training.trainer import Trainer
 
 GOAL = 0.01
 COLUMNS = "{:<24} {:>10}  {:>11}  {:>17}  {:>17}  {:<4}"

@@ -18,9 +18,9 @@ import tempfile
 import time
 from pathlib import Path
 
-from mlp_dist import command
+from mlp_dist.console import command
 from mlp_dist.core.errors import UsageError
-from mlp_dist.data.readers import default_data_dir
+from mlp_dist.data.datasets import default_data_dir
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARE_GOAL, MEMORY_GOAL = 1 / 3, 1.3

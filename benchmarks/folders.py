@@ -16,9 +16,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from mlp_dist import command
+from mlp_dist.console import command
 from mlp_dist.core.errors import UsageError
-from mlp_dist.data.readers import read_dataset
+from mlp_dist.data.datasets import read_dataset
 
 CASES = (("PNG", 60_000, (28, 28), "L"), ("JPEG", 5_000, (300, 200), "RGB"))
 NUM_CLASSES = 10

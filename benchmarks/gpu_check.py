@@ -25,12 +25,12 @@ from typing import Any
 import torch
 
 from benchmarks.peers import OURS, versions
-from mlp_dist import command, processes
+from mlp_dist.console import command, processes
 from mlp_dist.core.bundle import load_bundle
 from mlp_dist.core.errors import TrainingError, UsageError
-from mlp_dist.core.files import replacing_file
+from mlp_dist.core.io import replacing_file
 from mlp_dist.data.batches import generator
-from mlp_dist.data.readers import default_data_dir
+from mlp_dist.data.datasets import default_data_dir
 
 _ROOT = Path(__file__).resolve().parents[1]
 RECIPE = "mnist-128-64-adam"

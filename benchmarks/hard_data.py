@@ -19,11 +19,11 @@ from pathlib import Path
 import torch
 
 from benchmarks.recipes import measure, read
-from mlp_dist import command, processes
-from mlp_dist.config import TrainConfig, unknown
-from mlp_dist.core.errors import UsageError
+from mlp_dist.config import TrainConfig
+from mlp_dist.console import command, processes
+from mlp_dist.core.errors import UsageError, unknown
 from mlp_dist.data.batches import generator
-from mlp_dist.data.dataset import Dataset, ImageSet
+from mlp_dist.data.image_set import Dataset, ImageSet
 from mlp_dist.recipes import get_recipe
 
 HARD_DATA = 100

@@ -20,9 +20,9 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from mlp_dist import command, processes
+from mlp_dist.console import command, processes
 from mlp_dist.core.errors import MlpDistError, UsageError
-from mlp_dist.data.readers import default_data_dir, prepare_dataset
+from mlp_dist.data.datasets import default_data_dir, prepare_dataset
 
 GOALS = {100: 2.5, 1000: 1.45}
 NETWORKS = {"NVLink, 450 GB/s": 450e9, "100 Gbit/s": 12.5e9, "10 Gbit/s": 1.25e9}

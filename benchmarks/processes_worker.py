@@ -15,13 +15,13 @@ from typing import Any, cast
 import torch
 from accelerate import Accelerator
 
-from mlp_dist import processes
-from mlp_dist.data.readers import default_data_dir, read_dataset
-from mlp_dist.engines.exchange import Exchange
-from mlp_dist.joining import join
+from mlp_dist.console import processes
+from mlp_dist.data.datasets import default_data_dir, read_dataset
 from mlp_dist.recipes import get_recipe
-from mlp_dist.start import settle
-from mlp_dist.trainer import Trainer
+from mlp_dist.training.distributed.rendezvous import join
+from mlp_dist.training.engines.exchange import Exchange
+from mlp_dist.training.start import settle
+from mlp_dist.training.trainer import Trainer
 
 
 @dataclass

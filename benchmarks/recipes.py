@@ -22,14 +22,14 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 
-from mlp_dist import command, processes
 from mlp_dist.config import MATMUL_PRECISIONS, TrainConfig
+from mlp_dist.console import command, processes
 from mlp_dist.core.errors import UsageError
-from mlp_dist.data.dataset import Dataset
-from mlp_dist.data.readers import default_data_dir, prepare_dataset, read_dataset
+from mlp_dist.data.datasets import default_data_dir, prepare_dataset, read_dataset
+from mlp_dist.data.image_set import Dataset
 from mlp_dist.recipes import PUBLISHED, TUTORIALS, get_recipe
-from mlp_dist.start import settle
-from mlp_dist.trainer import Trainer
+from mlp_dist.training.start import settle
+from mlp_dist.training.trainer import Trainer
 
 COLUMNS = "{:<24} {:>6}  {:>9}  {:>17}  {:>10}  {:<5}  {:>10}"
 

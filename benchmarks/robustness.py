@@ -19,13 +19,13 @@ import numpy as np
 import torch
 
 from benchmarks.pictures import EMPTY, PICTURES, Page, Picture
-from mlp_dist import command
+from mlp_dist.console import command
 from mlp_dist.core.bundle import Bundle
 from mlp_dist.core.errors import ImageError, UsageError
-from mlp_dist.core.images import Reading, decode_image
-from mlp_dist.data.dataset import ImageSet
-from mlp_dist.data.readers import default_data_dir, prepare_dataset, read_dataset
-from mlp_dist.notebook import BEST, load_model
+from mlp_dist.core.image import Reading, decode_image
+from mlp_dist.data.datasets import default_data_dir, prepare_dataset, read_dataset
+from mlp_dist.data.image_set import ImageSet
+from mlp_dist.tracking.load import BEST, load_model
 
 MOST_LOST = 0.015
 """Of the clean images' accuracy, what `auto` may lose on a row."""

@@ -36,13 +36,12 @@ from benchmarks import serving_servers as servers
 from benchmarks import serving_start as start
 from benchmarks.serving_results import CEILING, FASTAPI, LITSERVE, OURS, STOCK, UNBATCHED
 from benchmarks.training import machine
-from mlp_dist import command
-from mlp_dist.config import unknown
+from mlp_dist.console import command
 from mlp_dist.core.bundle import GOLDEN, load_bundle
-from mlp_dist.core.errors import ServerError, UsageError
-from mlp_dist.core.images import encode_png
+from mlp_dist.core.errors import ServerError, UsageError, unknown
+from mlp_dist.core.image import encode_png
 from mlp_dist.data.batches import generator
-from mlp_dist.data.readers import default_data_dir, read_dataset
+from mlp_dist.data.datasets import default_data_dir, read_dataset
 
 CONNECTIONS = (1, 8, 16, 32, 64)
 OTHERS = (UNBATCHED, STOCK, FASTAPI, LITSERVE)

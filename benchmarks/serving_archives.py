@@ -15,7 +15,7 @@ import yaml
 
 from mlp_dist.core.errors import ServerError
 from mlp_dist.core.spec import SPEC, WEIGHTS
-from mlp_dist.data.readers import default_data_dir
+from mlp_dist.data.datasets import default_data_dir
 from serve.answering.manifest import MANIFEST
 from serve.package import seal
 

@@ -29,11 +29,11 @@ import psutil
 import torch
 from torch.nn import functional
 
-from mlp_dist import command, processes
+from mlp_dist.console import command, processes
 from mlp_dist.core.errors import TrainingError, UsageError
 from mlp_dist.data.arrays import read_arrays
-from mlp_dist.data.dataset import ImageSet
-from mlp_dist.data.readers import default_data_dir, prepare_dataset, read_dataset
+from mlp_dist.data.datasets import default_data_dir, prepare_dataset, read_dataset
+from mlp_dist.data.image_set import ImageSet
 
 RECIPE = "mnist-500"
 LARGEST_SHIFT, LARGEST_TURN = 3, 15
@@ -84,8 +84,8 @@ def train(directory: Path, in_memory: bool) -> Epoch:
     from accelerate import Accelerator
 
     from mlp_dist.recipes import get_recipe
-    from mlp_dist.start import settle
-    from mlp_dist.trainer import Trainer
+    from mlp_dist.training.start import settle
+    from mlp_dist.training.trainer import Trainer
 
     processes.set_threads()
     started = time.perf_counter()

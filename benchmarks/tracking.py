@@ -22,9 +22,9 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.command import run
-from mlp_dist import command, processes
+from mlp_dist.console import command, processes
 from mlp_dist.core.errors import UsageError
-from mlp_dist.data.readers import default_data_dir, prepare_dataset
+from mlp_dist.data.datasets import default_data_dir, prepare_dataset
 
 RATIO_GOAL, STEP_GOAL_MS = 1.02, 1.0
 CASES: dict[str, tuple[str, ...]] = {

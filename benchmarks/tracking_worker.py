@@ -14,7 +14,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
-from mlp_dist import command, recorder, train
+from mlp_dist.cli import train
+from mlp_dist.console import command
+from mlp_dist.training import recorder
 
 
 class Nothing(str):
@@ -66,9 +68,9 @@ class Held:
 
 def watch(held: Held) -> None:
     """Have timed what the Trainer calls to tell of its steps and epochs."""
-    from mlp_dist.report import Report
-    from mlp_dist.steps import EpochSteps
-    from mlp_dist.trainer import Trainer
+    from mlp_dist.training.report import Report
+    from mlp_dist.training.steps import EpochSteps
+    from mlp_dist.training.trainer import Trainer
 
     for kind in (Report, recorder.RunTracker):
         for name, call in vars(kind).items():

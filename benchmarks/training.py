@@ -35,12 +35,11 @@ from benchmarks.peers import OURS, PEERS, versions
 from benchmarks.peers.cases import CASES, Case, Trained
 from benchmarks.peers.worker import Worker
 from benchmarks.results import HEADER, Result, goals
-from mlp_dist import command, processes
-from mlp_dist.config import unknown
-from mlp_dist.core.errors import DownloadError, UsageError
+from mlp_dist.console import command, processes
+from mlp_dist.core.errors import DownloadError, UsageError, unknown
 from mlp_dist.data.batches import generator
-from mlp_dist.data.dataset import Dataset
-from mlp_dist.data.readers import default_data_dir, prepare_dataset, read_dataset
+from mlp_dist.data.datasets import default_data_dir, prepare_dataset, read_dataset
+from mlp_dist.data.image_set import Dataset
 
 DATASETS = ("mnist", "digits")
 

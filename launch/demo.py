@@ -10,7 +10,7 @@ import json
 import time
 from pathlib import Path
 
-from mlp_dist import command, progress
+from mlp_dist.console import command, progress
 from mlp_dist.core.errors import UsageError
 from serve.archive import MAR, read_archive
 from serve.server import running
@@ -26,9 +26,8 @@ def main() -> None:
     args = parser.parse_args()
     archive = read_archive(args.mar)
     with progress.stages("reading the test images"):
-        from mlp_dist import export
-        from mlp_dist.core.images import encode_png
-        from mlp_dist.tracking import find
+        from mlp_dist.core.image import encode_png
+        from mlp_dist.tracking import export, find
 
         data = export.run_dataset(find.get_run(archive.spec.run_id))
     if not 0 <= args.image < len(data.test):

@@ -1,6 +1,6 @@
 """`python launch/draw.py`: serve/draw.py is the command."""
 
-from mlp_dist import command
+from mlp_dist.console import command
 from serve.draw import main
 
 if __name__ == "__main__":

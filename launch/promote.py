@@ -1,7 +1,7 @@
-"""`python launch/promote.py`: mlp_dist/promote.py is the command."""
+"""`python launch/promote.py`: mlp_dist/cli/promote.py is the command."""
 
-from mlp_dist import command
-from mlp_dist.promote import main
+from mlp_dist.cli.promote import main
+from mlp_dist.console import command
 
 if __name__ == "__main__":
     command.run(main)

@@ -1,7 +1,7 @@
-"""`python launch/show_data.py`: mlp_dist/show_data.py is the command."""
+"""`python launch/show_data.py`: mlp_dist/cli/show_data.py is the command."""
 
-from mlp_dist import command
-from mlp_dist.show_data import main
+from mlp_dist.cli.show_data import main
+from mlp_dist.console import command
 
 if __name__ == "__main__":
     command.run(main)

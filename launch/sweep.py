@@ -1,7 +1,7 @@
-"""`python launch/sweep.py`: mlp_dist/sweep.py is the command."""
+"""`python launch/sweep.py`: mlp_dist/cli/sweep.py is the command."""
 
-from mlp_dist import command
-from mlp_dist.sweep import main
+from mlp_dist.cli.sweep import main
+from mlp_dist.console import command
 
 if __name__ == "__main__":
     command.run(main)

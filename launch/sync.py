@@ -1,7 +1,7 @@
-"""`python launch/sync.py`: mlp_dist/sync.py is the command."""
+"""`python launch/sync.py`: mlp_dist/cli/sync.py is the command."""
 
-from mlp_dist import command
-from mlp_dist.sync import main
+from mlp_dist.cli.sync import main
+from mlp_dist.console import command
 
 if __name__ == "__main__":
     command.run(main)

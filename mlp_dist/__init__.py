@@ -13,17 +13,20 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from mlp_dist.core.bundle import Bundle, count_parameters, load_state_dict, save_state_dict
-    from mlp_dist.notebook import load_model, save_model
+    from mlp_dist.tracking.load import load_model, save_model
 
 __version__ = "0.1.0"
+
+# The commands stand in cli/ and are run as `python -m mlp_dist.train`.
+__path__.append(f"{__path__[0]}/cli")
 
 _HOMES = {
     "Bundle": "mlp_dist.core.bundle",
     "count_parameters": "mlp_dist.core.bundle",
     "load_state_dict": "mlp_dist.core.bundle",
     "save_state_dict": "mlp_dist.core.bundle",
-    "load_model": "mlp_dist.notebook",
-    "save_model": "mlp_dist.notebook",
+    "load_model": "mlp_dist.tracking.load",
+    "save_model": "mlp_dist.tracking.load",
 }
 
 __all__ = [

@@ -1,19 +1,19 @@
 """TrainConfig: everything a training depends on, validated when made; each error says what to do."""
 
-import difflib
 import math
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, get_type_hints
 
-from mlp_dist.core.errors import CheckpointError, UsageError
+from mlp_dist.core.catalog import ARRAYS_PREFIX, CATALOG, FOLDER_PREFIX
+from mlp_dist.core.errors import CheckpointError, UsageError, unknown
 from mlp_dist.core.spec import KINDS, LARGEST_SIZE
-from mlp_dist.data.catalog import ARRAYS_PREFIX, CATALOG, FOLDER_PREFIX
-from mlp_dist.schedule import SCHEDULES
 
 DEFAULT_EXPERIMENT = "mlp_dist"
+
+SCHEDULES = ("constant", "cosine", "linear", "one-cycle")
 
 PRECISIONS = ("no", "bf16", "fp16")
 OPTIMIZERS = ("sgd", "adam", "scratch-sgd")
@@ -35,6 +35,19 @@ RESUME = ("no", "yes", "auto")
 
 FREE_ON_RESUME = ("epochs", "data_dir", "output_dir", "log_every", "checkpoint_every_steps")
 """The fields that `--resume` may change: all others would make it another training."""
+
+SWEPT = (
+    *("seed", "lr", "hidden_sizes", "model", "initialization", "optimizer", "schedule", "warmup_epochs"),
+    *("batch_size", "accumulation_steps", "clip_norm", "weight_decay", "label_smoothing", "dropout"),
+    *("augment_shift", "deform", "adversarial", "ema_decay", "epochs", "patience"),
+)
+"""The fields that a sweep may vary."""
+
+WHERE = (
+    *("data_dir", "output_dir", "experiment", "run_name", "log_every", "checkpoint_every_steps"),
+    "fallback_dataset",
+)
+"""The fields that do not change what is trained: locations, names and how often progress is reported."""
 
 
 _LONGEST_EXPERIMENT = 500
@@ -289,14 +302,59 @@ def check_dataset_name(name: str) -> None:
     raise UsageError(unknown("data set", name, [*CATALOG, *(f"{prefix}DIR" for prefix in prefixes)]) + hint)
 
 
-def unknown(kind: str, name: str, known: Iterable[str]) -> str:
-    """The message for a misspelt name: the nearest known one, and all of them."""
-    known = list(known)
-    return f"unknown {kind} {name!r}{did_you_mean(name, known)} (there are: {', '.join(known)})"
+def _is_number(value: object) -> bool:
+    return type(value) in (int, float)
 
 
-def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """The question after the name that was probably meant, to end a message; "" where none is near."""
-    by_case = {each.casefold(): each for each in known}
-    nearest = difflib.get_close_matches(name.casefold(), by_case, n=1)
-    return f"; did you mean {by_case[nearest[0]]}?" if nearest else ""
+_KINDS: tuple[tuple[Any, str, Callable[[Any], bool]], ...] = (
+    (bool, "true or false", lambda value: type(value) is bool),
+    (int, "a whole number", lambda value: type(value) is int),
+    (float, "a number", _is_number),
+    (str, "text in quotes", lambda value: isinstance(value, str)),
+    (
+        tuple[int, ...],
+        "a list of whole numbers as [256, 64]",
+        lambda value: isinstance(value, tuple) and all(type(each) is int for each in value),
+    ),
+    (
+        tuple[float, float],
+        'a mean and a std as [0.5, 0.5], "none" or "data"',
+        lambda value: isinstance(value, tuple) and len(value) == 2 and all(map(_is_number, value)),
+    ),
+)
+"""The kinds of fields: how a person writes their values, and which these are."""
+
+_FIELDS = get_type_hints(TrainConfig)
+_NORMALIZATIONS = {"none": TO_TENSOR, "data": None}
+
+
+def field_value(name: str, value: object) -> Any:
+    """What JSON or TOML has for the field `name`, as TrainConfig holds it.
+
+    Raises UsageError for a value of another kind; TrainConfig itself checks what it is.
+    """
+    if name == "normalize" and isinstance(value, str) and value in _NORMALIZATIONS:
+        return _NORMALIZATIONS[value]
+    value = tuple(value) if isinstance(value, list) else value
+    for kind, words, fits in _KINDS:
+        may_be_none = _FIELDS[name] == (kind | None)
+        if (_FIELDS[name] == kind or (may_be_none and value is not None)) and not fits(value):
+            raise UsageError(f"{name} is {value!r}; it must be {words}")
+    return value
+
+
+def is_whole(name: str) -> bool:
+    """Whether the field `name` holds whole numbers."""
+    return _FIELDS[name] in (int, int | None)
+
+
+def is_number(name: str) -> bool:
+    return is_whole(name) or _FIELDS[name] in (float, float | None)
+
+
+def absolute_dataset(name: str) -> str:
+    """`folder:DIR` and `arrays:DIR` with the whole path; other names as they are."""
+    for prefix in (FOLDER_PREFIX, ARRAYS_PREFIX):
+        if name.startswith(prefix) and name != prefix:
+            return f"{prefix}{Path(name.removeprefix(prefix)).expanduser().resolve()}"
+    return name

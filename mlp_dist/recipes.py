@@ -6,12 +6,13 @@ perceptron can.
 """
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import fields, replace
+from typing import Any
 
-from mlp_dist.config import TO_TENSOR, TrainConfig, unknown
-from mlp_dist.core.errors import UsageError
+from mlp_dist.config import TO_TENSOR, WHERE, TrainConfig
+from mlp_dist.core.catalog import CATALOG
+from mlp_dist.core.errors import UsageError, unknown
 from mlp_dist.core.spec import ModelSpec
-from mlp_dist.data.catalog import CATALOG
 
 
 def mnist() -> TrainConfig:
@@ -243,3 +244,47 @@ def recipe_table() -> str:
     return "\n".join(
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
     )
+
+
+def overrides(config: TrainConfig) -> dict[str, Any]:
+    """The fields, in TrainConfig's order, in which `config` differs from its recipe; none of WHERE.
+
+    `config` is what was asked for: a Trainer's own has the data set and val_size filled in. One that names
+    no known recipe overrides nothing.
+    """
+    if config.recipe not in RECIPES:
+        return {}
+    recipe = get_recipe(config.recipe)
+    names = [field.name for field in fields(config) if field.name not in WHERE]
+    return {name: getattr(config, name) for name in names if getattr(config, name) != getattr(recipe, name)}
+
+
+def flags(changes: dict[str, Any]) -> list[str]:
+    """The words on the command line of mlp_dist.train that give fields these values.
+
+    Raises ValueError for a value that no flag gives, as None for val_size.
+    """
+    return [word for name, value in changes.items() for word in _flag(name, value)]
+
+
+def training_command(config: TrainConfig) -> list[str]:
+    """The words that train `config` again, but for WHERE."""
+    words = ["accelerate", "launch", "-m", "mlp_dist.train", "--recipe"]
+    return [*words, config.recipe, *flags(overrides(config))]
+
+
+def shown(value: object) -> str:
+    """A field's value as the command line takes it: widths as 256,64 or none."""
+    return ",".join(map(str, value)) or "none" if isinstance(value, tuple) else str(value)
+
+
+def _flag(name: str, value: object) -> list[str]:
+    flag = f"--{name.replace('_', '-')}"
+    if value is True:
+        return [flag]
+    if name == "normalize" and value is None:
+        return [flag, "data"]
+    if value is None or value is False:
+        raise ValueError(f"no flag of mlp_dist.train makes {name} {value!r}")
+    # A mean below 0 would be taken for a flag.
+    return [f"{flag}={shown(value)}"] if shown(value).startswith("-") else [flag, shown(value)]

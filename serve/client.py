@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any, Self
 from urllib.parse import quote, urlsplit
 
-from mlp_dist import colours, command, progress
+from mlp_dist.console import colors, command, progress
 from mlp_dist.core.errors import ServerError, UsageError
 from serve.keys import KEY_FILE, KEY_VARIABLE, KeyFileError, candidates, read_key, renew
 from serve.state import find_state
@@ -301,7 +301,7 @@ def main() -> int:
         except (NotReadyError, InvalidKeyError):
             raise
         except ServerError as error:
-            print(colours.error(f"{path}: {error}"), file=sys.stderr)
+            print(colors.error(f"{path}: {error}"), file=sys.stderr)
             failed = True
             continue
         label = max(probabilities, key=probabilities.__getitem__)

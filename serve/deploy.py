@@ -10,9 +10,9 @@ from typing import Any
 
 import psutil
 
-from mlp_dist import progress
+from mlp_dist.console import progress
 from mlp_dist.core.errors import BundleError, ServerError, UsageError
-from mlp_dist.core.files import replacing_file
+from mlp_dist.core.io import replacing_file
 from mlp_dist.core.spec import EXACT
 from serve.archive import Archive, read_archive
 from serve.client import Client

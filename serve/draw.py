@@ -13,7 +13,7 @@ from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
-from mlp_dist import command, progress
+from mlp_dist.console import command, progress
 from mlp_dist.core.errors import ServerError, UsageError
 from serve.archive import MAR, read_archive
 from serve.drawing import page
@@ -35,7 +35,7 @@ def main() -> None:
     if not args.mar.is_file():
         raise UsageError(
             f"no model has been packaged yet: there is no {args.mar}; train one and package it: "
-            "accelerate launch launch/train.py && python -m serve.package"
+            "accelerate launch -m mlp_dist.train && python -m serve.package"
         )
     archive, port = read_archive(args.mar), one_port(args.port, FIRST_PORT)
     # A terminal that is closed ends it as Ctrl-C does.

@@ -7,7 +7,7 @@
 
 import shlex
 
-from mlp_dist import command
+from mlp_dist.console import command
 from serve.java import java_home
 from serve.torchserve import CONFIG
 

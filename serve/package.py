@@ -1,6 +1,6 @@
 """A run -> a checked model archive for TorchServe.
 
-  python -m serve.package                         the champion, which launch/promote.py names;
+  python -m serve.package                         the champion, which mlp_dist.promote names;
                                                   where there is none, the best run
   python -m serve.package --metric val_accuracy   the best run, champion or not
   python -m serve.package --model-name digits     under another name
@@ -23,19 +23,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import mlp_dist
-from mlp_dist import command, next_steps, progress
 from mlp_dist.config import DEFAULT_EXPERIMENT
+from mlp_dist.console import command, progress
 from mlp_dist.core.errors import BundleError, PackagingError, UsageError
-from mlp_dist.core.files import replacing_file
 from mlp_dist.core.golden import GOLDEN, check_probabilities
+from mlp_dist.core.io import replacing_file
 from mlp_dist.core.spec import SPEC, WEIGHTS
-from mlp_dist.tracking import find, registry
+from mlp_dist.tracking import find, next_steps, registry
 from serve.answering.manifest import MANIFEST, SUMS, sha256_sums
 from serve.archive import MAR
 
 if TYPE_CHECKING:
     from mlp_dist.core.bundle import Bundle
-    from mlp_dist.evaluation import Evaluation
+    from mlp_dist.data.evaluate import Evaluation
 
 HERE = Path(__file__).resolve().parent
 
@@ -129,7 +129,7 @@ def package(
         directory = Path(name)
         begin("the test images")
         # It imports torch.
-        from mlp_dist import export
+        from mlp_dist.tracking import export
 
         exported = export.export_run(run, directory / "run", data_dir)
         test = exported.test

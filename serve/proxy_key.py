@@ -12,9 +12,9 @@ import json
 from datetime import timedelta
 from pathlib import Path
 
-from mlp_dist import command
+from mlp_dist.console import command
 from mlp_dist.core.errors import UsageError
-from mlp_dist.core.files import replacing_file
+from mlp_dist.core.io import replacing_file
 from serve.client import URL, Client
 from serve.keys import read_key
 

@@ -17,9 +17,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from mlp_dist import command, next_steps, progress
+from mlp_dist.console import command, progress
 from mlp_dist.core.errors import ServerError, UsageError
 from mlp_dist.core.golden import GOLDEN
+from mlp_dist.tracking import next_steps
 from serve import torchserve
 from serve.archive import MAR, Archive, model_name, read_archive
 from serve.client import Client

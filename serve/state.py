@@ -11,7 +11,7 @@ from typing import Any, Self
 import psutil
 
 from mlp_dist.core.errors import ServerError
-from mlp_dist.core.files import replacing_file, try_to_lock
+from mlp_dist.core.io import replacing_file, try_to_lock
 from serve.keys import KEY_FILE, STATE
 
 FILE = "state.json"

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import psutil
 
-from mlp_dist import progress
+from mlp_dist.console import progress
 from mlp_dist.core.errors import BundleError, ServerError
 from mlp_dist.core.spec import EXACT
 from serve.client import Client

@@ -8,17 +8,17 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-import default_ports
 import pytest
 import torch
-from launching import Trained, launch, make_store, result, run
-from mlflow_servers import Server, running_server
 
-from mlp_dist.data.dataset import Dataset
-from mlp_dist.data.readers import read_dataset
+from mlp_dist.data.datasets import read_dataset
+from mlp_dist.data.image_set import Dataset
 from serve.archive import read_archive
 from serve.client import Client
 from serve.server import running
+from tests.helpers import default_ports
+from tests.helpers.launching import Trained, launch, make_store, result, run
+from tests.helpers.mlflow_servers import Server, running_server
 
 ROOT = Path(__file__).resolve().parents[1]
 

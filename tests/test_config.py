@@ -17,9 +17,9 @@ from mlp_dist.config import (
     check_dataset_name,
     unknown,
 )
+from mlp_dist.core.catalog import CATALOG
 from mlp_dist.core.errors import CheckpointError, UsageError
 from mlp_dist.core.spec import KINDS
-from mlp_dist.data.catalog import CATALOG
 
 CONFIG = TrainConfig(recipe="small", dataset="digits", hidden_sizes=(32, 16), lr=0.1, batch_size=8, epochs=2)
 FULL = replace(

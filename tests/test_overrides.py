@@ -5,10 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from mlp_dist import train
-from mlp_dist.config import TrainConfig
-from mlp_dist.overrides import WHERE, command, flags, overrides
-from mlp_dist.recipes import RECIPES, get_recipe
+from mlp_dist.cli import train
+from mlp_dist.config import WHERE, TrainConfig
+from mlp_dist.recipes import RECIPES, flags, get_recipe, overrides, training_command
 
 CHANGES = {
     "dataset": ["digits", "mnist", "folder:/images of mine"],
@@ -60,7 +59,7 @@ def same(config: TrainConfig, other: TrainConfig) -> bool:
 def test_a_recipe_overrides_nothing(recipe: str, monkeypatch: pytest.MonkeyPatch) -> None:
     config = get_recipe(recipe)
     assert overrides(config) == {}
-    words = command(config)
+    words = training_command(config)
     assert words == ["accelerate", "launch", "launch/train.py", "--recipe", recipe]
     assert parsed(words[3:], monkeypatch) == config
 
@@ -74,7 +73,7 @@ def test_each_flag_gives_the_same_training_again(
     fitting = {"gradient_dtype": {"mixed_precision": "no"}, "patience": {"val_size": 100}}.get(name, {})
     for value in CHANGES[name]:
         config = replace(get_recipe(recipe), **{**fitting, name: value})
-        assert same(parsed(command(config)[3:], monkeypatch), config)
+        assert same(parsed(training_command(config)[3:], monkeypatch), config)
         differs = value != getattr(get_recipe(recipe), name)
         assert (overrides(config).get(name, "the same") == value) is differs
 
@@ -83,7 +82,7 @@ def test_all_flags_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     everything = {name: values[0] for name, values in CHANGES.items()}
     everything |= {"mixed_precision": "no", "compile": False}
     config = replace(get_recipe("mnist-deformed"), **everything)
-    assert same(parsed(command(config)[3:], monkeypatch), config)
+    assert same(parsed(training_command(config)[3:], monkeypatch), config)
 
 
 def test_every_flag_of_the_training_is_tried() -> None:

@@ -2,9 +2,9 @@ import pytest
 
 from mlp_dist import recipes
 from mlp_dist.config import TrainConfig
+from mlp_dist.core.catalog import CATALOG
 from mlp_dist.core.errors import UsageError
 from mlp_dist.core.spec import ModelSpec
-from mlp_dist.data.catalog import CATALOG
 from mlp_dist.recipes import PUBLISHED, RECIPES, get_recipe, recipe_table
 
 TO_TENSOR, HALF = (0.0, 1.0), (0.5, 0.5)

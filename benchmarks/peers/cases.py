@@ -7,8 +7,8 @@ import numpy as np
 
 from mlp_dist.core.spec import ModelSpec
 from mlp_dist.data.batches import split_validation
-from mlp_dist.data.dataset import Dataset, ImageSet
-from mlp_dist.data.readers import default_data_dir, read_dataset
+from mlp_dist.data.datasets import default_data_dir, read_dataset
+from mlp_dist.data.image_set import Dataset, ImageSet
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ import numpy as np
 from jax import numpy as jnp
 
 from benchmarks.peers.cases import Case, Train, Trained, arrays
-from mlp_dist.data.dataset import Dataset
+from mlp_dist.data.image_set import Dataset
 
 State = Any
 """(weights,) for SGD, (weights, first moments, second moments, step) for Adam."""

@@ -11,7 +11,7 @@ import jax
 import keras
 
 from benchmarks.peers.cases import Case, Train, Trained, arrays
-from mlp_dist.data.dataset import Dataset
+from mlp_dist.data.image_set import Dataset
 
 
 class Clock(keras.callbacks.Callback):  # type: ignore[misc]

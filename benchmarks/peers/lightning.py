@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader
 from benchmarks.peers.cases import Case, Train, Trained
 from benchmarks.peers.modules import accuracy, build_model, build_optimizer, choose_device, clock
 from benchmarks.peers.notebook import Images
-from mlp_dist.data.dataset import Dataset
+from mlp_dist.data.image_set import Dataset
 
 
 class Perceptron(LightningModule):  # type: ignore[misc]

@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from benchmarks.peers.cases import Case
-from mlp_dist.data.dataset import Dataset, ImageSet
-from mlp_dist.processes import set_threads
+from mlp_dist.console.processes import set_threads
+from mlp_dist.data.image_set import Dataset, ImageSet
 
 
 def choose_device() -> torch.device:

@@ -8,7 +8,7 @@ from torchvision import datasets, transforms
 
 from benchmarks.peers.cases import Case, Train, Trained
 from benchmarks.peers.modules import accuracy, build_model, build_optimizer, choose_device, clock
-from mlp_dist.data.dataset import ImageSet
+from mlp_dist.data.image_set import ImageSet
 
 
 class Images(datasets.MNIST):  # type: ignore[misc]

@@ -6,9 +6,9 @@ from pathlib import Path
 
 from benchmarks.peers.cases import Case, Train, Trained
 from mlp_dist.config import TO_TENSOR
-from mlp_dist.precision import settle
 from mlp_dist.recipes import get_recipe
-from mlp_dist.start import start_training
+from mlp_dist.training.precision import settle
+from mlp_dist.training.start import start_training
 
 
 def prepare(case: Case) -> Train:

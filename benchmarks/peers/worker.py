@@ -22,7 +22,7 @@ from typing import Any, Self
 from benchmarks.peers import PEERS
 from benchmarks.peers.cases import Case, Train, Trained
 from mlp_dist.core.errors import TrainingError
-from mlp_dist.data.readers import default_data_dir
+from mlp_dist.data.datasets import default_data_dir
 
 _ROOT = Path(__file__).resolve().parents[2]
 

@@ -13,7 +13,7 @@ from fastapi import Body, HTTPException
 
 from mlp_dist.core.bundle import load_bundle
 from mlp_dist.core.errors import ImageError
-from mlp_dist.core.images import decode_image
+from mlp_dist.core.image import decode_image
 
 BATCH, DELAY = 64, 0.001
 """The largest batch, and the seconds that a request waits for one."""

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from mlp_dist.core.models import build_model
+from mlp_dist.core.model import build_model
 from mlp_dist.core.spec import BundleSpec
 
 

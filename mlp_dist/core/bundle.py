@@ -14,13 +14,13 @@ from torch import nn
 from torch.nn import functional
 
 from mlp_dist.core.errors import BundleError, ImageError
-from mlp_dist.core.files import replacing_directory, replacing_file
 from mlp_dist.core.golden import GOLDEN as GOLDEN
 from mlp_dist.core.golden import PROBABILITY_TOLERANCE as PROBABILITY_TOLERANCE
 from mlp_dist.core.golden import check_probabilities as check_probabilities
-from mlp_dist.core.images import Reading, decode_image, encode_png, normalize
+from mlp_dist.core.image import Reading, decode_image, encode_png, normalize
 from mlp_dist.core.inputs import Images, model_input
-from mlp_dist.core.models import build_model
+from mlp_dist.core.io import replacing_directory, replacing_file
+from mlp_dist.core.model import build_model
 from mlp_dist.core.spec import EXACT, SPEC, WEIGHTS, BundleSpec
 
 _FILE_FORMAT = "mlp_dist model 1"

@@ -1,5 +1,8 @@
 """The exceptions a person can meet. Each message says what was wrong, with the value, and what to do."""
 
+import difflib
+from collections.abc import Iterable
+
 
 class MlpDistError(Exception):
     """Base of them all; a command that ends with one exits with `exit_code`."""
@@ -71,3 +74,16 @@ class PackagingError(MlpDistError):
 
 class ServerError(MlpDistError):
     """A TorchServe that did not start, or an answer that was not a prediction."""
+
+
+def unknown(kind: str, name: str, known: Iterable[str]) -> str:
+    """The message for a misspelt name: the nearest known one, and all of them."""
+    known = list(known)
+    return f"unknown {kind} {name!r}{did_you_mean(name, known)} (there are: {', '.join(known)})"
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """The question after the name that was probably meant, to end a message; "" where none is near."""
+    by_case = {each.casefold(): each for each in known}
+    nearest = difflib.get_close_matches(name.casefold(), by_case, n=1)
+    return f"; did you mean {by_case[nearest[0]]}?" if nearest else ""

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from mlp_dist.core.errors import ImageError
-from mlp_dist.core.images import AS_IT_IS, Reading, decode_image, normalize, to_pixels
+from mlp_dist.core.image import AS_IT_IS, Reading, decode_image, normalize, to_pixels
 from mlp_dist.core.spec import AUTO, ImageSpec
 
 OneOrBatch = str | Path | Image.Image | np.ndarray | torch.Tensor

@@ -18,13 +18,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from mlp_dist import progress
+from mlp_dist.console import progress
+from mlp_dist.core.catalog import ARRAYS_PREFIX
 from mlp_dist.core.errors import DataError
-from mlp_dist.core.files import replacing_file
+from mlp_dist.core.io import replacing_file
 from mlp_dist.core.spec import ImageSpec
 from mlp_dist.data.cache import cache_root
-from mlp_dist.data.catalog import ARRAYS_PREFIX
-from mlp_dist.data.dataset import Dataset, ImageSet, pieces
+from mlp_dist.data.image_set import Dataset, ImageSet, pieces
 from mlp_dist.data.measure import mean_and_std, pixel_counts
 from mlp_dist.data.stored import StoredArray, StoredSet
 

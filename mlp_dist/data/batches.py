@@ -9,7 +9,7 @@ from itertools import pairwise
 import numpy as np
 import torch
 
-from mlp_dist.data.dataset import ImageSet
+from mlp_dist.data.image_set import ImageSet
 from mlp_dist.data.stored import StoredSet
 
 INITIALIZATION, ORDER, DROPOUT, AUGMENTATION, DEFORMATION = range(5)

@@ -18,9 +18,9 @@ import numpy as np
 import PIL
 import torch
 
-from mlp_dist import progress
-from mlp_dist.core.files import replacing_file
-from mlp_dist.data.dataset import ImageSet
+from mlp_dist.console import progress
+from mlp_dist.core.io import replacing_file
+from mlp_dist.data.image_set import ImageSet
 
 DECODING_VERSION = 1
 """To be raised with every change of the pixels that a file is decoded to, or of an entry's layout."""

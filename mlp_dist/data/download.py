@@ -11,9 +11,9 @@ from collections.abc import Iterator, Sequence
 from http.client import HTTPException, HTTPResponse
 from pathlib import Path
 
-from mlp_dist import progress
+from mlp_dist.console import progress
 from mlp_dist.core.errors import DownloadError
-from mlp_dist.core.files import replacing_file
+from mlp_dist.core.io import replacing_file
 
 PAUSES = (0.5, 1.0, 2.0, 4.0)
 """Seconds between one try and the next."""

@@ -8,17 +8,17 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from mlp_dist import progress
+from mlp_dist.console import progress
+from mlp_dist.console.processes import is_main, num_cores
+from mlp_dist.core.catalog import FOLDER_PREFIX
 from mlp_dist.core.errors import DataError, ImageError
-from mlp_dist.core.images import FORMATS, decode_image
+from mlp_dist.core.image import FORMATS, decode_image
 from mlp_dist.core.spec import ImageSpec
 from mlp_dist.data.batches import generator
 from mlp_dist.data.cache import DecodedFolder, cached, folder_fingerprint
-from mlp_dist.data.catalog import FOLDER_PREFIX
-from mlp_dist.data.dataset import Dataset, ImageSet
+from mlp_dist.data.image_set import Dataset, ImageSet
 from mlp_dist.data.listing import ImageFile, Listing, check_classes, list_folder
 from mlp_dist.data.measure import mean_and_std, pixel_counts
-from mlp_dist.processes import is_main, num_cores
 
 TEST_SHARE = 7
 """One image in seven is held out where there is no test part, as 10,000 of MNIST's 70,000 are."""

@@ -8,7 +8,7 @@ from pathlib import Path
 from stat import S_ISREG
 
 from mlp_dist.core.errors import DataError
-from mlp_dist.core.images import FORMATS
+from mlp_dist.core.image import FORMATS
 
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".gif", ".bmp", ".webp", ".tif", ".tiff")
 

@@ -14,7 +14,7 @@ import numpy.typing as npt
 import torch
 
 from mlp_dist.core.errors import DataError
-from mlp_dist.data.dataset import ImageSet
+from mlp_dist.data.image_set import ImageSet
 
 Integers = npt.NDArray[np.int64]
 Locate = Callable[[Integers], Integers]

@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 import torch
 
 from mlp_dist.data.batches import epoch_order
-from mlp_dist.data.dataset import ImageSet
+from mlp_dist.data.image_set import ImageSet
 from mlp_dist.data.order import BLOCK_BYTES, WINDOW_BLOCKS, BlockOrder
 from mlp_dist.data.stored import StoredSet
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import product
 
-from mlp_dist.tracking.client import load_mlflow, one_asking_to
+from mlp_dist.tracking.store import load_mlflow, one_asking_to
 
 _AT_ONCE = 8
 """Questions that a server is asked at a time."""

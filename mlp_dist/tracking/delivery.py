@@ -7,11 +7,11 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from mlp_dist import progress
+from mlp_dist.console import progress
 from mlp_dist.core.errors import MlpDistError
-from mlp_dist.tracking.record import has_record
-from mlp_dist.tracking.send import send
+from mlp_dist.tracking.run_dir import has_record
 from mlp_dist.tracking.sent import sent_id
+from mlp_dist.tracking.upload import send
 
 CALM = 3.0
 """Seconds of a run in which nothing is sent or drawn unless it is waited for: it may be a short one, and what

@@ -7,12 +7,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mlp_dist import progress
-from mlp_dist.config import TrainConfig, did_you_mean
-from mlp_dist.core.errors import TrackingError, UsageError
-from mlp_dist.tracking.client import load_mlflow, one_asking_to, shown
-from mlp_dist.tracking.record import BUNDLE, CONFIG, FINISHED
-from mlp_dist.typed import as_typed
+from mlp_dist.config import TrainConfig
+from mlp_dist.console import progress
+from mlp_dist.core.errors import TrackingError, UsageError, did_you_mean
+from mlp_dist.tracking.run_dir import BUNDLE, CONFIG, FINISHED
+from mlp_dist.tracking.store import load_mlflow, one_asking_to, shown
 
 VALIDATION_METRICS: dict[str, Callable[..., "StoredRun"]] = {"val_accuracy": max, "val_loss": min}
 """What a best run can be chosen by, and which is better. Test figures are not among them: a model
@@ -73,7 +72,7 @@ def best_run(experiment: str, metric: str = "val_accuracy") -> StoredRun:
         )
     runs = [run for run in experiment_runs(experiment) if run.has_model]
     if not runs:
-        train = as_typed("accelerate launch launch/train.py")
+        train = "accelerate launch -m mlp_dist.train"
         raise TrackingError(f"the experiment {experiment!r} has no finished run; train one: {train}")
     latest = runs[0]
     comparable = [run for run in runs if run.is_on_data_of(latest)]
@@ -129,7 +128,7 @@ def experiment_runs(experiment: str) -> list[StoredRun]:
             raise UsageError(
                 f"MLflow at {shown(uri)} has no experiment {experiment!r}{did_you_mean(experiment, names)} "
                 f"(there are: {', '.join(names)}); "
-                f"train first: {as_typed('accelerate launch launch/train.py')}"
+                f"train first: {'accelerate launch -m mlp_dist.train'}"
             )
     return _runs_in(found.experiment_id)
 

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mlp_dist.tracking.client import load_mlflow
+from mlp_dist.tracking.store import load_mlflow
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

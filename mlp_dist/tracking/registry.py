@@ -6,13 +6,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mlp_dist import progress
 from mlp_dist.config import DEFAULT_EXPERIMENT
+from mlp_dist.console import progress
 from mlp_dist.core.errors import PromotionError
-from mlp_dist.tracking.client import load_mlflow, one_asking_to
 from mlp_dist.tracking.find import StoredRun, best_beside, best_run, download_bundle, stored
 from mlp_dist.tracking.models import BEST, FIGURES, find_model, log_model
-from mlp_dist.typed import as_typed
+from mlp_dist.tracking.store import load_mlflow, one_asking_to
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -76,7 +75,7 @@ def find_champion() -> Champion | None:
                 raise
             raise PromotionError(
                 f"the champion, version {version.version} of {MODEL}, is of no run that MLflow has; "
-                f"{as_typed('python launch/promote.py')} RUN --force makes another run it"
+                f"{'python -m mlp_dist.promote'} RUN --force makes another run it"
             ) from error
     return Champion(str(version.version), replace(run, bundle=f"models:/{MODEL}/{version.version}"))
 

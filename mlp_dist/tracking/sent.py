@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
-from mlp_dist.tracking.record import RUNNING, RunRecord, write_json
+from mlp_dist.tracking.run_dir import RUNNING, RunRecord, write_json
 
 SENT = "sent.json"
 

@@ -4,9 +4,9 @@ import os
 from pathlib import Path
 
 from mlp_dist.core.errors import UsageError
-from mlp_dist.core.files import try_to_lock
-from mlp_dist.tracking.record import KILLED, RECORD, RUNNING, RunRecord
-from mlp_dist.tracking.send import send
+from mlp_dist.core.io import try_to_lock
+from mlp_dist.tracking.run_dir import KILLED, RECORD, RUNNING, RunRecord
+from mlp_dist.tracking.upload import send
 
 
 def runs_in(directory: Path) -> list[Path]:

@@ -9,7 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from mlp_dist.tracking.record import SYSTEM, now_ms
+from mlp_dist.tracking.run_dir import SYSTEM, now_ms
 
 OFTEN, SELDOM, SETTLED = 1.0, 10.0, 60.0
 """Seconds between two samples, those of a run that is older than SETTLED, and SETTLED."""

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from mlp_dist.core.bundle import Bundle, to_probabilities
-from mlp_dist.core.images import encode_png, normalize
+from mlp_dist.core.image import encode_png, normalize
 from serve.answering.errors import NotInstalledError, RequestError, TooManyImagesError
 
 MAX_IMAGES = 32

@@ -7,7 +7,7 @@ import torch
 
 from mlp_dist.core.bundle import Bundle
 from mlp_dist.core.errors import ImageError, ImageTooLargeError
-from mlp_dist.core.images import MAX_PIXELS, decode_image, decode_images, num_pixels
+from mlp_dist.core.image import MAX_PIXELS, decode_image, decode_images, num_pixels
 from mlp_dist.core.inputs import read_images
 from serve.answering.arrays import Array
 from serve.answering.errors import RequestError, check_number

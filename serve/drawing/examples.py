@@ -2,10 +2,9 @@
 
 from dataclasses import dataclass
 
-from mlp_dist import export
 from mlp_dist.core.errors import MlpDistError
-from mlp_dist.core.images import encode_png
-from mlp_dist.tracking import find
+from mlp_dist.core.image import encode_png
+from mlp_dist.tracking import export, find
 from serve.archive import Archive
 
 NUMBER = 10

@@ -14,7 +14,7 @@ from urllib.parse import urlsplit, urlunsplit
 from mlp_dist.core.errors import MlpDistError, ServerError
 from mlp_dist.core.spec import EXACT
 from mlp_dist.tracking import find
-from mlp_dist.tracking.client import load_mlflow
+from mlp_dist.tracking.store import load_mlflow
 from serve import torchserve
 from serve.archive import Archive
 from serve.client import Client

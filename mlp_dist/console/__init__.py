@@ -1,0 +1,1 @@
+"""What every command shows and obeys: errors, exit codes, progress bars, signals."""

@@ -1,0 +1,1 @@
+"""A picture of one digit -> the frame in which MNIST has it."""

@@ -1,0 +1,1 @@
+"""Training: the loop, its state, and the processes that share it."""

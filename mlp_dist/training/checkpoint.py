@@ -1,0 +1,181 @@
+"""The resumable state of a training in one file, written so that a crash never costs the one before."""
+
+import json
+import os
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from mlp_dist.config import TrainConfig
+from mlp_dist.core.errors import CheckpointError, UsageError
+from mlp_dist.core.io import replacing_file
+
+if TYPE_CHECKING:
+    from mlp_dist.training.trainer import Trainer
+
+CHECKPOINT = "last.pt"
+PREVIOUS = "previous.pt"
+"""The checkpoint before, for the case that a disk or a hand damages the last one."""
+
+METRICS = "metrics.jsonl"
+
+_FORMAT = "mlp_dist checkpoint 1"
+
+StateDict = dict[str, torch.Tensor]
+
+
+@dataclass
+class Checkpoint:
+    """A training after `len(history)` epochs, and the steps of one more that `epoch_steps` holds.
+
+    `history` has one record an epoch: epoch (from 1), losses, accuracies, learning rate, samples_per_second,
+    train_seconds, evaluate_seconds, images_seen and steps_taken since the start, the time it ended in
+    milliseconds since 1970, and the losses told of its `steps`. `run_key` is that of its RunRecord. `kept` is
+    the index in the history of the epoch whose weights are in `best`. `data_digest` is Dataset.digest().
+    `average` is the state of the weights' moving average, `scaler` that of fp16's loss scaling, `epoch_steps`
+    that of an EpochSteps; each empty where there is none. `workers` tells on what it ran.
+    """
+
+    config: TrainConfig
+    run_key: str
+    model: StateDict
+    optimizer: dict[str, Any]
+    best: StateDict
+    kept: int
+    history: list[dict[str, Any]]
+    data_digest: str = ""
+    average: dict[str, Any] | None = None
+    scaler: dict[str, Any] | None = None
+    epoch_steps: dict[str, Any] | None = None
+    workers: str = ""
+
+    @property
+    def num_epochs(self) -> int:
+        return len(self.history)
+
+    @property
+    def progress(self) -> str:
+        steps = len(self.epoch_steps["totals"]) if self.epoch_steps else 0
+        return f"step {steps} of epoch {self.num_epochs + 1}" if steps else f"epoch {self.num_epochs}"
+
+    @property
+    def has_begun(self) -> bool:
+        return self.num_epochs > 0 or self.epoch_steps is not None
+
+    @property
+    def is_over(self) -> bool:
+        return self.config.is_over(self.num_epochs, self.kept)
+
+
+def capture(trainer: "Trainer") -> Checkpoint:
+    """The trainer's state as it is now; all processes come here together."""
+    steps, scaler = trainer.epoch_steps, trainer.accelerator.scaler
+    return Checkpoint(
+        config=trainer.config,
+        run_key=trainer.run_key,
+        model=cpu_copy(trainer.module.state_dict()),
+        optimizer=trainer.torch_optimizer.state_dict(),
+        best=trainer.best,
+        kept=trainer.kept,
+        history=trainer.history,
+        data_digest=trainer.data_digest,
+        average=None if trainer.average is None else trainer.average.state_dict(),
+        scaler=None if scaler is None else scaler.state_dict(),
+        epoch_steps=steps.state_dict(trainer.total) if steps.done else None,
+        workers=trainer.workers,
+    )
+
+
+def restore(trainer: "Trainer", checkpoint: Checkpoint) -> None:
+    """Give a new trainer the state of one that has stopped."""
+    trainer.module.load_state_dict(checkpoint.model)
+    trainer.torch_optimizer.load_state_dict(checkpoint.optimizer)
+    if trainer.average is not None and checkpoint.average is not None:
+        trainer.average.load_state_dict(checkpoint.average)
+    if trainer.accelerator.scaler is not None and checkpoint.scaler is not None:
+        trainer.accelerator.scaler.load_state_dict(checkpoint.scaler)
+    trainer.run_key, trainer.history = checkpoint.run_key, checkpoint.history
+    trainer.data_digest = checkpoint.data_digest
+    trainer.kept, trainer.best = checkpoint.kept, checkpoint.best
+    trainer.saved = checkpoint.progress
+
+
+def cpu_copy(state_dict: StateDict) -> StateDict:
+    return {name: tensor.detach().to("cpu", copy=True) for name, tensor in state_dict.items()}
+
+
+def save_checkpoint(checkpoint: Checkpoint, directory: Path) -> None:
+    """Write DIR/last.pt, with the one before as DIR/previous.pt, and the history as DIR/metrics.jsonl.
+
+    Raises CheckpointError where they cannot be written; what was there stays.
+    """
+    state = {"format": _FORMAT, **vars(checkpoint), "config": json.dumps(checkpoint.config.to_json())}
+    try:
+        with replacing_file(directory / CHECKPOINT) as path:
+            with path.open("wb") as file:
+                torch.save(state, file)
+            _keep_previous(directory)
+        with replacing_file(directory / METRICS) as path:
+            path.write_text("".join(json.dumps(record) + "\n" for record in checkpoint.history))
+    # RuntimeError is what torch makes of the system's error.
+    except (OSError, RuntimeError) as error:
+        reason = error.__context__ if isinstance(error.__context__, OSError) else error
+        raise CheckpointError(
+            f"a checkpoint cannot be written in {directory}: {reason}; the last good one stays"
+        ) from error
+
+
+def _keep_previous(directory: Path) -> None:
+    """A second name for the last checkpoint, so that there is one under its first name at any moment."""
+    with suppress(FileNotFoundError), replacing_file(directory / PREVIOUS) as path:
+        os.link(directory / CHECKPOINT, path)
+
+
+def has_checkpoint(directory: Path) -> bool:
+    return (directory / CHECKPOINT).exists() or (directory / PREVIOUS).exists()
+
+
+def load_checkpoint(directory: Path) -> tuple[Checkpoint, str]:
+    """Read DIR/last.pt onto the CPU, or DIR/previous.pt where that is damaged; the second value says why.
+
+    Raises UsageError where there is neither, CheckpointError where none is whole and one of ours.
+    """
+    last, previous = directory / CHECKPOINT, directory / PREVIOUS
+    if not has_checkpoint(directory):
+        raise UsageError(
+            f"{directory} holds no {CHECKPOINT}, so there is nothing to resume; "
+            "to start a run, leave --resume out"
+        )
+    try:
+        return _read(last), ""
+    except CheckpointError as error:
+        if not previous.exists():
+            raise
+        checkpoint = _read(previous)
+        return checkpoint, f"{error}; going on from the checkpoint before it, of {checkpoint.progress}"
+
+
+def set_aside_damaged(directory: Path) -> None:
+    """Give DIR/last.pt another name, so that it does not take the place of the whole one before it."""
+    with suppress(FileNotFoundError):
+        (directory / CHECKPOINT).replace(directory / f"{CHECKPOINT}.damaged")
+
+
+def _read(path: Path) -> Checkpoint:
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{path} is missing") from error
+    # torch.load raises what it happens to meet in a file that is cut off or foreign.
+    except Exception as error:
+        raise CheckpointError(f"{path} cannot be read: it is damaged, or not a checkpoint") from error
+    if not isinstance(state, dict) or state.pop("format", None) != _FORMAT:
+        raise CheckpointError(f"{path} is not a checkpoint of this package")
+    try:
+        config = TrainConfig.from_json(json.loads(state.pop("config")))
+        return Checkpoint(config=config, **state)
+    except (CheckpointError, UsageError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{path} does not fit this version: {error}") from error

@@ -1,0 +1,157 @@
+"""The end of a training: the kept weights tested, the bundle written, and what people compare."""
+
+import math
+import platform
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+import mlp_dist
+from mlp_dist.core.bundle import load_bundle, save_bundle, to_probabilities
+from mlp_dist.core.io import replacing_file
+from mlp_dist.core.model import build_model, first_layer
+from mlp_dist.core.spec import BundleSpec
+from mlp_dist.data.calibration import model_temperature
+from mlp_dist.data.evaluate import Evaluation, evaluate, predict
+from mlp_dist.tracking.run_dir import BUNDLE, CHECKPOINTS, TABLES, write_json
+from mlp_dist.training import pictured, tables
+from mlp_dist.training.checkpoint import StateDict, cpu_copy
+from mlp_dist.training.recorder import RunTracker
+
+if TYPE_CHECKING:
+    from mlp_dist.training.trainer import Trainer
+
+_MOST_CLASSES = 100
+"""A figure for each of more classes would hide what a run is compared by; the table has them all."""
+
+
+def finish(trainer: "Trainer", run: RunTracker) -> dict[str, Any]:
+    """On the main process, after the last epoch; returns what the command's last line shows."""
+    history, kept = trainer.history, trainer.history[trainer.kept]
+    model = build_model(trainer.spec).to(trainer.accelerator.device)
+    model.load_state_dict(trainer.best)
+    # What is drawn first is drawn while the test images are predicted.
+    run.draw("learning_curves", history, kept["epoch"])
+    run.draw("first_layer", *pictured.largest_units(first_layer(model, trainer.spec)), trainer.data.image)
+    temperature = model_temperature(model, trainer.val_set, trainer.data.image)
+    logits = predict(model, trainer.test_set, trainer.data.image)
+    test = evaluate(logits, trainer.test_set.labels, temperature=temperature)
+    _show(trainer, run, test, to_probabilities(logits, temperature))
+    for name, state_dict in (("best", trainer.best), ("last", trainer.module.state_dict())):
+        run.record.add(_write_weights(trainer.output_dir, name, state_dict))
+    run_id = run.run_id()
+    _write_bundle(trainer, model.cpu(), test, run_id)
+    run.record.add(BUNDLE)
+    run.record.models = [{"name": "best", "epoch": kept["epoch"], "files": BUNDLE}]
+    if kept["epoch"] < len(history):
+        run.record.models += [{"name": "last", "epoch": len(history), "files": f"{CHECKPOINTS}/last"}]
+    run.record.summary = _summary(trainer, test)
+    train_seconds = sum(record["train_seconds"] for record in history)
+    return {
+        "run_id": run_id,
+        "recipe": trainer.config.recipe,
+        "dataset": trainer.data.name,
+        "num_parameters": trainer.spec.num_parameters,
+        "num_processes": trainer.world_size,
+        "epochs": len(history),
+        "best_epoch": kept["epoch"],
+        "train_loss": kept["train_loss"],
+        "train_accuracy": kept["train_accuracy"],
+        "val_accuracy": kept["val_accuracy"],
+        "test_loss": test.loss,
+        "test_accuracy": test.accuracy,
+        "test_ece": test.ece,
+        "test_ece_uncalibrated": test.uncalibrated_ece,
+        "temperature": test.temperature,
+        "train_seconds": round(train_seconds, 3),
+        "samples_per_second": round(len(trainer.train_set) * len(history) / train_seconds, 1),
+        "output_dir": str(trainer.output_dir),
+    }
+
+
+def _show(trainer: "Trainer", run: RunTracker, test: Evaluation, probabilities: torch.Tensor) -> None:
+    """Pictures and tables of what the kept weights answer for the test images."""
+    images, classes = trainer.data.test, trainer.data.classes
+    run.draw("confusion_matrix", pictured.array(test.confusion), classes)
+    run.draw("reliability", pictured.array(test.calibration))
+    run.draw("class_accuracy", test.class_accuracy, test.class_precision, test.accuracy, classes)
+    run.draw("predictions", *pictured.first(images, probabilities), classes)
+    run.draw("mistakes", *pictured.mistakes(images, probabilities), classes)
+    by_class, mistakes = TABLES
+    write_json(trainer.output_dir / by_class, tables.class_table(test, classes))
+    write_json(trainer.output_dir / mistakes, tables.mistakes_table(probabilities, images.labels, classes))
+    run.record.add(*TABLES)
+    run.changed()
+
+
+def _summary(trainer: "Trainer", test: Evaluation) -> dict[str, float]:
+    """The figures that runs are compared by."""
+    kept = trainer.history[trainer.kept]
+    summary = {
+        "best_epoch": kept["epoch"],
+        "best_val_accuracy": kept["val_accuracy"],
+        "best_val_loss": kept["val_loss"],
+        "test_accuracy": test.accuracy,
+        "test_loss": test.loss,
+        "test_ece": test.ece,
+        "test_ece_uncalibrated": test.uncalibrated_ece,
+        "temperature": test.temperature,
+    }
+    if len(trainer.data.classes) <= _MOST_CLASSES:
+        names = metric_names(trainer.data.classes)
+        summary |= {
+            f"test_class_accuracy/{name}": accuracy
+            for name, accuracy in zip(names, test.class_accuracy, strict=True)
+        }
+    return {name: value for name, value in summary.items() if value is not None and math.isfinite(value)}
+
+
+def metric_names(classes: Sequence[str]) -> list[str]:
+    """The classes' names as parts of a metric's: MLflow takes few characters there, and no path that leads
+    elsewhere. Where two become the same, their numbers are added.
+    """
+    names = [re.sub(r"[^\w\-. :]", "_", name) for name in classes]
+    names = [name if name.strip(".") else "_" for name in names]
+    return [name if names.count(name) == 1 else f"{name} {number}" for number, name in enumerate(names)]
+
+
+def _write_weights(directory: Path, name: str, state_dict: StateDict) -> str:
+    """As `mlflow.pytorch.log_state_dict` writes them; returns the directory's name."""
+    with replacing_file(directory / CHECKPOINTS / name / "state_dict.pth") as path:
+        torch.save(cpu_copy(state_dict), path)
+    return f"{CHECKPOINTS}/{name}"
+
+
+def _write_bundle(trainer: "Trainer", model: torch.nn.Module, test: Evaluation, run_id: str | None) -> None:
+    """Write the bundle and read it back: what it answers must be what the trained model answers."""
+    directory, data = trainer.output_dir / BUNDLE, trainer.data
+    golden = data.test[:1].images[0]
+    probabilities = to_probabilities(predict(model, golden[None], data.image), test.temperature)[0].tolist()
+    spec = BundleSpec(
+        model=trainer.spec,
+        image=data.image,
+        classes=data.classes,
+        dataset=data.name,
+        recipe=trainer.config.recipe,
+        run_id=run_id or "",
+        metrics={
+            "val_accuracy": trainer.history[trainer.kept]["val_accuracy"],
+            "test_accuracy": test.accuracy,
+            "test_loss": test.loss,
+            "test_ece": test.ece,
+        },
+        golden_probabilities=tuple(probabilities),
+        weights_sha256="",
+        versions={
+            "mlp_dist": mlp_dist.__version__,
+            "python": platform.python_version(),
+            "torch": str(torch.__version__),
+        },
+        temperature=test.temperature,
+        preprocess=data.preprocess,
+    )
+    save_bundle(directory, spec, model.state_dict(), golden)
+    load_bundle(directory).check_golden()

@@ -1,0 +1,222 @@
+"""What comes before the first step: all processes agree on configuration, data, state and directory.
+
+Files are read where they are, by the main process or, for data, by one process a machine; what the others
+need is sent to them, so machines need no common disk.
+"""
+
+import os
+import shutil
+from collections.abc import Set
+from dataclasses import replace
+from pathlib import Path
+from typing import cast
+
+import torch
+from accelerate import Accelerator, PartialState
+from accelerate.utils import gather_object
+
+from mlp_dist.config import TrainConfig
+from mlp_dist.console import processes
+from mlp_dist.core.catalog import CATALOG
+from mlp_dist.core.errors import CheckpointError, DataError, DownloadError, UsageError
+from mlp_dist.data.batches import usual_val_size
+from mlp_dist.data.datasets import default_data_dir, prepare_dataset, read_dataset
+from mlp_dist.data.image_set import Dataset
+from mlp_dist.training.checkpoint import Checkpoint
+from mlp_dist.training.directories import continued, find_checkpoint, new_output_dir
+from mlp_dist.training.distributed import rendezvous
+from mlp_dist.training.distributed.network import choose_interface
+from mlp_dist.training.distributed.peers import Peers
+from mlp_dist.training.trainer import Trainer
+
+
+def start_training(
+    config: TrainConfig,
+    *,
+    resume: str = "no",
+    given: Set[str] = frozenset(),
+    parent: Path | None = None,
+) -> Trainer:
+    """A Trainer for `config` on the processes that the launcher started.
+
+    With `resume`, one of RESUME, the one that stopped in `config.output_dir`, or in the newest directory
+    under `outputs`; of `config` only the fields in `given` count then, and only those of FREE_ON_RESUME may
+    differ. Restarted by the launcher, it goes on in the directory of the attempt before. `parent` is the
+    directory of a run that it is a part of.
+
+    Raises UsageError, CheckpointError or DataError, on every process alike; ProcessLostError where one of
+    them has died.
+    """
+    processes.check_launcher()
+    use_cpu = processes.use_cpu()
+    _check_machine(config, use_cpu)
+    choose_interface()
+    rendezvous.join(use_cpu)
+    processes.set_threads()
+    state = PartialState(cpu=use_cpu)
+    if state.num_processes != processes.world_size():
+        raise UsageError(
+            f"{processes.world_size()} processes were started, but Accelerate sees {state.num_processes}; "
+            "start them with accelerate launch --multi_gpu --num_processes N"
+        )
+    peers = Peers()
+    with peers.watched():
+        return _agreed(config, state, peers, resume=resume, given=given, parent=parent)
+
+
+def _check_machine(config: TrainConfig, use_cpu: bool) -> None:
+    if config.mixed_precision == "fp16" and use_cpu:
+        raise UsageError("mixed-precision fp16 needs a GPU; bf16 works on the CPU too")
+    compiler = os.environ.get("CXX", "g++")
+    if config.compile and shutil.which(compiler) is None:
+        raise UsageError(
+            f"compile needs a C++ compiler, and there is no {compiler}: install one, name another by CXX, "
+            "or leave --compile out"
+        )
+
+
+def _agreed(
+    config: TrainConfig,
+    state: PartialState,
+    peers: Peers,
+    *,
+    resume: str,
+    given: Set[str],
+    parent: Path | None,
+) -> Trainer:
+    output_dir, checkpoint = peers.on_main(lambda: find_checkpoint(config, resume=resume))
+    if checkpoint is not None:
+        config = continued(checkpoint, config, given)
+    config, data = _load_data(state, config)
+    if checkpoint is not None:
+        _check_same_data(checkpoint, data)
+    if output_dir is None:
+        output_dir = peers.on_main(lambda: new_output_dir(config))
+    config = replace(config, output_dir=output_dir)
+    accelerator = Accelerator(cpu=state.device.type == "cpu", mixed_precision=config.mixed_precision)
+    trainer = Trainer(
+        config,
+        data,
+        accelerator,
+        output_dir,
+        peers=peers,
+        checkpoint=checkpoint,
+        workers=_workers(accelerator),
+        parent=parent,
+    )
+    if state.is_main_process:
+        _announce(trainer, checkpoint)
+    return trainer
+
+
+# Data
+
+
+def _load_data(state: PartialState, config: TrainConfig) -> tuple[TrainConfig, Dataset]:
+    config = replace(config, data_dir=(config.data_dir or default_data_dir()).absolute())
+    data = _read_in_turn(state, config)
+    if isinstance(data, DownloadError) and config.fallback_dataset is not None:
+        config = replace(config, dataset=config.fallback_dataset)
+        if state.is_main_process:
+            reason = str(data).splitlines()[0]
+            print(f"{reason}; training on {CATALOG[config.dataset].title} instead", flush=True)
+        data = _read_in_turn(state, config)
+    if isinstance(data, DataError):
+        raise data
+    return settle(config, data)
+
+
+def settle(config: TrainConfig, data: Dataset) -> tuple[TrainConfig, Dataset]:
+    """What was left to the data is settled by them: the normalization, the number of validation images.
+
+    Raises UsageError where nothing would be left to train on.
+    """
+    if config.normalize is not None:
+        mean, std = config.normalize
+        channels = data.image.channels
+        data = replace(data, image=replace(data.image, mean=(mean,) * channels, std=(std,) * channels))
+    num_images = len(data.train)
+    val_size = usual_val_size(num_images) if config.val_size is None else config.val_size
+    if val_size >= num_images:
+        raise UsageError(
+            f"val-size {val_size} leaves nothing to train on: {data.title} has {num_images} training images"
+        )
+    return replace(config, dataset=data.name, fallback_dataset=None, val_size=val_size), data
+
+
+def _read_in_turn(state: PartialState, config: TrainConfig) -> Dataset | DataError:
+    """The data set, or the error that a process met: on all processes alike.
+
+    First one process a machine, which may have to download it or to decode a folder; then the others, who
+    find that done.
+    """
+    outcome: Dataset | DataError | None = None
+    for first in (True, False):
+        if state.is_local_main_process == first:
+            outcome = _read(config)
+        problem = outcome if isinstance(outcome, DataError) else None
+        problems = gather_object([problem]) if state.num_processes > 1 else [problem]
+        found = next((each for each in problems if each is not None), None)
+        if found is not None:
+            return cast(DataError, found)
+    return cast(Dataset, outcome)
+
+
+def _read(config: TrainConfig) -> Dataset | DataError:
+    data_dir = config.data_dir or default_data_dir()
+    try:
+        prepare_dataset(config.dataset, data_dir)
+        return read_dataset(
+            config.dataset,
+            data_dir,
+            image_size=config.image_size,
+            skip_bad_images=config.skip_bad_images,
+        )
+    except DataError as error:
+        return error
+
+
+def _check_same_data(checkpoint: Checkpoint, data: Dataset) -> None:
+    if checkpoint.data_digest not in ("", data.digest()):
+        raise CheckpointError(
+            f"{data.title} has changed since the run was started: going on would mix two data sets; "
+            "leave --resume out to start a new run"
+        )
+
+
+def _workers(accelerator: Accelerator) -> str:
+    number, device, threads = accelerator.num_processes, accelerator.device, torch.get_num_threads()
+    kind = "CPU" if device.type == "cpu" else torch.cuda.get_device_name(device)
+    workers = f"{number} {kind} process{'es' * (number > 1)}"
+    if device.type == "cpu":
+        workers += f" of {threads} thread{'s' * (threads > 1)}"
+    return workers
+
+
+def _announce(trainer: Trainer, checkpoint: Checkpoint | None) -> None:
+    config, data, spec = trainer.config, trainer.data, trainer.spec
+    workers = trainer.workers
+    if trainer.world_size > 1 and not torch.cuda.is_available():
+        workers += " (there is no GPU)"
+    print(
+        f"{data.title}: {len(trainer.train_set):,} training, {len(trainer.val_set):,} validation and "
+        f"{len(data.test):,} test images\n"
+        f"{config.recipe}: {spec}, {spec.num_parameters:,} parameters, "
+        f"{config.optimizer} at {config.lr:g}, global batch {config.batch_size}, seed {config.seed}, "
+        f"gradients in {config.gradient_dtype}, matmul precision {trainer.matmul_precision}\n"
+        f"training on {workers} in {trainer.output_dir}",
+        flush=True,
+    )
+    if checkpoint is not None:
+        print(f"resumed after {checkpoint.progress} of {config.epochs}", flush=True)
+        if checkpoint.workers not in ("", trainer.workers):
+            print(
+                f"the run was on {checkpoint.workers}: its weights can't be promised to be those of a run "
+                "that was never interrupted to the last bit, but to rounding",
+                flush=True,
+            )
+    if not len(trainer.val_set):
+        print(
+            "no validation images: the last epoch's weights are kept, and its probabilities as they are",
+            flush=True,
+        )

@@ -1,0 +1,280 @@
+"""A trained model in a notebook's hands: asked, counted, saved whole, loaded with mlp_dist/core alone."""
+
+import json
+import pickle
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+import mlp_dist
+from mlp_dist.core.bundle import (
+    Bundle,
+    count_parameters,
+    load_file,
+    load_state_dict,
+    save_file,
+    save_state_dict,
+    to_probabilities,
+)
+from mlp_dist.core.errors import BundleError, ImageError, UsageError
+from mlp_dist.core.image import encode_png, normalize
+from mlp_dist.core.model import build_model
+from mlp_dist.core.spec import KINDS, BundleSpec, ImageSpec, ModelSpec
+from tests.helpers.launching import ROOT
+
+IMAGE = ImageSpec(height=4, width=5, channels=1, mean=(0.3,), std=(0.4,))
+CLASSES = ("cow", "cat", "dog")
+
+
+def pixels_of(number: int, seed: int = 0) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(0, 256, (number, 1, 4, 5), generator=generator).to(torch.uint8)
+
+
+@pytest.fixture(params=KINDS)
+def bundle(request: pytest.FixtureRequest) -> Bundle:
+    spec = ModelSpec((20, 8, 3), request.param)
+    model = build_model(spec, generator=torch.Generator().manual_seed(1), initialization="normal_0.1").eval()
+    with torch.inference_mode():
+        golden = to_probabilities(model(normalize(pixels_of(1), IMAGE)))[0]
+    facts = BundleSpec(
+        model=spec,
+        image=IMAGE,
+        classes=CLASSES,
+        dataset="pets",
+        recipe="small",
+        run_id="0123",
+        metrics={"val_accuracy": None},
+        golden_probabilities=tuple(golden.tolist()),
+        weights_sha256="",
+        versions={},
+    )
+    return Bundle(facts, model, encode_png(pixels_of(1)[0]))
+
+
+# Asking
+
+
+def test_probabilities_by_class_name_and_the_best_label(bundle: Bundle) -> None:
+    pixels = pixels_of(30, seed=2)
+    expected = torch.softmax(bundle.model(normalize(pixels, IMAGE)).detach().double(), dim=1)
+    answers = bundle.predict_proba(pixels)
+    assert [tuple(answer) for answer in answers] == [CLASSES] * 30
+    for answer, row in zip(answers, expected.tolist(), strict=True):
+        assert list(answer.values()) == pytest.approx(row, abs=1e-6)
+        assert sum(answer.values()) == pytest.approx(1, abs=1e-12)
+    assert bundle.predict(pixels) == [CLASSES[index] for index in expected.argmax(dim=1).tolist()]
+
+
+def test_a_file_an_image_and_an_array_are_answered_alike(bundle: Bundle, tmp_path: Path) -> None:
+    pixels = pixels_of(1, seed=3)[0]
+    path = tmp_path / "image.png"
+    path.write_bytes(encode_png(pixels))
+    from PIL import Image
+
+    with Image.open(path) as image:
+        answers = bundle.predict_proba([path, str(path), image, pixels, pixels.numpy(), pixels / 255])
+    for answer in answers:
+        assert answer == pytest.approx(bundle.answer(path.read_bytes()), abs=1e-6)
+    assert bundle.predict(path) == bundle.predict(pixels[0].numpy()) == [max(answers[0], key=answers[0].get)]
+
+
+def test_more_images_than_a_batch(bundle: Bundle) -> None:
+    pixels = pixels_of(4500, seed=4)
+    together = torch.tensor([list(answer.values()) for answer in bundle.predict_proba(pixels)])
+    assert together.shape == (4500, 3)
+    assert torch.allclose(together[[0, 2000, 4499]], bundle.probabilities(pixels[[0, 2000, 4499]]).float())
+
+
+def test_no_image(bundle: Bundle) -> None:
+    with pytest.raises(ImageError, match="the list is empty"):
+        bundle.predict([])
+
+
+def test_parameters_are_counted(bundle: Bundle) -> None:
+    assert count_parameters(bundle) == count_parameters(bundle.model) == 20 * 8 + 8 + 8 * 3 + 3
+    assert count_parameters(nn.Sequential(nn.Linear(784, 500), nn.ReLU(), nn.Linear(500, 10))) == 397_510
+    frozen = nn.Linear(3, 2)
+    frozen.bias.requires_grad_(False)
+    assert count_parameters(frozen) == 6
+
+
+# One file
+
+
+def test_a_model_saved_whole(bundle: Bundle, tmp_path: Path) -> None:
+    path = tmp_path / "models" / "pets.pt"
+    save_file(bundle, path)
+    loaded = load_file(path)
+    golden = loaded.spec.golden_probabilities
+    assert golden == pytest.approx(bundle.spec.golden_probabilities, abs=1e-6)
+    assert loaded.spec == replace(bundle.spec, golden_probabilities=golden)
+    assert loaded.golden_image == bundle.golden_image
+    assert type(loaded.model) is type(bundle.model)
+    assert not loaded.model.training
+    assert loaded.predict_proba(pixels_of(9)) == bundle.predict_proba(pixels_of(9))
+    assert [each.name for each in path.parent.iterdir()] == ["pets.pt"]
+
+
+@pytest.mark.parametrize("bundle", ["layers"], indirect=True)
+def test_core_alone_loads_it(bundle: Bundle, tmp_path: Path) -> None:
+    save_file(bundle, tmp_path / "pets.pt")
+    shutil.copytree(ROOT / "mlp_dist/core", tmp_path / "mlp_dist/core")
+    shutil.copy(ROOT / "mlp_dist/__init__.py", tmp_path / "mlp_dist")
+    code = """
+import json, sys
+sys.path = [sys.argv[1], *(path for path in sys.path if path != sys.argv[2])]
+sys.meta_path = [finder for finder in sys.meta_path if "editable" not in repr(finder)]
+from pathlib import Path
+import mlp_dist
+from mlp_dist.core.bundle import load_file
+assert mlp_dist.__file__.startswith(sys.argv[1]), mlp_dist.__file__
+answer = load_file(Path(sys.argv[1], "pets.pt")).predict_proba(Path(sys.argv[1], "image.png"))
+loaded = {name.split(".")[0] for name in sys.modules}
+assert not loaded & {"mlflow", "accelerate", "torchvision", "sklearn", "matplotlib"}, loaded
+print(json.dumps(answer))
+"""
+    (tmp_path / "image.png").write_bytes(encode_png(pixels_of(1, seed=5)[0]))
+    words = [sys.executable, "-c", code, str(tmp_path), str(ROOT)]
+    done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == [pytest.approx(bundle.predict_proba(pixels_of(1, seed=5))[0], abs=1e-6)]
+
+
+class Trap:
+    """What runs when a pickle is read by a careless reader."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return Path.touch, (self.path,)
+
+
+@pytest.mark.parametrize("read", [load_file, load_state_dict])
+@pytest.mark.parametrize("write", [torch.save, lambda content, path: path.write_bytes(pickle.dumps(content))])
+def test_no_pickle_is_run(read: object, write: object, tmp_path: Path) -> None:
+    path, sprung = tmp_path / "model.pt", tmp_path / "sprung"
+    write({"format": "mlp_dist model 1", "state_dict": Trap(sprung)}, path)  # type: ignore[operator]
+    with pytest.raises(BundleError, match=r"model\.pt cannot be read: .* or holds more than tensors"):
+        read(path)  # type: ignore[operator]
+    assert not sprung.exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"format": "other"}, "is not a model that this package saved whole"),
+        ({"spec": "{}"}, "BundleSpec needs the keys"),
+        ({"spec": "no json"}, "is not a model that this package saved whole"),
+        ({"spec": None}, "is not a model that this package saved whole"),
+        ({"golden_image": None}, "is not a model that this package saved whole"),
+        ({"golden_image": torch.zeros(3, dtype=torch.uint8)}, "golden.png cannot be read"),
+        ({"golden_image": torch.tensor(2**62)}, "golden.png cannot be read"),
+        ({"spec": "[" * 100_000}, "is not a model that this package saved whole"),
+        ({"state_dict": None}, "does not fit the model 20-8-3"),
+        ({"state_dict": {}}, "does not fit the model 20-8-3: .*Missing key"),
+    ],
+)
+def test_files_that_are_no_model(
+    bundle: Bundle, change: dict[str, object], message: str, tmp_path: Path
+) -> None:
+    save_file(bundle, tmp_path / "pets.pt")
+    content = torch.load(tmp_path / "pets.pt", weights_only=True)
+    torch.save({**content, **change}, tmp_path / "pets.pt")
+    with pytest.raises(BundleError, match=f"(?s){message}"):
+        load_file(tmp_path / "pets.pt")
+
+
+def test_changed_weights_are_saved_and_loaded(bundle: Bundle, tmp_path: Path) -> None:
+    with torch.no_grad():
+        next(bundle.model.parameters()).add_(0.01)
+    save_file(bundle, tmp_path / "pets.pt")
+    assert load_file(tmp_path / "pets.pt").predict_proba(pixels_of(9)) == bundle.predict_proba(pixels_of(9))
+
+
+def test_a_file_whose_weights_are_others(bundle: Bundle, tmp_path: Path) -> None:
+    save_file(bundle, tmp_path / "pets.pt")
+    content = torch.load(tmp_path / "pets.pt", weights_only=True)
+    next(iter(content["state_dict"].values())).add_(0.1)
+    torch.save(content, tmp_path / "pets.pt")
+    with pytest.raises(BundleError, match=r"the golden image.s class .* is answered with"):
+        load_file(tmp_path / "pets.pt")
+
+
+def test_a_file_that_is_cut_off_or_not_there(bundle: Bundle, tmp_path: Path) -> None:
+    path = tmp_path / "pets.pt"
+    with pytest.raises(BundleError, match=r"pets\.pt cannot be read: No such file"):
+        load_file(path)
+    save_file(bundle, path)
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(BundleError, match=r"pets\.pt cannot be read: it is damaged"):
+        load_file(path)
+
+
+# state_dicts
+
+
+def test_a_state_dict_goes_both_ways(bundle: Bundle, tmp_path: Path) -> None:
+    mlp_dist.save_state_dict(bundle, tmp_path / "weights.pt")
+    other = build_model(bundle.spec.model)
+    other.load_state_dict(mlp_dist.load_state_dict(str(tmp_path / "weights.pt")), strict=True)
+    for name, tensor in bundle.model.state_dict().items():
+        assert torch.equal(other.state_dict()[name], tensor)
+
+
+def test_what_holds_no_state_dict(tmp_path: Path) -> None:
+    for content in ([torch.zeros(3)], {"weights": "none"}, torch.zeros(2)):
+        torch.save(content, tmp_path / "weights.pt")
+        with pytest.raises(BundleError, match="holds no state_dict, a mapping of names to tensors"):
+            load_state_dict(tmp_path / "weights.pt")
+
+
+@pytest.mark.parametrize("name", ["", "."])
+def test_a_directory_is_no_place_to_write_to(
+    bundle: Bundle, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(BundleError, match="is a directory; name a file to write to"):
+        mlp_dist.save_model(bundle, name)
+    with pytest.raises(BundleError, match="is a directory; name a file to write to"):
+        save_state_dict(bundle, tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_module_is_not_saved_whole(bundle: Bundle, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="takes what load_model gave, not Linear; save_state_dict writes"):
+        mlp_dist.save_model(nn.Linear(3, 2), tmp_path / "model.pt")  # type: ignore[arg-type]
+
+
+def test_a_failing_save_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "weights.pt"
+    save_state_dict(nn.Linear(3, 2), path)
+    before = path.read_bytes()
+
+    def fail(*_: object) -> None:
+        raise RuntimeError("PytorchStreamWriter failed writing file")
+
+    monkeypatch.setattr(torch, "save", fail)
+    with pytest.raises(BundleError, match=r"cannot be written to: PytorchStreamWriter"):
+        save_state_dict(nn.Linear(3, 2), path)
+    assert path.read_bytes() == before
+    assert [each.name for each in tmp_path.iterdir()] == ["weights.pt"]
+
+
+# The package's front door
+
+
+def test_public_names_are_there_and_importing_stays_cheap() -> None:
+    for name in mlp_dist.__all__:
+        assert callable(getattr(mlp_dist, name))
+        assert getattr(mlp_dist, name).__doc__
+        assert name in dir(mlp_dist)
+    with pytest.raises(AttributeError, match=r"no attribute 'load_modle' \(there are: Bundle, .*load_model"):
+        _ = mlp_dist.load_modle

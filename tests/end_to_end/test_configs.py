@@ -1,0 +1,131 @@
+"""Every Accelerate configuration, launched by the command in its own first line."""
+
+import json
+import socket
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.helpers.launching import DATASET, ROOT, environment, result, run
+
+pytestmark = pytest.mark.slow
+
+CONFIGS = ROOT / "launch/configs"
+FLAGS = " ".join([*DATASET, "--epochs", "1", "--output-dir", "output"])
+NAMES = {"cpu", "multi_cpu", "single_gpu", "multi_gpu", "multi_node", "bf16"}
+
+without_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="says what happens without a GPU")
+
+
+def command(name: str) -> str:
+    """What the first line of the file says."""
+    first = (CONFIGS / f"{name}.yaml").read_text().splitlines()[0]
+    assert first.startswith("# ")
+    return first.removeprefix("# ")
+
+
+@pytest.fixture
+def project(store_at_hand: None, tmp_path: Path) -> Path:
+    """A directory where the commands work as they stand, with an MLflow store of its own."""
+    (tmp_path / "launch").symlink_to(ROOT / "launch")
+    return tmp_path
+
+
+def launch_file(name: str, project: Path) -> subprocess.CompletedProcess[str]:
+    done = run(["bash", "-c", f"{command(name)} {FLAGS}"], project)
+    assert "had defaults used instead" not in done.stderr
+    return done
+
+
+def test_every_file_is_short_and_starts_with_its_own_command() -> None:
+    files = sorted(CONFIGS.iterdir())
+    assert {file.name for file in files} == {f"{name}.yaml" for name in NAMES}
+    for file in files:
+        assert f" --config_file launch/configs/{file.name} " in command(file.stem)
+        assert len(file.read_text().splitlines()) < 20
+
+
+def test_cpu_is_one_process_on_the_cpu(project: Path) -> None:
+    done = launch_file("cpu", project)
+    assert result(done)["num_processes"] == 1
+    assert "training on 1 CPU process of" in done.stdout
+
+
+def test_multi_cpu_is_two_processes_and_one_run(project: Path) -> None:
+    done = launch_file("multi_cpu", project)
+    assert result(done)["num_processes"] == 2
+    assert "training on 2 CPU processes" in done.stdout
+    from mlflow.tracking import MlflowClient
+
+    client = MlflowClient(f"sqlite:///{project}/mlflow.db")
+    runs = client.search_runs([each.experiment_id for each in client.search_experiments()])
+    assert [(run.info.status, run.data.params["num_processes"]) for run in runs] == [("FINISHED", "2")]
+
+
+def test_bf16_is_the_precision_of_the_training(project: Path) -> None:
+    assert result(launch_file("bf16", project))["num_processes"] == 1
+    state = torch.load(project / "output/last.pt", weights_only=True)
+    assert json.loads(state["config"])["mixed_precision"] == "bf16"
+
+
+@without_gpu
+def test_single_gpu_is_one_cpu_process_without_a_gpu(project: Path) -> None:
+    done = launch_file("single_gpu", project)
+    assert result(done)["num_processes"] == 1
+    assert "training on 1 CPU process of" in done.stdout
+
+
+@without_gpu
+def test_multi_gpu_is_two_cpu_processes_without_a_gpu(project: Path) -> None:
+    done = launch_file("multi_gpu", project)
+    assert result(done)["num_processes"] == 2
+    assert "training on 2 CPU processes" in done.stdout
+    assert "(there is no GPU)" in done.stdout
+
+
+@pytest.mark.gpu
+def test_single_gpu_is_one_process_on_a_gpu(project: Path) -> None:
+    done = launch_file("single_gpu", project)
+    assert result(done)["num_processes"] == 1
+    assert f"training on 1 {torch.cuda.get_device_name(0)} process" in done.stdout
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+def test_multi_gpu_is_one_process_a_gpu(project: Path) -> None:
+    done = launch_file("multi_gpu", project)
+    assert result(done)["num_processes"] == 2
+    assert f"training on 2 {torch.cuda.get_device_name(0)} processes" in done.stdout
+
+
+def test_multi_node_is_one_training_on_two_machines(project: Path) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    written = command("multi_node")
+    assert "--machine_rank 0 --main_process_ip 192.0.2.10 " in written
+    here = written.replace("192.0.2.10", f"127.0.0.1 --main_process_port {port}")
+    machines = [
+        subprocess.Popen(
+            ["bash", "-c", f"exec {here.replace('--machine_rank 0', f'--machine_rank {rank}')} {FLAGS}"],
+            cwd=project,
+            # Each has a share of this machine, whose one GPU would not do for two.
+            env=environment(ACCELERATE_USE_CPU="true", OMP_NUM_THREADS="1"),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in (0, 1)
+    ]
+    try:
+        outputs = [machine.communicate(timeout=240) for machine in machines]
+    finally:
+        for machine in machines:
+            machine.kill()
+    assert [machine.returncode for machine in machines] == [0, 0], outputs
+    (first, errors), (second, other_errors) = outputs
+    assert json.loads(first.splitlines()[-1])["num_processes"] == 2
+    assert second == ""
+    assert "had defaults used instead" not in errors + other_errors

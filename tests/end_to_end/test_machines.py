@@ -1,0 +1,145 @@
+"""Two machines without a common disk, as two network namespaces with a cable between them."""
+
+import json
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.helpers.launching import DATASET, ROOT, environment, result, train
+
+pytestmark = pytest.mark.slow
+
+TOLERANCE = 1e-5
+FLAGS = (*DATASET, "--lr", "0.01")
+MAIN_ADDRESS = "10.77.0.1"
+
+
+@dataclass(frozen=True)
+class Machine:
+    """A network namespace, and the directory that its processes start in."""
+
+    number: int
+    namespace: str
+    directory: Path
+
+    def start(self, *flags: str) -> subprocess.Popen[str]:
+        words = ["ip", "netns", "exec", self.namespace, "accelerate", "launch", "--multi_gpu"]
+        words += ["--num_machines", "2", "--num_processes", "4", "--machine_rank", str(self.number)]
+        words += ["--main_process_ip", MAIN_ADDRESS, "--main_process_port", "29500"]
+        words += ["--mixed_precision", "no", "--dynamo_backend", "no"]
+        variables = environment(ACCELERATE_USE_CPU="true", OMP_NUM_THREADS="1")
+        for name in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
+            variables.pop(name, None)
+        return subprocess.Popen(
+            [*words, str(ROOT / "launch/train.py"), *flags],
+            cwd=self.directory,
+            env=variables,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+
+def ip(*words: str) -> None:
+    subprocess.run(["ip", *words], check=True, capture_output=True, text=True)
+
+
+@pytest.fixture(scope="module")
+def machines(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Machine, Machine]]:
+    if shutil.which("ip") is None:
+        pytest.skip("two machines need network namespaces: install iproute2")
+    if os.geteuid() != 0:
+        pytest.skip("two machines need network namespaces, which only root makes")
+    names = [f"mlp{os.getpid()}-{number}" for number in (0, 1)]
+    with ExitStack() as stack:
+        for name in names:
+            try:
+                ip("netns", "add", name)
+            except subprocess.CalledProcessError as error:
+                pytest.skip(f"two machines need network namespaces: {error.stderr.strip()}")
+            stack.callback(ip, "netns", "delete", name)
+        # The interfaces go with their namespaces.
+        ip("link", "add", names[0], "netns", names[0], "type", "veth", "peer", names[1], "netns", names[1])
+        for number, name in enumerate(names):
+            ip("-n", name, "address", "add", f"10.77.0.{number + 1}/24", "dev", name)
+            for interface in ("lo", name):
+                ip("-n", name, "link", "set", interface, "up")
+        first, second = (
+            Machine(number, name, tmp_path_factory.mktemp(f"machine-{number}"))
+            for number, name in enumerate(names)
+        )
+        yield first, second
+
+
+def train_on(machines: tuple[Machine, Machine], *flags: str) -> list[subprocess.CompletedProcess[str]]:
+    """launch/train.py on two processes of each machine; stdout and stderr together in stdout."""
+    with ExitStack() as stack:
+        processes = []
+        for machine in machines:
+            processes.append(stack.enter_context(machine.start(*flags)))
+            stack.callback(processes[-1].terminate)
+        outputs = [process.communicate(timeout=200)[0] for process in processes]
+    return [
+        subprocess.CompletedProcess(process.args, process.returncode, output, "")
+        for process, output in zip(processes, outputs, strict=True)
+    ]
+
+
+def main_result(done: list[subprocess.CompletedProcess[str]]) -> dict[str, Any]:
+    """The one JSON object that the machines printed, which the main one did."""
+    outputs = [each.stdout for each in done]
+    assert [each.returncode for each in done] == [0, 0], "\n".join(outputs)
+    first, second = ([line for line in output.splitlines() if line.startswith("{")] for output in outputs)
+    assert (len(first), second) == (1, [])
+    values: dict[str, Any] = json.loads(first[0])
+    return values
+
+
+def weights(output_dir: str | Path) -> dict[str, torch.Tensor]:
+    state: dict[str, dict[str, torch.Tensor]] = torch.load(Path(output_dir) / "last.pt", weights_only=True)
+    return state["model"]
+
+
+def assert_same_weights(one: dict[str, Any], many: dict[str, Any]) -> None:
+    expected, found = weights(one["output_dir"]), weights(many["output_dir"])
+    for name, tensor in expected.items():
+        torch.testing.assert_close(found[name], tensor, rtol=0, atol=TOLERANCE)
+
+
+@pytest.fixture(scope="module")
+def trained(machines: tuple[Machine, Machine]) -> list[subprocess.CompletedProcess[str]]:
+    return train_on(machines, *FLAGS, "--epochs", "1", "--output-dir", "output")
+
+
+def test_two_machines_train_the_weights_of_one_process(
+    machines: tuple[Machine, Machine],
+    trained: list[subprocess.CompletedProcess[str]],
+    tmp_path: Path,
+) -> None:
+    many = main_result(trained)
+    assert many["num_processes"] == 4
+    assert Path(many["output_dir"]) == machines[0].directory / "output"
+    one = result(train(*FLAGS, "--epochs", "1", cwd=tmp_path))
+    assert_same_weights(one, many)
+
+
+@pytest.mark.usefixtures("trained")
+def test_only_the_main_machine_s_disk_is_written_to_and_a_run_goes_on_from_it(
+    machines: tuple[Machine, Machine], tmp_path: Path
+) -> None:
+    assert {path.name for path in machines[0].directory.iterdir()} >= {"output", "mlflow.db"}
+    assert list(machines[1].directory.iterdir()) == []
+    done = train_on(machines, "--resume", "--output-dir", "output", "--epochs", "2")
+    resumed = main_result(done)
+    assert done[0].stdout.count("resumed after epoch 1 of 2") == 1
+    assert list(machines[1].directory.iterdir()) == []
+    one = result(train(*FLAGS, "--epochs", "2", cwd=tmp_path))
+    assert_same_weights(one, resumed)

@@ -1,0 +1,227 @@
+"""What a signal or a killed process makes of a training that `accelerate launch` started."""
+
+import json
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import torch
+
+from tests.helpers.launching import DATASET, ROOT, environment, result, run
+
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("store_at_hand")]
+
+SECONDS = 15
+"""Within which everything must have ended. It takes one or two; the rest is for a machine with other work."""
+
+LONG = (*DATASET, "--epochs", "4000", "--output-dir", "output")
+VARIABLES = {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive"}
+
+
+def launcher(number: int, *more: str) -> list[str]:
+    several = ["--multi_gpu", "--main_process_port", "0"] if number > 1 else []
+    common = ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
+    return ["accelerate", "launch", *several, "--num_processes", str(number), *common, *more]
+
+
+@contextmanager
+def training(words: list[str], cwd: Path, *, until: str = "epoch 2/") -> Iterator[subprocess.Popen[str]]:
+    """launch/train.py started by `words`, once it has told the line that begins with `until`."""
+    process = subprocess.Popen(
+        words,
+        cwd=cwd,
+        env=environment(**VARIABLES),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    everyone = [process]
+    try:
+        assert process.stdout is not None
+        for line in process.stdout:
+            if line.startswith(until):
+                break
+        everyone += psutil.Process(process.pid).children(recursive=True)
+        yield process
+    finally:
+        for each in everyone:
+            with suppress(psutil.NoSuchProcess):
+                each.kill()
+        process.communicate()
+
+
+def ranks(process: subprocess.Popen[str]) -> dict[int, psutil.Process]:
+    """What the launcher of several has started."""
+    return {int(each.environ()["RANK"]): each for each in psutil.Process(process.pid).children()}
+
+
+def rest(process: subprocess.Popen[str]) -> str:
+    """What is told from now on by all who share the launcher's stdout, until the last of them has ended."""
+    return process.communicate(timeout=SECONDS)[0]
+
+
+def runs(cwd: Path) -> list[Any]:
+    from mlflow import MlflowClient
+
+    client = MlflowClient(f"sqlite:///{cwd}/mlflow.db")
+    return list(client.search_runs([each.experiment_id for each in client.search_experiments()]))
+
+
+def statuses(cwd: Path) -> list[str]:
+    return [each.info.status for each in runs(cwd)]
+
+
+def checkpoint(output: Path) -> dict[str, Any]:
+    state: dict[str, Any] = torch.load(output / "last.pt", weights_only=True)
+    return state
+
+
+def told_command(text: str) -> list[str]:
+    """How to go on, as a shell reads it; there must be one such line."""
+    (line,) = (line for line in text.splitlines() if line.startswith("go on with: "))
+    return shlex.split(line.removeprefix("go on with: "))
+
+
+RESUME_TWO = [
+    *("ACCELERATE_USE_CPU=true", "accelerate", "launch", "--multi_gpu", "--num_processes", "2"),
+    *("launch/train.py", "--resume", "--output-dir"),
+]
+
+
+@pytest.mark.parametrize(
+    ("victim", "signum"),
+    [("launcher", signal.SIGTERM), ("rank 1", signal.SIGUSR1)],
+    ids=lambda value: str(value),
+)
+def test_a_signal_to_one_stops_all_of_two_processes_with_a_checkpoint(
+    victim: str, signum: signal.Signals, tmp_path: Path
+) -> None:
+    with training([*launcher(2), str(ROOT / "launch/train.py"), *LONG], tmp_path) as process:
+        if victim == "launcher":
+            process.send_signal(signum)
+        else:
+            ranks(process)[1].send_signal(signum)
+        text = rest(process)
+    assert process.returncode == 1
+    assert text.count(f"stopped by {signum.name}") == 1
+    assert told_command(text) == [*RESUME_TWO, str(tmp_path / "output")]
+    if victim == "rank 1":
+        assert "exitcode  : 138" in text
+    state = checkpoint(tmp_path / "output")
+    assert len(state["history"]) >= 2
+    told = [json.loads(line) for line in (tmp_path / "output" / "metrics.jsonl").read_text().splitlines()]
+    assert told == state["history"]
+    assert statuses(tmp_path) == ["KILLED"]
+
+
+def test_the_survivor_of_a_killed_process_says_so_and_how_to_go_on(tmp_path: Path) -> None:
+    with training([*launcher(2), str(ROOT / "launch/train.py"), *LONG], tmp_path) as process:
+        killed = ranks(process)[1]
+        killed.kill()
+        text = rest(process)
+    assert process.returncode == 1
+    assert text.count("error: ") == 1
+    assert f"error: process 1 (pid {killed.pid}) of this training died, so it cannot go on\n" in text
+    assert statuses(tmp_path) == ["FAILED"]
+    command = told_command(text)
+    assert command == [*RESUME_TWO, str(tmp_path / "output")]
+
+    epochs = len(checkpoint(tmp_path / "output")["history"]) + 2
+    script = command.index("launch/train.py")
+    words = ["env", *command[:script], str(ROOT / "launch/train.py"), *command[script + 1 :]]
+    done = run([*words, "--epochs", str(epochs)], tmp_path, **VARIABLES)
+    assert result(done)["epochs"] == epochs
+    assert statuses(tmp_path) == ["FINISHED"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a process that its parent has died")
+@pytest.mark.parametrize("number", [1, 2])
+def test_a_killed_launcher_takes_its_training_with_it(number: int, tmp_path: Path) -> None:
+    with training([*launcher(number), str(ROOT / "launch/train.py"), *LONG], tmp_path) as process:
+        process.kill()
+        text = rest(process)
+    assert process.returncode == -signal.SIGKILL
+    assert text.count("stopped by SIGTERM") == 1
+    assert "epoch 4000/" not in text
+    assert checkpoint(tmp_path / "output")["history"]
+    assert statuses(tmp_path) == ["KILLED"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a process that its parent has died")
+@pytest.mark.parametrize(("number", "until"), [(1, ""), (2, "training on ")], ids=["imports", "opening"])
+def test_a_launcher_that_is_killed_early_leaves_no_process(number: int, until: str, tmp_path: Path) -> None:
+    words = [*launcher(number), str(ROOT / "launch/train.py"), *LONG]
+    with subprocess.Popen(
+        words, cwd=tmp_path, env=environment(**VARIABLES), stdout=subprocess.PIPE
+    ) as process:
+        while not psutil.Process(process.pid).children():
+            time.sleep(0.05)
+        started = psutil.Process(process.pid).children()
+        # The interpreter has started, accelerate is not imported yet.
+        time.sleep(0.5)
+        assert process.stdout is not None
+        while until and not process.stdout.readline().startswith(until.encode()):
+            pass
+        process.kill()
+        _, alive = psutil.wait_procs(started, timeout=SECONDS)
+        for each in alive:
+            each.kill()
+    assert not alive
+
+
+def test_ctrl_c_stops_a_single_process(tmp_path: Path) -> None:
+    # A shell that started the tests in the background has told them to ignore it, and so their children.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with training([sys.executable, str(ROOT / "launch/train.py"), *LONG], tmp_path) as process:
+            process.send_signal(signal.SIGINT)
+            text = rest(process)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert process.returncode == 130
+    assert "stopped by SIGINT" in text
+    assert "Traceback" not in text
+    assert statuses(tmp_path) == ["KILLED"]
+
+
+SHORT = (*DATASET, "--epochs", "9", "--batch-size", "20", "--dropout", "0.2", "--ema-decay", "0.9")
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    directory = tmp_path_factory.mktemp("uninterrupted")
+    words = [*launcher(2), str(ROOT / "launch/train.py"), *SHORT, "--output-dir", "output"]
+    result(run(words, directory, **VARIABLES))
+    return checkpoint(directory / "output")
+
+
+@pytest.mark.parametrize(("victim", "named"), [(0, False), (1, True)])
+def test_a_launcher_that_restarts_comes_back_by_itself_to_the_same_weights(
+    victim: int, named: bool, uninterrupted: dict[str, Any], tmp_path: Path
+) -> None:
+    flags = [*SHORT, "--output-dir", "output"] if named else [*SHORT]
+    words = [*launcher(2, "--max_restarts", "3"), str(ROOT / "launch/train.py"), *flags]
+    with training(words, tmp_path) as process:
+        ranks(process)[victim].kill()
+        text, _ = process.communicate(timeout=120)
+    assert process.returncode == 0, text
+    values = json.loads([line for line in text.splitlines() if line.startswith("{")][-1])
+    assert text.count("resumed after ") == 1
+    [directory] = [tmp_path / "output"] if named else (tmp_path / "outputs").iterdir()
+    assert Path(values["output_dir"]) == directory
+    state = checkpoint(directory)
+    assert [record["epoch"] for record in state["history"]] == list(range(1, 10))
+    for which in ("model", "best"):
+        for name, tensor in uninterrupted[which].items():
+            assert torch.equal(state[which][name], tensor)
+    assert [(each.info.run_id, each.info.status) for each in runs(tmp_path)] == [
+        (values["run_id"], "FINISHED")
+    ]

@@ -1,0 +1,45 @@
+"""What MLflow has of a training, held against what its directory has."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from mlp_dist.tracking.upload import EPOCH_METRICS
+
+
+def lines(output: Path, name: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (output / name).read_text().splitlines()]
+
+
+def check_all_is_there(client: Any, run_id: str, output: Path, status: str = "FINISHED") -> None:
+    """Every point of every metric, once, at the time when the training made it; and every file, where it has
+    come to its end."""
+    found = client.get_run(run_id)
+    record = json.loads((output / "run.json").read_text())
+    assert (found.info.status, found.info.end_time) == (status, record["ended_ms"])
+    assert found.info.start_time == record["started_ms"]
+    history, samples = lines(output, "metrics.jsonl"), lines(output, "system.jsonl")
+    expected = {
+        metric: [(line["epoch"], line[name], line["timestamp_ms"]) for line in history]
+        for name, metric in EPOCH_METRICS.items()
+    }
+    expected["train/step_loss"] = [
+        (step["step"], step["loss"], step["timestamp_ms"]) for line in history for step in line["steps"]
+    ]
+    expected |= {
+        f"system/{name}": [(number, each[name], each["timestamp_ms"]) for number, each in enumerate(samples)]
+        for name in samples[0]
+        if name != "timestamp_ms"
+    }
+    expected |= {name: [(0, value, record["ended_ms"])] for name, value in record["summary"].items()}
+    assert set(found.data.metrics) == set(expected)
+    for metric, points in expected.items():
+        logged = [(p.step, p.value, p.timestamp) for p in client.get_metric_history(run_id, metric)]
+        assert sorted(logged) == points, metric
+    runs = client.search_runs([found.info.experiment_id], f"tags.`mlp_dist.key` = '{record['key']}'")
+    assert [each.info.run_id for each in runs] == [run_id]
+    if status == "FINISHED":
+        for folder in ("bundle", "figures", "tables", "checkpoint/best"):
+            names = {Path(item.path).name for item in client.list_artifacts(run_id, folder)}
+            assert names == {path.name for path in (output / folder).iterdir()}
+        assert json.loads((output / "bundle/bundle.json").read_text())["run_id"] == run_id

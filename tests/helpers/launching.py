@@ -1,0 +1,103 @@
+"""Running the project's commands as a person does, in a directory of their own."""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[2]
+BIN = Path(sys.executable).parent
+
+ONE_PROCESS = (
+    "--num_processes",
+    "1",
+    "--num_machines",
+    "1",
+    "--mixed_precision",
+    "no",
+    "--dynamo_backend",
+    "no",
+)
+DATASET = ("--dataset", "digits")
+
+
+def environment(**changes: str) -> dict[str, str]:
+    """This process's, with the project's commands on PATH and MLflow's store in the current directory."""
+    kept = {
+        name: value for name, value in os.environ.items() if not name.startswith(("MLFLOW_", "ACCELERATE_"))
+    }
+    path = f"{BIN}{os.pathsep}{kept['PATH']}"
+    # Where several processes share the cores, threads that spin wait for each other.
+    quiet = {"MLFLOW_DISABLE_TELEMETRY": "true", "OMP_WAIT_POLICY": "passive"}
+    return {**kept, "PATH": path, **quiet, **changes}
+
+
+def run(
+    words: list[str], cwd: Path, *, timeout: float = 240, **changes: str
+) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        words, cwd=cwd, env=environment(**changes), capture_output=True, text=True, timeout=timeout
+    )
+
+
+def train(*flags: str, cwd: Path, **changes: str) -> subprocess.CompletedProcess[str]:
+    """launch/train.py as one process, without a launcher before it."""
+    return run([sys.executable, str(ROOT / "launch/train.py"), *flags], cwd, **changes)
+
+
+def launch(
+    *flags: str, cwd: Path, launcher: tuple[str, ...] = ONE_PROCESS, **changes: str
+) -> subprocess.CompletedProcess[str]:
+    """launch/train.py under `accelerate launch`."""
+    words = ["accelerate", "launch", *launcher, str(ROOT / "launch/train.py"), *flags]
+    return run(words, cwd, **changes)
+
+
+IMPATIENT = """
+import runpy, sys
+from mlp_dist.data import download
+download.PAUSES = (0.0,) * len(download.PAUSES)
+del sys.argv[0]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+def run_impatient(script: str, *flags: str, cwd: Path, **changes: str) -> subprocess.CompletedProcess[str]:
+    """The project's `script`, which asks in vain for a download without waiting between its tries."""
+    words = [sys.executable, "-c", IMPATIENT, str(ROOT / script), *flags]
+    return run(words, cwd, PYTHONPATH=str(ROOT), **changes)
+
+
+def result(done: subprocess.CompletedProcess[str]) -> dict[str, Any]:
+    """The JSON object in the last line of a command that succeeded."""
+    assert done.returncode == 0, done.stdout + done.stderr
+    values: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return values
+
+
+def make_store(path: Path) -> None:
+    """An MLflow database with no runs, so that not every training has to make its tables."""
+    from mlflow import MlflowClient
+
+    MlflowClient(f"sqlite:///{path}").search_experiments()
+
+
+def objects(output: str) -> list[dict[str, Any]]:
+    """The JSON objects that the processes printed, by their rank."""
+    found = [json.loads(line) for line in output.splitlines() if line.startswith("{")]
+    return sorted(found, key=lambda values: int(values["rank"]))
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A finished training: its directory, which holds mlflow.db too, and what its last line said."""
+
+    directory: Path
+    result: dict[str, Any]
+
+    @property
+    def bundle(self) -> Path:
+        return Path(self.result["output_dir"]) / "bundle"

@@ -1,0 +1,315 @@
+import os
+import signal
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate import Accelerator
+from torch import nn
+
+from mlp_dist.config import TrainConfig
+from mlp_dist.console.processes import STOP_SIGNALS, Interrupted, StopSignals
+from mlp_dist.core.errors import TrainingError
+from mlp_dist.core.image import normalize
+from mlp_dist.data.batches import epoch_order, split_validation
+from mlp_dist.data.datasets import read_dataset
+from mlp_dist.data.evaluate import evaluate, predict
+from mlp_dist.data.image_set import Dataset, ImageSet
+from mlp_dist.recipes import RECIPES, get_recipe
+from mlp_dist.training.checkpoint import load_checkpoint
+from mlp_dist.training.start import settle
+from mlp_dist.training.trainer import Trainer
+from tests.helpers.variants import take_step
+
+CONFIG = TrainConfig(
+    recipe="test", dataset="digits", hidden_sizes=(32,), lr=0.1, batch_size=100, epochs=2, val_size=120
+)
+
+
+@pytest.fixture(scope="module")
+def digits() -> Dataset:
+    return read_dataset("digits", Path("unused"))
+
+
+@pytest.fixture(scope="module")
+def accelerator() -> Accelerator:
+    return Accelerator(cpu=True)
+
+
+def make(config: TrainConfig, data: Dataset, accelerator: Accelerator, tmp_path: Path) -> Trainer:
+    return Trainer(config, data, accelerator, tmp_path)
+
+
+def state(trainer: Trainer) -> dict[str, torch.Tensor]:
+    return {name: tensor.clone() for name, tensor in trainer.module.state_dict().items()}
+
+
+@pytest.mark.parametrize(("optimizer", "batch_size"), [("sgd", 100), ("adam", 64), ("sgd", 5000)])
+def test_an_epoch_is_what_a_plain_loop_does(
+    optimizer: str, batch_size: int, digits: Dataset, accelerator: Accelerator, tmp_path: Path
+) -> None:
+    config = replace(CONFIG, optimizer=optimizer, batch_size=batch_size, lr=0.01)
+    trainer = make(config, digits, accelerator, tmp_path)
+    model = nn.Sequential(nn.Linear(784, 32), nn.ReLU(), nn.Linear(32, 10))
+    model.load_state_dict(trainer.module.state_dict())
+    steps = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam}[optimizer](model.parameters(), lr=0.01)
+    train, _ = split_validation(digits.train, 120)
+    losses, correct = 0.0, 0
+    for indices in epoch_order(len(train), seed=0, epoch=0).split(batch_size):
+        logits = model(normalize(train.images[indices], digits.image))
+        loss = nn.functional.cross_entropy(logits, train.labels[indices])
+        steps.zero_grad()
+        loss.backward()
+        steps.step()
+        losses += loss.item() * len(indices)
+        correct += int((logits.argmax(1) == train.labels[indices]).sum())
+
+    record = trainer.train_epoch(StopSignals())
+
+    # Adam divides by the gradient's size: where that is small, so is what rounding is compared with.
+    tolerance = 1e-5 if optimizer == "adam" else 1e-6
+    for name, tensor in model.state_dict().items():
+        torch.testing.assert_close(trainer.module.state_dict()[name], tensor, rtol=0, atol=tolerance)
+    assert record["train_loss"] == pytest.approx(losses / len(train), abs=1e-6)
+    assert record["train_accuracy"] == pytest.approx(correct / len(train), abs=1e-9)
+    assert record["epoch"] == 1
+    assert record["learning_rate"] == 0.01
+    assert record["samples_per_second"] == pytest.approx(len(train) / record["train_seconds"])
+
+
+def test_the_seed_decides_everything(digits: Dataset, accelerator: Accelerator, tmp_path: Path) -> None:
+    weights = []
+    for seed in (3, 3, 4):
+        trainer = make(replace(CONFIG, seed=seed), digits, accelerator, tmp_path)
+        torch.manual_seed(torch.seed())
+        trainer.train_epoch(StopSignals())
+        weights.append(state(trainer)["0.weight"])
+    assert torch.equal(weights[0], weights[1])
+    assert not torch.equal(weights[0], weights[2])
+
+
+@pytest.mark.parametrize("val_size", [120, 0])
+def test_evaluation_counts_every_image_once(
+    val_size: int, digits: Dataset, accelerator: Accelerator, tmp_path: Path
+) -> None:
+    trainer = make(replace(CONFIG, val_size=val_size), digits, accelerator, tmp_path)
+    found = trainer.evaluate()
+    _, val = split_validation(digits.train, val_size)
+    for name, part in (("val", val), ("test", digits.test)):
+        if not len(part):
+            assert found[f"{name}_accuracy"] is found[f"{name}_loss"] is None
+            continue
+        expected = evaluate(predict(trainer.module, part.images, digits.image), part.labels)
+        assert found[f"{name}_accuracy"] == pytest.approx(expected.accuracy, abs=1e-12)
+        assert found[f"{name}_loss"] == pytest.approx(expected.loss, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("model", "optimizer"), [("tensor", "sgd"), ("layers", "scratch-sgd"), ("layers", "adam")]
+)
+def test_every_kind_trains_as_modules_do(
+    model: str, optimizer: str, digits: Dataset, accelerator: Accelerator, tmp_path: Path
+) -> None:
+    # In float32 Adam makes much of the last bits of a gradient that is close to 0.
+    config = replace(CONFIG, optimizer=optimizer, lr=0.01, gradient_dtype="float64")
+    plain = make(replace(config, optimizer=optimizer.removeprefix("scratch-")), digits, accelerator, tmp_path)
+    other = make(replace(config, model=model), digits, accelerator, tmp_path)
+    with torch.no_grad():
+        for parameter, source in zip(other.module.parameters(), plain.module.parameters(), strict=True):
+            parameter.copy_(source.T if parameter.shape != source.shape else source)
+    signals = StopSignals()
+    expected, found = plain.train_epoch(signals), other.train_epoch(signals)
+    assert found["train_loss"] == pytest.approx(expected["train_loss"], abs=1e-6)
+    for parameter, source in zip(other.module.parameters(), plain.module.parameters(), strict=True):
+        wanted = source.T if parameter.shape != source.shape else source
+        torch.testing.assert_close(parameter, wanted, rtol=0, atol=2e-6)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_recipe_learns(name: str, digits: Dataset, accelerator: Accelerator, tmp_path: Path) -> None:
+    recipe = get_recipe(name)
+    sizes = tuple(min(size, 100) for size in recipe.hidden_sizes)
+    small = replace(recipe, dataset="digits", batch_size=20, hidden_sizes=sizes)
+    # In one epoch a rate that still rises does little, and an average less.
+    config, data = settle(replace(small, warmup_epochs=0, ema_decay=0), digits)
+    trainer = make(config, data, accelerator, tmp_path)
+    before = trainer.evaluate()
+    trainer.train_epoch(StopSignals())
+    after = trainer.evaluate()
+    assert after["test_loss"] < before["test_loss"]
+    assert after["test_accuracy"] > before["test_accuracy"]
+    assert (after["val_loss"] is None) == (name != "mnist")
+
+
+def test_the_loss_of_every_so_many_steps(
+    digits: Dataset, accelerator: Accelerator, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = replace(CONFIG, log_every=3)
+    trainer = make(config, digits, accelerator, tmp_path)
+    again = make(config, digits, accelerator, tmp_path)
+    losses: list[float] = []
+    for epoch in range(2):
+        order = epoch_order(len(again.train_set), seed=0, epoch=epoch)
+        for batch in torch.split(order, 100):
+            losses.append(take_step(again, len(losses), batch)[0, 0].item() / len(batch))
+    records = []
+    for _ in range(2):
+        record = trainer.train_epoch(StopSignals())
+        records += record["steps"]
+        trainer.keep(record | {"val_accuracy": None})
+    # 1317 images are 13 full batches and one of 17; the last two of an epoch are too few to be told.
+    assert [each["step"] for each in records] == [3, 6, 9, 12, 17, 20, 23, 26]
+    for each in records:
+        told = losses[each["step"] - 3 : each["step"]]
+        assert each["loss"] == pytest.approx(sum(told) / 3, abs=1e-9)
+    out = capsys.readouterr().out
+    assert [line.split()[1] for line in out.splitlines()] == [str(each["step"]) for each in records]
+    assert f"step 3  loss {records[0]['loss']:.4f}" in out
+
+
+@pytest.mark.parametrize(
+    ("accuracies", "kept"),
+    [([0.5, 0.7, 0.6], 1), ([0.7, 0.7, 0.6], 0), ([0.1, 0.2, 0.3], 2), ([None] * 3, 2)],
+)
+def test_the_first_best_epoch_is_kept(
+    accuracies: list[float | None], kept: int, digits: Dataset, accelerator: Accelerator, tmp_path: Path
+) -> None:
+    trainer = make(CONFIG, digits, accelerator, tmp_path)
+    for epoch, accuracy in enumerate(accuracies):
+        nn.init.constant_(trainer.module[0].weight, epoch)  # type: ignore[index]
+        trainer.keep({"val_accuracy": accuracy})
+    assert trainer.kept == kept
+    assert trainer.best["0.weight"].unique().item() == kept
+
+
+NOT_FINITE = (
+    r"the loss of step 2 \(epoch 1\) is not finite at learning rate 1e\+30; "
+    r"try a smaller --lr, --clip-norm 1 or --warmup-epochs 1"
+)
+
+
+@pytest.mark.parametrize("every", [0, 1])
+def test_a_loss_that_is_not_finite_stops_the_training(
+    every: int, digits: Dataset, accelerator: Accelerator, tmp_path: Path
+) -> None:
+    config = replace(CONFIG, lr=1e30, checkpoint_every_steps=every)
+    trainer = make(config, digits, accelerator, tmp_path)
+    with pytest.raises(TrainingError, match=NOT_FINITE):
+        trainer.train_epoch(StopSignals())
+    assert not every or load_checkpoint(tmp_path)[0].progress == "step 1 of epoch 1"
+
+
+def test_weights_that_are_not_finite_are_not_saved(
+    digits: Dataset, accelerator: Accelerator, tmp_path: Path
+) -> None:
+    trainer = make(replace(CONFIG, lr=0.01, checkpoint_every_steps=2), digits, accelerator, tmp_path)
+    train = trainer.engine.train
+
+    def last_step_too_far(number: int, sizes: Sequence[int], images: ImageSet) -> torch.Tensor:
+        totals = train(number, sizes, images)
+        if number + len(sizes) == 4:
+            nn.init.constant_(trainer.module[0].bias, float("inf"))  # type: ignore[index]
+        return totals
+
+    trainer.engine.train = last_step_too_far  # type: ignore[method-assign]
+    with pytest.raises(
+        TrainingError,
+        match=rf"the weights after step 4 are not finite .* of step 2 of epoch 1 is kept in {tmp_path}",
+    ):
+        trainer.train_epoch(StopSignals())
+    assert all(tensor.isfinite().all() for tensor in load_checkpoint(tmp_path)[0].model.values())
+
+
+def test_a_last_step_too_far_is_noticed(digits: Dataset, accelerator: Accelerator, tmp_path: Path) -> None:
+    trainer = make(CONFIG, digits, accelerator, tmp_path)
+    nn.init.constant_(trainer.module[0].weight, float("inf"))  # type: ignore[index]
+    with pytest.raises(TrainingError, match=r"the val loss after epoch 1 is nan at learning rate 0\.1; try"):
+        trainer.evaluate()
+
+
+@pytest.mark.parametrize("signum", STOP_SIGNALS)
+def test_a_signal_stops_the_epoch_with_a_checkpoint(
+    signum: signal.Signals, digits: Dataset, accelerator: Accelerator, tmp_path: Path
+) -> None:
+    trainer = make(replace(CONFIG, batch_size=20), digits, accelerator, tmp_path)
+    with StopSignals() as signals:
+        os.kill(os.getpid(), signum)
+        with pytest.raises(Interrupted, match=signum.name) as raised:
+            trainer.train_epoch(signals)
+    assert raised.value.exit_code == 128 + signum
+    checkpoint, _ = load_checkpoint(tmp_path)
+    assert checkpoint.epoch_steps is not None
+    assert 1 <= len(checkpoint.epoch_steps["totals"]) <= 66
+    assert_same_state(checkpoint.model, state(trainer))
+
+
+EVERYTHING = replace(
+    CONFIG,
+    optimizer="adam",
+    lr=0.01,
+    batch_size=64,
+    accumulation_steps=2,
+    clip_norm=1.0,
+    weight_decay=0.01,
+    label_smoothing=0.1,
+    dropout=0.3,
+    augment_shift=2,
+    schedule="cosine",
+    warmup_epochs=0.5,
+    ema_decay=0.9,
+)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        CONFIG,
+        EVERYTHING,
+        replace(EVERYTHING),
+        replace(EVERYTHING, model="tensor", optimizer="sgd"),
+        replace(EVERYTHING, model="layers", optimizer="scratch-sgd", schedule="one-cycle"),
+    ],
+    ids=["plain", "everything", "float32", "tensor", "layers"],
+)
+@pytest.mark.parametrize("stopped_at", [1, 14, 20])
+def test_from_any_step_on_the_weights_are_the_same_bit_for_bit(
+    config: TrainConfig, stopped_at: int, digits: Dataset, accelerator: Accelerator, tmp_path: Path
+) -> None:
+    config = replace(config, checkpoint_every_steps=stopped_at)
+    whole = make(config, digits, accelerator, tmp_path / "whole")
+    stopped = make(config, digits, accelerator, tmp_path / "stopped")
+    train_all(whole)
+
+    class Stop(Exception):  # noqa: N818
+        pass
+
+    def save_and_stop() -> None:
+        Trainer.save(stopped)
+        raise Stop
+
+    stopped.save = save_and_stop  # type: ignore[method-assign]
+    with pytest.raises(Stop):
+        train_all(stopped)
+    checkpoint, _ = load_checkpoint(tmp_path / "stopped")
+    resumed = Trainer(config, digits, accelerator, tmp_path / "stopped", checkpoint=checkpoint)
+    assert len(resumed.history) * resumed.steps_per_epoch + resumed.epoch_steps.done == stopped_at
+    train_all(resumed)
+    assert_same_state(state(resumed), state(whole))
+    assert_same_state(resumed.weights(), whole.weights())
+    assert_same_state(resumed.best, whole.best)
+    for found, expected in zip(resumed.history, whole.history, strict=True):
+        for name in ("train_loss", "train_accuracy", "val_loss", "test_loss", "learning_rate"):
+            assert found[name] == pytest.approx(expected[name], rel=1e-12)
+
+
+def train_all(trainer: Trainer) -> None:
+    while not trainer.config.is_over(len(trainer.history), trainer.kept):
+        trainer.keep(trainer.train_epoch(StopSignals()) | trainer.evaluate())
+
+
+def assert_same_state(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
+    assert list(found) == list(expected)
+    for name, tensor in expected.items():
+        assert torch.equal(found[name], tensor), name
