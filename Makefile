@@ -1,6 +1,6 @@
 # make run     train, package, serve and ask, from nothing    (ARGS="--data-dir DIR ..." goes to training)
 # make demo    a page on which one draws a digit, and sees how the packaged model answers it
-# make test    everything that CI checks, from nothing
+# make test    what CI checks, from nothing
 # make help    the rest
 
 PYTHON ?= python3
@@ -11,15 +11,16 @@ LAB_STAMP := $(VENV)/.jupyterlab
 # Two test files at a time: most tests wait for processes that have one thread.
 PYTEST := pytest --numprocesses 2 --dist loadfile
 
-.PHONY: help setup run demo notebook test test-fast recipes bench gpu-check docs lint dist clean
+.PHONY: help setup run demo notebook test test-fast test-all recipes bench gpu-check docs lint dist clean
 
 help:
 	@echo "make setup      make .venv and install the project; quick when nothing changed"
 	@echo "make run        train, package, serve, ask for one prediction, stop; ARGS=... goes to training"
 	@echo "make demo       draw a digit in the browser: the packaged model answers; ARGS=--port N"
 	@echo "make notebook   open examples/mnist_mlp.ipynb in JupyterLab, which it installs; ARGS=... goes to it"
-	@echo "make test       lint, types and all tests"
+	@echo "make test       lint, types and the tests, in about 8 minutes"
 	@echo "make test-fast  the tests that need no server and no second process"
+	@echo "make test-all   make test and the long tests: fuzzing, kills, all variants, releases, clusters"
 	@echo "make recipes    train every recipe on MNIST with five seeds, beside its published number"
 	@echo "make bench      time training and serving beside other frameworks, which it installs"
 	@echo "make gpu-check  where there is a GPU: its tests, and training timed, into benchmarks/results"
@@ -54,10 +55,13 @@ $(LAB_STAMP): $(STAMP)
 	touch $@
 
 test: lint
-	@$(ACTIVATE) && $(PYTEST)
+	@$(ACTIVATE) && $(PYTEST) -m "not nightly"
 
 test-fast: setup
-	@$(ACTIVATE) && $(PYTEST) -m "not slow"
+	@$(ACTIVATE) && $(PYTEST) -m "not slow and not nightly"
+
+test-all: lint
+	@$(ACTIVATE) && $(PYTEST)
 
 recipes: setup
 	@$(ACTIVATE) && python -m benchmarks.recipes --seeds 5 $(ARGS)

@@ -24,7 +24,11 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    items.sort(key=lambda item: item.get_closest_marker("slow") is not None)
+    """Fast tests first; tests marked nightly come last and count as slow."""
+    for item in items:
+        if item.get_closest_marker("nightly") is not None:
+            item.add_marker(pytest.mark.slow)
+    items.sort(key=lambda item: [item.get_closest_marker(name) is not None for name in ("nightly", "slow")])
     if not torch.cuda.is_available():
         for item in items:
             if item.get_closest_marker("gpu") is not None:
@@ -55,9 +59,8 @@ def mnist_dir() -> Path:
 
 @pytest.fixture(scope="session")
 def image_data() -> Dataset:
-    """MNIST where it is at hand, else scikit-learn's digits."""
-    directory = _find_mnist()
-    return read_dataset("digits", ROOT) if directory is None else read_dataset("mnist", directory)
+    """The data set of `trained`."""
+    return read_dataset("digits", ROOT)
 
 
 class Mirror:
@@ -176,25 +179,27 @@ def mlflow(store_at_hand: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
-    """The default recipe, trained once: on MNIST where it is at hand, else for longer on the digits."""
-    mnist = _find_mnist()
-    # The digits are few: as many steps as MNIST gives take more epochs.
-    flags = ["--dataset", "digits", "--epochs", "40"]
-    if mnist is not None:
-        flags = ["--data-dir", str(mnist)]
+    """The default recipe, trained once for all tests: five epochs on scikit-learn's digits."""
     directory = tmp_path_factory.mktemp("trained")
-    return Trained(directory, result(launch(*flags, cwd=directory)))
+    return Trained(directory, result(launch("--dataset", "digits", cwd=directory)))
+
+
+@pytest.fixture(scope="session")
+def trained_on_mnist(mnist_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    """The default recipe as it stands, on MNIST: for the few tests that need a model of real quality."""
+    directory = tmp_path_factory.mktemp("mnist")
+    return Trained(directory, result(launch("--data-dir", str(mnist_dir), cwd=directory)))
 
 
 @pytest.fixture(scope="session")
 def packaged_result(trained: Trained) -> dict[str, object]:
-    """What `python -m serve.package` says of that training."""
+    """The last line of `python -m serve.package` for `trained`."""
     return result(run([sys.executable, "-m", "serve.package"], trained.directory))
 
 
 @pytest.fixture(scope="session")
 def packaged(trained: Trained, packaged_result: dict[str, object]) -> Path:
-    """The archive it made."""
+    """The archive of `trained`."""
     return trained.directory / str(packaged_result["mar"])
 
 
