@@ -1,6 +1,5 @@
 """Writing so that a crash at any moment leaves the old file or the new one, never a part of either."""
 
-import fcntl
 import glob
 import os
 import re
@@ -67,15 +66,35 @@ def replacing_directory(path: Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold the lock file `path`, after waiting for other threads and processes; remove it afterwards.
+
+    The lock ends with the process. Raises OSError if `path` is a symbolic link.
+    """
+    # Not at the top: the model archive contains this module, and a serving environment may lack filelock.
+    from filelock import FileLock
+
+    with FileLock(path, mode=0o600):
+        try:
+            yield
+        finally:
+            # Waiters check that the file they locked still exists, and otherwise create it again.
+            path.unlink(missing_ok=True)
+
+
 def try_to_lock(directory: Path) -> int | None:
-    """The descriptor that holds it until it is closed, or the process ends; None where another does."""
+    """Lock `directory` without a lock file; None if it is locked already.
+
+    Returns a descriptor, which holds the lock until it and all inherited copies are closed.
+    """
+    from filelock import lock_descriptor
+
     descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(descriptor)
-        return None
-    return descriptor
+    if lock_descriptor(descriptor, blocking=False):
+        return descriptor
+    os.close(descriptor)
+    return None
 
 
 def remove_left(directory: Path) -> None:

@@ -3,10 +3,7 @@
 It stands in DIR/study.jsonl, Optuna's journal, to which every process appends what it has decided and found.
 """
 
-import fcntl
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,10 +14,12 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
 
+from mlp_dist.core.io import locked
 from mlp_dist.sweep.plan import Plan
 
 JOURNAL = "study.jsonl"
-_TAKING = "study.lock"
+_JOURNAL_LOCK = ".study.lock"
+_TAKING_LOCK = ".taking.lock"
 
 STARTUP = 10
 """Trials whose values are drawn at random, before the sampler has seen enough to choose."""
@@ -96,7 +95,7 @@ class Study:
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         self.plan, self.session = plan, session
         journal = plan.directory / JOURNAL
-        backend = JournalFileBackend(str(journal), lock_obj=_Lock(journal))  # type: ignore[arg-type]
+        backend = JournalFileBackend(str(journal), lock_obj=_JournalLock(journal))  # type: ignore[arg-type]
         pruner = optuna.pruners.MedianPruner(n_startup_trials=UNPRUNED, n_warmup_steps=WARM_UP)
         self._study = optuna.create_study(
             storage=JournalStorage(backend),
@@ -109,7 +108,7 @@ class Study:
     def take(self) -> Trial | None:
         """The next trial to train: one that was interrupted in an earlier session, else a new one; None
         where all are taken."""
-        with _Lock(self.plan.directory / _TAKING).held():
+        with locked(self.plan.directory / _TAKING_LOCK):
             trials = self._study.get_trials(deepcopy=False)
             left = next((trial for trial in trials if self._is_left(trial)), None)
             if left is None and len(trials) >= self.plan.num_trials:
@@ -147,31 +146,21 @@ class Study:
         )
 
 
-class _Lock:
-    """The system's lock on a file, which ends with the process that holds it: Optuna's own ones outlive a
-    killed process, and hold up the others for half a minute.
+class _JournalLock:
+    """Replaces Optuna's own locks, which outlive a killed process and block the others for half a minute."""
 
-    What a killed process has left of a line is cut off, else the next line would become a part of it.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self._path, self._descriptor = path, -1
+    def __init__(self, journal: Path) -> None:
+        self._journal, self._held = journal, ExitStack()
 
     def acquire(self) -> bool:
-        self._descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o644)
-        fcntl.flock(self._descriptor, fcntl.LOCK_EX)
-        size = os.fstat(self._descriptor).st_size
-        if size and os.pread(self._descriptor, 1, size - 1) != b"\n":
-            os.ftruncate(self._descriptor, self._path.read_bytes().rfind(b"\n") + 1)
+        self._held.enter_context(locked(self._journal.with_name(_JOURNAL_LOCK)))
+        # A killed process may leave part of a line, and the next line would be appended to it.
+        with self._journal.open("a+b") as file:
+            size = file.tell()
+            file.seek(max(size - 1, 0))
+            if file.read() not in (b"\n", b""):
+                file.truncate(self._journal.read_bytes().rfind(b"\n") + 1)
         return True
 
     def release(self) -> None:
-        os.close(self._descriptor)
-
-    @contextmanager
-    def held(self) -> Iterator[None]:
-        self.acquire()
-        try:
-            yield
-        finally:
-            self.release()
+        self._held.close()

@@ -1,20 +1,19 @@
 """MLflow, imported when it is needed first, which takes seconds; and what it raises, in words."""
 
-import fcntl
 import hashlib
 import logging
 import os
 import re
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from mlp_dist.core.errors import MlpDistError, TrackingError, UsageError
-from mlp_dist.core.io import replacing_file
+from mlp_dist.core.io import locked, replacing_file
 
 _DATABASE_TRIES = 3
 
@@ -42,29 +41,10 @@ def import_ahead() -> None:
         import_module("mlflow.store.tracking.sqlalchemy_store")
 
 
-@contextmanager
-def one_at_a_time(what: str) -> Iterator[None]:
-    """Of all processes on this machine that come here for `what`, one after the other."""
-    name = hashlib.sha256(what.encode()).hexdigest()[:16]
-    path = Path(tempfile.gettempdir()) / f"mlp_dist-{os.getuid()}-{name}.lock"
-    lock = _locked(path)
-    try:
-        yield
-    finally:
-        path.unlink(missing_ok=True)
-        os.close(lock)
-
-
-def _locked(path: Path) -> int:
-    """The descriptor of the file that is there once it is locked: who held it before has removed his."""
-    while True:
-        # Everyone may write to that directory: a link that somebody else laid there is not followed.
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        with suppress(FileNotFoundError):
-            if path.lstat().st_ino == os.fstat(descriptor).st_ino:
-                return descriptor
-        os.close(descriptor)
+def one_at_a_time(key: str) -> AbstractContextManager[None]:
+    """A lock that all processes of this user and machine share under `key`."""
+    name = hashlib.sha256(key.encode()).hexdigest()[:16]
+    return locked(Path(tempfile.gettempdir()) / f"mlp_dist-{os.getuid()}-{name}.lock")
 
 
 @contextmanager

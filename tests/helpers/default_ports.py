@@ -1,16 +1,17 @@
-"""TorchServe's own ports: of this machine's tests one has them alone, or all share them.
+"""TorchServe's default ports, which tests in several processes share.
 
-Tests whose servers take others where these are taken share them, for as long as such a server runs. A plain
-`torchserve --start` does not take others, so it is started alone.
+Most tests use other ports if these are taken, so they share the lock while their server runs. A plain
+`torchserve --start` fails if they are taken, so its test holds the lock alone.
 """
 
-import fcntl
 import os
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
+
+from filelock import ReadWriteLock
 
 from serve.ports import is_free
 
@@ -18,26 +19,21 @@ PORTS = (7070, 7071, 8080, 8081, 8082)
 _SECONDS = 200.0
 
 
-@contextmanager
-def shared() -> Iterator[None]:
-    with _locked(fcntl.LOCK_SH):
-        yield
+def shared() -> AbstractContextManager[None]:
+    return _lock().read_lock()
 
 
 @contextmanager
 def alone() -> Iterator[None]:
-    """They are free at the beginning, and must be taken at the end."""
-    with _locked(fcntl.LOCK_EX):
+    """All ports are free at the start, and must be taken at the end."""
+    with _lock().write_lock():
         _wait(free=True)
         yield
         _wait(free=False)
 
 
-@contextmanager
-def _locked(how: int) -> Iterator[None]:
-    with (Path(tempfile.gettempdir()) / f"mlp-test-ports-{os.getuid()}").open("a") as file:
-        fcntl.flock(file, how)
-        yield
+def _lock() -> ReadWriteLock:
+    return ReadWriteLock(Path(tempfile.gettempdir()) / f"mlp-test-ports-{os.getuid()}.lock")
 
 
 def _wait(*, free: bool) -> None:
