@@ -41,7 +41,7 @@ def deploy(mar: Path) -> dict[str, Any]:
     with alone(state.directory):
         old = _old_version(state, archive)
         url = _put_in_store(state, archive)
-        with progress.stages("deploying", 2) as begin, _rolled_back(state, old, archive):
+        with progress.stages("deploying") as begin, _rolled_back(state, old, archive):
             begin("the new version loads")
             _register(state, archive, url)
             progress.tell(f"version {archive.version} answers rightly; it takes the place of {old}")

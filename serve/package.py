@@ -125,7 +125,7 @@ def package(
     run: find.StoredRun, model_name: str, export_path: Path, data_dir: Path | None
 ) -> dict[str, object]:
     """Export, build, check, and only then put in place; returns what the last line says."""
-    with tempfile.TemporaryDirectory(prefix="mlp-package-") as name, progress.stages("packaging", 3) as begin:
+    with tempfile.TemporaryDirectory(prefix="mlp-package-") as name, progress.stages("packaging") as begin:
         directory = Path(name)
         begin("the test images")
         # It imports torch.

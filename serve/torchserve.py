@@ -88,7 +88,7 @@ def wait_until_ready(
     Raises ServerError with the worker's own words.
     """
     deadline = time.monotonic() + seconds
-    with progress.stages("TorchServe", 3) as begin:
+    with progress.stages("TorchServe") as begin:
         begin("starts")
         loading = False
 

@@ -1,1 +1,1 @@
-"""What every command shows and obeys: errors, exit codes, progress bars, signals."""
+"""Behavior that all commands share: argument parsing, errors, exit codes, progress bars, signals."""

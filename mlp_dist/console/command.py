@@ -1,21 +1,20 @@
-"""What all commands share: a parser that names what is possible, and errors without tracebacks."""
+"""The argument parser and the error handling of all commands."""
 
 import argparse
 import atexit
 import contextlib
 import os
-import re
 import signal
 import sys
 import textwrap
 import traceback
 from argparse import SUPPRESS
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from types import FrameType
 from typing import Any, NoReturn
 
 from mlp_dist.console import colors
-from mlp_dist.console.processes import Interrupted, is_main, let_main_speak
+from mlp_dist.console.processes import Interrupted, is_main, let_main_report_first
 from mlp_dist.core.errors import MlpDistError, ProcessLostError, did_you_mean
 
 DEBUG = "--debug"
@@ -24,23 +23,24 @@ _SMALLER = "a training needs less with a smaller --batch-size or --hidden-sizes"
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse's, without abbreviations; what is misspelt is told with the nearest that there is.
+    """An ArgumentParser that suggests corrections, does not abbreviate flags, and has the flag --debug.
 
-    Each has the flag --debug, which `run` minds. Where `often` names some of its flags, as lr, --help shows
-    these and --help-all shows all.
+    If `often` names some destinations, as "lr", --help lists these and --help-all lists all.
     """
 
     def __init__(self, *, often: Sequence[str] = (), **options: Any) -> None:
         super().__init__(allow_abbrev=False, formatter_class=_Formatter, **options)
         if often:
             self.add_argument("--help-all", action=_HelpAll, help="show all flags and exit")
-        self.add_argument(DEBUG, action=_Minded, help="show where an error comes from")
-        self._often = often and ("help", SUPPRESS, *often)
+        self.add_argument(DEBUG, action="store_true", default=SUPPRESS, help="show the traceback of an error")
+        self._often = often and ("help", "debug", *often)
 
     def parse_known_args(  # type: ignore[override]
         self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
     ) -> tuple[argparse.Namespace, list[str]]:
         parsed, rest = super().parse_known_args(args, namespace)
+        # `run` looks for it in sys.argv, because errors may occur before the arguments are parsed.
+        vars(parsed).pop("debug", None)
         if rest:
             flags = [flag for action in self._actions for flag in action.option_strings if flag != "-h"]
             hint = did_you_mean(rest[0].split("=")[0], flags) or f" (there are: {', '.join(flags)})"
@@ -50,89 +50,60 @@ class Parser(argparse.ArgumentParser):
     def _check_value(self, action: argparse.Action, value: Any) -> None:
         if action.choices is not None and value not in action.choices:
             known = list(map(str, action.choices))
-            told = f"{value!r}{did_you_mean(str(value), known)} (choose from {', '.join(known)})"
-            raise argparse.ArgumentError(action, f"invalid choice: {told}")
+            problem = f"{value!r}{did_you_mean(str(value), known)} (choose from {', '.join(known)})"
+            raise argparse.ArgumentError(action, f"invalid choice: {problem}")
 
     def format_help(self) -> str:
-        rare = [each for each in self._actions if self._often and each.dest not in self._often]
-        with _left_out(rare):
-            return self.format_whole_help()
+        if not self._often:
+            return self.format_full_help()
+        saved = {action: action.help for action in self._actions if action.dest not in self._often}
+        for action in saved:
+            action.help = SUPPRESS
+        text = self.format_full_help()
+        for action, description in saved.items():
+            action.help = description
+        return text
 
-    def format_whole_help(self) -> str:
+    def format_full_help(self) -> str:
         return super().format_help()
 
     def error(self, message: str) -> NoReturn:
         if is_main():
             print(colors.error(f"{message}\n({self.prog} --help tells more)"), file=sys.stderr)
         else:
-            let_main_speak()
+            let_main_report_first()
         raise SystemExit(2)
 
 
-@contextlib.contextmanager
-def _left_out(actions: Sequence[argparse.Action]) -> Iterator[None]:
-    """A help page that is written inside does not show them."""
-    told = [action.help for action in actions]
-    for action in actions:
-        action.help = SUPPRESS
-    yield
-    for action, text in zip(actions, told, strict=True):
-        action.help = text
-
-
-class _Minded(argparse.Action):
-    """A flag that is looked for in sys.argv: errors may come before it is read."""
-
+class _HelpAll(argparse._HelpAction):
     def __init__(self, option_strings: Sequence[str], dest: str, **options: Any) -> None:
-        options["default"] = SUPPRESS
-        super().__init__(option_strings, SUPPRESS, nargs=0, **options)
+        super().__init__(option_strings, "help", SUPPRESS, options["help"])
 
-    def __call__(self, *_: Any) -> None:
-        pass
-
-
-class _HelpAll(_Minded):
     def __call__(self, parser: Any, *_: Any) -> NoReturn:
-        print(parser.format_whole_help(), end="")
+        print(parser.format_full_help(), end="")
         raise SystemExit(0)
 
 
 class _Formatter(argparse.RawDescriptionHelpFormatter):
-    """Paragraphs are filled to the terminal's width. Examples are indented; where they are too wide for it,
-    what is said of each stands below it.
-    """
+    """Wraps the description's paragraphs; indented ones are examples and stay as they are."""
 
     def __init__(self, prog: str) -> None:
         super().__init__(prog, max_help_position=30)
 
     def _fill_text(self, text: str, width: int, indent: str) -> str:
-        parts = text.strip().split("\n\n")
-        filled = [
-            _narrowed(part, width) if part.startswith(" ") else textwrap.fill(part, width) for part in parts
-        ]
+        paragraphs = text.strip().split("\n\n")
+        filled = [part if part.startswith(" ") else textwrap.fill(part, width) for part in paragraphs]
         return textwrap.indent("\n\n".join(filled), indent)
 
 
-def _narrowed(examples: str, width: int) -> str:
-    if max(map(len, examples.splitlines())) <= width:
-        return examples
-    below = re.sub(r"(?<=\S) {3,}(?=\S)", "\n      ", examples)
-    return re.sub(r"(?m)^ {7,}", "      ", below)
-
-
-def _interrupt(signum: int, frame: FrameType | None) -> NoReturn:
-    raise Interrupted(signum)
-
-
 def run(main: Callable[[], int | None], *, at_once: bool = False) -> NoReturn:
-    """Run a command: exit code 0, 2 for wrong use, 1 for a failure, 128 + the signal when interrupted.
+    """Run a command and exit: 0 for success, 2 for wrong use, 1 for a failure, 128 + signal if interrupted.
 
-    An error is told in words, and with --debug where it came from.
-    `at_once` leaves out what Python clears up at its end, which takes seconds once torch is loaded: too many
-    where a machine is about to be taken away.
+    Errors are printed in one line; --debug adds the traceback. `at_once` skips the interpreter's cleanup,
+    which takes seconds after torch was imported: too long if a machine is about to be taken away.
     """
     if is_main():
-        # As Ctrl-C does, so that what is half-written is removed.
+        # Raises like Ctrl-C, so that temporary files are removed.
         signal.signal(signal.SIGTERM, _interrupt)
     try:
         code = main() or 0
@@ -141,34 +112,38 @@ def run(main: Callable[[], int | None], *, at_once: bool = False) -> NoReturn:
         if is_main():
             _print("", str(error) or "interrupted", *getattr(error, "__notes__", []))
     except BrokenPipeError:
-        # Whoever read it, as `head` does, has seen enough.
+        # The reader of stdout, such as `head`, is gone. Python must not fail when it flushes stdout.
         code = 1
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except Exception as error:
         code = error.exit_code if isinstance(error, MlpDistError) else 1
         if DEBUG in sys.argv:
             traceback.print_exc()
-        if _speaks(error):
-            _print(colors.error(_told(error)), *getattr(error, "__notes__", []))
+        if _is_reported_here(error):
+            _print(colors.error(_message(error)), *getattr(error, "__notes__", []))
         elif not isinstance(error, ProcessLostError):
-            let_main_speak()
+            let_main_report_first()
     if at_once:
-        _leave(code)
+        _exit_at_once(code)
     raise SystemExit(code)
+
+
+def _interrupt(signum: int, frame: FrameType | None) -> NoReturn:
+    raise Interrupted(signum)
 
 
 def _print(*lines: str) -> None:
     print("\n".join(lines), file=sys.stderr)
 
 
-def _speaks(error: Exception) -> bool:
-    """Whether this process tells it: what all of them meet is told once."""
+def _is_reported_here(error: Exception) -> bool:
+    """True if this process prints the error; the main one prints those that occur in all processes."""
     if isinstance(error, ProcessLostError):
         return error.speaks
     return is_main() or not isinstance(error, MlpDistError | MemoryError | OSError)
 
 
-def _told(error: Exception) -> str:
+def _message(error: Exception) -> str:
     if isinstance(error, MlpDistError):
         return str(error)
     if isinstance(error, MemoryError) or "can't allocate memory" in str(error):
@@ -177,17 +152,15 @@ def _told(error: Exception) -> str:
         first = str(error).splitlines()[0]
         return f"the GPU's memory is too small: {first}; {_SMALLER}, or another GPU by CUDA_VISIBLE_DEVICES"
     if isinstance(error, OSError):
-        # A full disk, a directory that may not be written: the system's own words say it.
         return f"{error.filename}: {error.strerror}" if error.filename else str(error)
-    where = "" if is_main() else f" in the process of rank {os.environ['RANK']}"
-    kind = type(error).__name__
-    return f"this should not have happened{where}: {kind}: {error}; {DEBUG} shows where it comes from"
+    rank = "" if is_main() else f" in the process of rank {os.environ['RANK']}"
+    return f"unexpected {type(error).__name__}{rank}: {error}; {DEBUG} shows the traceback"
 
 
-def _leave(code: int) -> NoReturn:
+def _exit_at_once(code: int) -> NoReturn:
     atexit._run_exitfuncs()
     for stream in (sys.stdout, sys.stderr):
-        # Whoever read it may be gone.
+        # The reader may be gone.
         with contextlib.suppress(OSError, ValueError):
             stream.flush()
     os._exit(code)

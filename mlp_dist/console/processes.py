@@ -1,6 +1,6 @@
-"""What the launcher started: how many processes, on which device, with how many threads, and signals.
+"""What the launcher decided (number of processes, device, threads), and the signals that end a process.
 
-Every command comes here for its exit code, so torch is imported where it is needed.
+Every command imports this module, so torch is imported only where it is needed.
 """
 
 import ctypes
@@ -19,8 +19,8 @@ from mlp_dist.core.errors import UsageError
 _MPI_SIZES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE")
 _PR_SET_PDEATHSIG = 1
 
-_SPEAKING = 5.0
-"""Seconds: more than processes that started together are apart."""
+_REPORT_SECONDS = 5.0
+"""Upper bound on how much later the main process meets the same error."""
 
 
 def world_size() -> int:
@@ -28,94 +28,75 @@ def world_size() -> int:
 
 
 def is_main() -> bool:
-    """Whether this process is the one that prints; usable before any process group exists."""
+    """True in the process of rank 0, also before the process group exists."""
     return os.environ.get("RANK", "0") == "0"
 
 
-def let_main_speak() -> None:
-    """Wait where this process is about to end by a mistake that the main one meets as well, and tells.
+def let_main_report_first() -> None:
+    """Delay an exit so that rank 0, which meets the same error, can print it.
 
-    A launcher ends all processes of its machine once one has failed: the main one too, before its words,
-    where it comes later. It ends this one meanwhile.
+    A launcher kills all its processes as soon as one has failed.
     """
-    if _launched():
-        time.sleep(_SPEAKING)
+    if _is_launched():
+        time.sleep(_REPORT_SECONDS)
 
 
 def check_launcher() -> None:
-    """Raise UsageError where the launcher was asked for several processes and has started one.
+    """Raise UsageError if Accelerate's launcher was asked for several processes but started one.
 
-    Accelerate's launcher for one process gives its child a MASTER_ADDR when it was asked for more, and
-    then starts it alone; such a training would be a single one, without a word.
+    Without --multi_gpu it sets MASTER_ADDR for several processes, and then starts a single one silently.
     """
-    environment = os.environ
-    by_launcher = "ACCELERATE_DYNAMO_BACKEND" in environment
-    alone = not any(name in environment for name in ("WORLD_SIZE", *_MPI_SIZES))
-    if not (by_launcher and alone and "MASTER_ADDR" in environment):
+    is_single = not any(name in os.environ for name in ("WORLD_SIZE", *_MPI_SIZES))
+    is_accelerate = "ACCELERATE_DYNAMO_BACKEND" in os.environ
+    is_set_by_user = any(entry.startswith("MASTER_ADDR=") for entry in _parent("environ"))
+    if not (is_accelerate and is_single and "MASTER_ADDR" in os.environ) or is_set_by_user:
         return
-    import torch
-
-    wanted = _wanted_processes()
-    if wanted == 1:
-        return
-    number = wanted or "N"
-    words = ["accelerate", "launch", "--multi_gpu", "--num_processes", str(number), *sys.argv]
-    prefix = "ACCELERATE_USE_CPU=true " if _forced_cpu() and torch.cuda.is_available() else ""
+    found = re.search(r"--num[-_]processes[ =](\d+)", " ".join(_parent("cmdline")))
+    number = found[1] if found else "N"
+    words = shlex.join(["accelerate", "launch", "--multi_gpu", "--num_processes", number, *sys.argv])
     raise UsageError(
-        f"accelerate launch was asked for {number} processes but has started 1, as it does without "
-        f"--multi_gpu. This command starts {number}, on GPUs where there are some, else on the CPU:\n"
-        f"  {prefix}{shlex.join(words)}"
+        f"accelerate launch was asked for {number} processes but started 1, because --multi_gpu is missing. "
+        f"This command starts {number}, on GPUs if there are any, else on the CPU:\n  {_cpu_prefix()}{words}"
     )
 
 
-def _wanted_processes() -> int | None:
-    """The number on the launcher's command line, else in its configuration file."""
-    command = " ".join(_parent("cmdline"))
-    texts = [command]
-    named = re.search(r"--config[-_]file[ =](\S+)", command)
-    home = Path(os.environ.get("HF_HOME", Path.home() / ".cache" / "huggingface"))
-    config = Path(named[1]) if named else home / "accelerate" / "default_config.yaml"
-    if config.is_file():
-        texts.append(config.read_text(errors="replace"))
-    for text in texts:
-        if found := re.search(r"num[-_]processes[\"=:\s]+(\d+)", text):
-            return int(found[1])
-    return None
+def launch_command() -> str:
+    """The command that starts the same number of processes on this machine."""
+    number = world_size()
+    if number == 1:
+        return "accelerate launch -m mlp_dist.train"
+    return f"{_cpu_prefix()}accelerate launch --multi_gpu --num_processes {number} -m mlp_dist.train"
+
+
+def _cpu_prefix() -> str:
+    return "ACCELERATE_USE_CPU=true " if _is_cpu_forced() else ""
 
 
 def _parent(what: str) -> list[str]:
-    """The parent's `cmdline` or `environ` as it was started; empty where the system does not tell."""
+    """The initial `cmdline` or `environ` of the parent process; empty if the system does not provide it."""
     try:
         return Path(f"/proc/{os.getppid()}/{what}").read_bytes().decode(errors="replace").split("\0")
     except OSError:
         return []
 
 
-def launch_command() -> str:
-    """How as many processes are started again on this machine."""
-    number = world_size()
-    several = f" --multi_gpu --num_processes {number}" if number > 1 else ""
-    cpu = "ACCELERATE_USE_CPU=true " if number > 1 and _forced_cpu() else ""
-    return f"{cpu}accelerate launch{several} -m mlp_dist.train"
-
-
-def _launched() -> bool:
-    """Whether the parent is a launcher of Accelerate's or torch's."""
+def _is_launched() -> bool:
+    """True if the parent is Accelerate's or torch's launcher."""
     return "ACCELERATE_DYNAMO_BACKEND" in os.environ or "TORCHELASTIC_RUN_ID" in os.environ
 
 
-def _forced_cpu() -> bool:
+def _is_cpu_forced() -> bool:
     return os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes", "on")
 
 
 def use_cpu() -> bool:
-    """Whether to train on the CPU: where there is no GPU, or the launcher was told so.
+    """True to train on the CPU: there is no GPU, or the launcher chose the CPU.
 
-    Raises UsageError where there are fewer GPUs than processes on this machine.
+    Raises UsageError if this machine has fewer GPUs than processes.
     """
     import torch
 
-    if _forced_cpu() or not torch.cuda.is_available():
+    if _is_cpu_forced() or not torch.cuda.is_available():
         return True
     local, gpus = int(os.environ.get("LOCAL_WORLD_SIZE", 1)), torch.cuda.device_count()
     if local > gpus:
@@ -127,7 +108,7 @@ def use_cpu() -> bool:
 
 
 def num_cores() -> int:
-    """The cores that this process may use."""
+    """The number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
@@ -138,7 +119,7 @@ def set_threads() -> None:
     the launcher itself was given.
     """
     started = " ".join(_parent("cmdline"))
-    environment = _parent("environ") if _launched() else [f"{name}=" for name in os.environ]
+    environment = _parent("environ") if _is_launched() else [f"{name}=" for name in os.environ]
     chosen = any(entry.startswith("OMP_NUM_THREADS=") for entry in environment)
     if chosen or re.search(r"--num[-_]cpu[-_]threads[-_]per[-_]process", started):
         return
@@ -148,34 +129,38 @@ def set_threads() -> None:
 
 
 def end_with_launcher() -> None:
-    """Ask Linux for a SIGTERM when the launcher dies: it does not pass on all that ends it.
+    """Have Linux send SIGTERM when the launcher dies, which does not pass on every signal.
 
-    Raises Interrupted where it has died already.
+    Raises Interrupted if the launcher is dead already.
     """
-    if sys.platform == "linux" and _launched():
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-        # One that has died already has left this process to init.
+    if sys.platform == "linux" and _is_launched():
+        _set_death_signal()
+        # In a container the launcher may be process 1; elsewhere that is init, which adopts orphans.
         if os.getppid() == 1 and not re.search("accelerate|torch", " ".join(_parent("cmdline"))):
             raise Interrupted(signal.SIGTERM)
 
 
 def end_with(parent: int) -> None:
-    """Ask Linux for a SIGTERM when the process `parent` dies, which started this one.
+    """Have Linux send SIGTERM when the parent process dies, whose ID is `parent`.
 
-    Raises Interrupted where it has died already.
+    Raises Interrupted if the parent is dead already.
     """
     if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+        _set_death_signal()
         if os.getppid() != parent:
             raise Interrupted(signal.SIGTERM)
 
 
+def _set_death_signal() -> None:
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
-"""What ends a training in order: Ctrl-C, and what SLURM and Kubernetes send before they take a machine."""
+"""Signals that stop a training with a checkpoint: Ctrl-C, and what SLURM and Kubernetes send."""
 
 
 class Interrupted(KeyboardInterrupt):
-    """One of STOP_SIGNALS arrived; `exit_code` is the shell's convention for it."""
+    """One of STOP_SIGNALS arrived; `exit_code` is 128 + the signal, as in shells."""
 
     def __init__(self, signum: int) -> None:
         super().__init__(f"stopped by {signal.Signals(signum).name}")
@@ -186,41 +171,37 @@ class Interrupted(KeyboardInterrupt):
 
 
 class StopSignals:
-    """While open, STOP_SIGNALS are remembered, and `check` raises Interrupted where it is safe to stop.
+    """A context manager that records STOP_SIGNALS; `check` raises Interrupted where it is safe to stop.
 
-    A second SIGINT interrupts at once, and so does the first signal once `at_once` was called.
+    A second SIGINT raises KeyboardInterrupt at once. After `at_once`, so does the first signal.
     """
 
     def __init__(self) -> None:
-        self._received: int | None = None
+        self.received: int | None = None
         self._at_once = False
         self._previous: dict[int, object] = {}
 
     def __enter__(self) -> Self:
         for signum in STOP_SIGNALS:
-            self._previous[signum] = signal.signal(signum, self._remember)
+            self._previous[signum] = signal.signal(signum, self._record)
         return self
 
     def __exit__(self, *_: object) -> None:
         for signum, handler in self._previous.items():
             signal.signal(signum, handler)  # type: ignore[arg-type]
 
-    def _remember(self, signum: int, frame: FrameType | None) -> None:
-        is_first, self._received = self._received is None, self._received or signum
-        # A launcher passes on what this process has got already: what ends must not be cut short by that.
+    def _record(self, signum: int, frame: FrameType | None) -> None:
+        is_first, self.received = self.received is None, self.received or signum
+        # Launchers repeat a signal that their processes got already, which must not interrupt the cleanup.
         if is_first and self._at_once:
             raise Interrupted(signum)
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
     def at_once(self) -> None:
-        """From here on nothing is lost by stopping anywhere."""
+        """Let the next signal interrupt immediately, because nothing can be lost any more."""
         self._at_once = True
         self.check()
 
-    @property
-    def received(self) -> int | None:
-        return self._received
-
     def check(self) -> None:
-        if self._received is not None:
-            raise Interrupted(self._received)
+        if self.received is not None:
+            raise Interrupted(self.received)

@@ -16,155 +16,104 @@ from mlp_dist.console.processes import (
     Interrupted,
     StopSignals,
     check_launcher,
-    is_main,
     launch_command,
+    num_cores,
     use_cpu,
-    world_size,
 )
 from mlp_dist.core.errors import UsageError
 from tests.helpers.launching import run
 
-CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+CORES = num_cores()
 
 SCRIPT = """
 import json, os, sys
 import torch
-from mlp_dist import command
-from mlp_dist.processes import check_launcher, is_main, set_threads, world_size
+from mlp_dist.console import command
+from mlp_dist.console.processes import check_launcher, is_main, set_threads, world_size
 
 def main():
     check_launcher()
     set_threads()
-    found = {"world": os.environ.get("WORLD_SIZE"), "rank": os.environ.get("RANK"), "size": world_size(),
-             "main": is_main(), "threads": torch.get_num_threads(), "argv": sys.argv[1:]}
+    found = {"rank": os.environ.get("RANK"), "size": world_size(), "main": is_main(),
+             "threads": torch.get_num_threads(), "argv": sys.argv[1:]}
     os.write(1, (json.dumps(found) + "\\n").encode())
 
 command.run(main)
 """
 
-MULTI_CPU = """compute_environment: LOCAL_MACHINE
-distributed_type: MULTI_CPU
-use_cpu: true
-num_machines: 1
-num_processes: 2
-mixed_precision: 'no'
-"""
-
 
 @pytest.fixture(autouse=True)
 def bare_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "OMP_NUM_THREADS"):
-        monkeypatch.delenv(name, raising=False)
-    for name in [name for name in os.environ if name.startswith("ACCELERATE_")]:
-        monkeypatch.delenv(name)
+    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "OMP_NUM_THREADS")
+    for name in os.environ:
+        if name in names or name.startswith("ACCELERATE_"):
+            monkeypatch.delenv(name)
 
 
 @pytest.fixture
 def script(tmp_path: Path) -> Path:
-    path = tmp_path / "launch" / "show.py"
-    path.parent.mkdir()
+    path = tmp_path / "show.py"
     path.write_text(SCRIPT)
     return path
 
 
 def launch(script: Path, *words: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    home = script.parent / "home"
-    return run(["accelerate", "launch", *words], script.parent, HF_HOME=str(home), **environment)
+    return run(
+        ["accelerate", "launch", *words], script.parent, HF_HOME=str(script.parent / "home"), **environment
+    )
 
 
-def shown(done: subprocess.CompletedProcess[str]) -> list[dict[str, Any]]:
-    """What each rank printed."""
+def found(done: subprocess.CompletedProcess[str]) -> list[dict[str, Any]]:
+    """What each process printed, by rank."""
     assert done.returncode == 0, done.stdout + done.stderr
     lines = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
-    return sorted(lines, key=lambda found: found["rank"] or "0")
+    return sorted(lines, key=lambda values: values["rank"] or "0")
 
 
 # Launchers
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("asked", ["--cpu", "--config_file", "default config"])
-def test_several_processes_without_multi_gpu_are_an_error_that_tells_the_command(
-    script: Path, asked: str
-) -> None:
-    config = script.parent / "home" / "accelerate" / "default_config.yaml"
-    config.parent.mkdir(parents=True)
-    if asked == "--config_file":
-        config = script.parent / "two.yaml"
-    if asked != "--cpu":
-        config.write_text(MULTI_CPU)
-    words = {
-        "--cpu": ["--cpu", "--num_processes", "2"],
-        "--config_file": ["--config_file", str(config)],
-        "default config": [],
-    }[asked]
-    done = launch(script, *words, str(script), "--run-name", "two words")
+def test_missing_multi_gpu_is_an_error_with_a_working_command(script: Path) -> None:
+    done = launch(script, "--cpu", "--num_processes", "2", str(script), "--name", "two words")
     assert done.returncode != 0
     assert done.stdout == ""
-    assert "accelerate launch was asked for 2 processes but has started 1, as it does without" in done.stderr
-    line = next(line for line in done.stderr.splitlines() if "--multi_gpu --num_processes 2" in line)
-    command = shlex.split(line)
-    assert command[command.index("accelerate") :] == [
-        *("accelerate", "launch", "--multi_gpu", "--num_processes", "2"),
-        *(str(script), "--run-name", "two words"),
-    ]
+    assert "accelerate launch was asked for 2 processes but started 1" in done.stderr
+    (line,) = (line for line in done.stderr.splitlines() if line.startswith("  ") and "--multi_gpu" in line)
+    both = found(run(["sh", "-c", line], script.parent, HF_HOME=str(script.parent / "home")))
+    assert [(each["size"], each["argv"]) for each in both] == [(2, ["--name", "two words"])] * 2
+    assert [each["main"] for each in both] == [True, False]
+    assert [each["threads"] for each in both] == [max(1, CORES // 2)] * 2
+
+
+def test_processes_of_a_configuration_file_are_counted_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ACCELERATE_DYNAMO_BACKEND", "NO")
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    with pytest.raises(UsageError, match=r"asked for N processes.*\n  accelerate launch --multi_gpu"):
+        check_launcher()
+
+
+@pytest.mark.parametrize("names", ["MASTER_ADDR", "BACKEND", "BACKEND MASTER_ADDR WORLD_SIZE"])
+def test_correct_launches_are_no_error(monkeypatch: pytest.MonkeyPatch, names: str) -> None:
+    for name in names.replace("BACKEND", "ACCELERATE_DYNAMO_BACKEND").split():
+        monkeypatch.setenv(name, "2")
+    check_launcher()
 
 
 @pytest.mark.slow
-def test_the_command_that_is_told_works(script: Path) -> None:
-    told = launch(script, "--cpu", "--num_processes", "2", str(script), "--seed", "1").stderr.splitlines()
-    (line,) = (line for line in told if "--multi_gpu" in line and line.startswith("  "))
-    done = run(["sh", "-c", line], script.parent, HF_HOME=str(script.parent / "home"))
-    assert [(found["size"], found["argv"]) for found in shown(done)] == [(2, ["--seed", "1"])] * 2
+def test_one_process_takes_all_cores_unless_the_user_chose(script: Path) -> None:
+    (only,) = found(launch(script, "--cpu", str(script)))
+    assert (only["size"], only["main"], only["threads"]) == (1, True, CORES)
+    (only,) = found(launch(script, "--cpu", str(script), OMP_NUM_THREADS="1"))
+    assert only["threads"] == 1
+    # Behind another command, so that the shell stays as the parent.
+    words = f"OMP_NUM_THREADS=1 {shlex.join([sys.executable, str(script)])}; true"
+    (only,) = found(run(["sh", "-c", words], script.parent))
+    assert only["threads"] == 1
 
 
-@pytest.mark.slow
-def test_one_process_takes_all_cores(script: Path) -> None:
-    (found,) = shown(launch(script, "--cpu", str(script)))
-    assert (found["world"], found["size"], found["main"]) == (None, 1, True)
-    assert found["threads"] == CORES
-
-
-@pytest.mark.slow
-def test_two_processes_share_the_cores(script: Path) -> None:
-    first, second = shown(
-        launch(script, "--multi_gpu", "--num_processes", "2", "--main_process_port", "0", str(script))
-    )
-    for rank, found in enumerate((first, second)):
-        assert (found["world"], found["rank"], found["size"]) == ("2", str(rank), 2)
-        assert found["main"] == (rank == 0)
-        assert found["threads"] == max(1, CORES // 2)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    "by", ["environment", "--num_cpu_threads_per_process=1", "--num-cpu-threads-per-process=1"]
-)
-def test_a_number_of_threads_that_was_chosen_stands(script: Path, by: str) -> None:
-    chosen = {"OMP_NUM_THREADS": "1"} if by == "environment" else {}
-    words = [] if by == "environment" else by.split("=")
-    (found,) = shown(launch(script, "--cpu", *words, str(script), **chosen))
-    assert found["threads"] == 1
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("command", "threads"),
-    [
-        ("OMP_NUM_THREADS=1 {words}; true", 1),
-        ("{words}; true", CORES),
-        ("export OMP_NUM_THREADS=1; {words}; true", 1),
-    ],
-)
-def test_threads_without_a_launcher(script: Path, command: str, threads: int) -> None:
-    words = shlex.join([sys.executable, str(script)])
-    (found,) = shown(run(["sh", "-c", command.format(words=words)], script.parent))
-    assert (found["size"], found["threads"]) == (1, threads)
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a process that its parent has died")
-def test_a_process_ends_with_its_launcher(tmp_path: Path) -> None:
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux signals a parent's death")
+def test_process_ends_with_its_launcher(tmp_path: Path) -> None:
     child = tmp_path / "child.py"
     child.write_text(
         "import time\n"
@@ -186,68 +135,45 @@ def test_a_process_ends_with_its_launcher(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "variables",
+    ("variables", "command"),
     [
-        {},
-        {"MASTER_ADDR": "127.0.0.1"},
-        {"ACCELERATE_DYNAMO_BACKEND": "NO"},
-        {"ACCELERATE_DYNAMO_BACKEND": "NO", "MASTER_ADDR": "127.0.0.1", "WORLD_SIZE": "2"},
-        {"ACCELERATE_DYNAMO_BACKEND": "NO", "MASTER_ADDR": "127.0.0.1", "OMPI_COMM_WORLD_SIZE": "2"},
+        ({"ACCELERATE_USE_CPU": "true"}, "accelerate launch -m mlp_dist.train"),
+        ({"WORLD_SIZE": "3"}, "accelerate launch --multi_gpu --num_processes 3 -m mlp_dist.train"),
+        (
+            {"WORLD_SIZE": "2", "ACCELERATE_USE_CPU": "true"},
+            "ACCELERATE_USE_CPU=true accelerate launch --multi_gpu --num_processes 2 -m mlp_dist.train",
+        ),
     ],
-    ids=lambda variables: "+".join(variables) or "none",
 )
-def test_what_was_started_as_asked_is_no_error(
-    monkeypatch: pytest.MonkeyPatch, variables: dict[str, str]
+def test_launch_command_starts_the_same_number_of_processes(
+    monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], command: str
 ) -> None:
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
-    check_launcher()
-
-
-@pytest.mark.parametrize(
-    ("variables", "size", "main"),
-    [
-        ({}, 1, True),
-        ({"WORLD_SIZE": "1", "RANK": "0"}, 1, True),
-        ({"WORLD_SIZE": "8", "RANK": "0"}, 8, True),
-        ({"WORLD_SIZE": "8", "RANK": "7"}, 8, False),
-    ],
-)
-def test_size_and_rank_are_the_launcher_s(
-    monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], size: int, main: bool
-) -> None:
-    for name, value in variables.items():
-        monkeypatch.setenv(name, value)
-    assert (world_size(), is_main()) == (size, main)
+    assert launch_command() == command
 
 
 # Devices
 
 
-@pytest.mark.parametrize("value", ["true", "True", "1", "yes", "on"])
-def test_the_cpu_is_used_where_it_is_asked_for(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
+def test_cpu_is_used_if_chosen_or_without_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     assert not use_cpu()
-    monkeypatch.setenv("ACCELERATE_USE_CPU", value)
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "True")
     assert use_cpu()
-
-
-def test_the_cpu_is_used_where_there_is_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("ACCELERATE_USE_CPU")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "8")
     assert use_cpu()
 
 
-@pytest.mark.parametrize(("gpus", "text"), [(1, "1 GPU;"), (2, "2 GPUs;")])
-def test_fewer_gpus_than_processes(monkeypatch: pytest.MonkeyPatch, gpus: int, text: str) -> None:
+def test_fewer_gpus_than_processes_are_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
-    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(gpus))
-    assert not use_cpu()
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
     message = (
-        f"4 processes on this machine, but it has {text} start {gpus} with --num_processes {gpus}, "
+        "4 processes on this machine, but it has 2 GPUs; start 2 with --num_processes 2, "
         "or 4 on the CPU with ACCELERATE_USE_CPU=true before the command"
     )
     with pytest.raises(UsageError, match=message):
@@ -264,11 +190,10 @@ def handlers() -> list[Any]:
 @pytest.mark.parametrize(
     ("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGUSR1, 138)]
 )
-def test_a_signal_is_remembered_and_told_where_it_is_safe(signum: signal.Signals, code: int) -> None:
+def test_signal_interrupts_at_the_next_check(signum: signal.Signals, code: int) -> None:
     before = handlers()
     with StopSignals() as signals:
         signals.check()
-        assert signals.received is None
         os.kill(os.getpid(), signum)
         assert signals.received == signum
         for _ in range(2):
@@ -278,70 +203,33 @@ def test_a_signal_is_remembered_and_told_where_it_is_safe(signum: signal.Signals
     assert handlers() == before
 
 
-def test_handlers_are_restored_after_an_error() -> None:
-    before = handlers()
-    with pytest.raises(ZeroDivisionError), StopSignals():
-        _ = 1 / 0
-    assert handlers() == before
-
-
-@pytest.mark.parametrize("first", [signal.SIGINT, signal.SIGTERM])
-def test_a_second_sigint_interrupts_at_once(first: signal.Signals) -> None:
+def test_second_sigint_interrupts_at_once() -> None:
     before = handlers()
     with StopSignals() as signals:
-        os.kill(os.getpid(), first)
+        os.kill(os.getpid(), signal.SIGTERM)
         with pytest.raises(KeyboardInterrupt) as raised:
             os.kill(os.getpid(), signal.SIGINT)
         assert not isinstance(raised.value, Interrupted)
-        assert signals.received == first
+        assert signals.received == signal.SIGTERM
     assert handlers() == before
 
 
-def test_the_first_of_two_signals_counts() -> None:
-    with StopSignals() as signals:
-        os.kill(os.getpid(), signal.SIGINT)
-        os.kill(os.getpid(), signal.SIGTERM)
-        os.kill(os.getpid(), signal.SIGTERM)
-        assert signals.received == signal.SIGINT
-
-
-@pytest.mark.parametrize("signum", STOP_SIGNALS)
-def test_where_nothing_is_lost_a_signal_stops_at_once_and_only_once(signum: signal.Signals) -> None:
+def test_at_once_lets_only_the_first_signal_interrupt() -> None:
     with StopSignals() as signals:
         signals.at_once()
-        with pytest.raises(Interrupted, match=signum.name):
-            os.kill(os.getpid(), signum)
+        with pytest.raises(Interrupted, match="SIGUSR1"):
+            os.kill(os.getpid(), signal.SIGUSR1)
         os.kill(os.getpid(), signal.SIGTERM)
-        assert signals.received == signum
+        assert signals.received == signal.SIGUSR1
 
 
-def test_a_signal_that_came_before_stops_there() -> None:
+def test_at_once_raises_for_an_earlier_signal() -> None:
     with StopSignals() as signals:
         os.kill(os.getpid(), signal.SIGUSR1)
         with pytest.raises(Interrupted, match="SIGUSR1"):
             signals.at_once()
 
 
-def test_an_interruption_can_be_sent_to_other_processes() -> None:
+def test_interruption_can_be_pickled() -> None:
     sent = pickle.loads(pickle.dumps(Interrupted(signal.SIGUSR1)))
     assert (type(sent), str(sent), sent.exit_code) == (Interrupted, "stopped by SIGUSR1", 138)
-
-
-@pytest.mark.parametrize(
-    ("variables", "command"),
-    [
-        ({}, "accelerate launch launch/train.py"),
-        ({"ACCELERATE_USE_CPU": "true"}, "accelerate launch launch/train.py"),
-        ({"WORLD_SIZE": "3"}, "accelerate launch --multi_gpu --num_processes 3 launch/train.py"),
-        (
-            {"WORLD_SIZE": "2", "ACCELERATE_USE_CPU": "true"},
-            "ACCELERATE_USE_CPU=true accelerate launch --multi_gpu --num_processes 2 launch/train.py",
-        ),
-    ],
-)
-def test_the_command_that_starts_as_many_again(
-    monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], command: str
-) -> None:
-    for name, value in variables.items():
-        monkeypatch.setenv(name, value)
-    assert launch_command() == command

@@ -11,8 +11,8 @@ from pathlib import Path
 
 from tests.helpers.launching import environment
 
-VARIABLES = ("PYTHON_COLORS", "NO_COLOR", "FORCE_COLOR", "RANK")
-"""What a terminal is told by; each test sets its own."""
+VARIABLES = ("NO_COLOR", "FORCE_COLOR", "RANK")
+"""Variables that change the output; each test sets its own."""
 
 
 @dataclass(frozen=True)
