@@ -119,7 +119,7 @@ def search(plan: "Plan", lock: int, number: int) -> dict[str, Any]:
         with Crew(plan.directory, number, lock) as crew:
             follow(crew, study, plan.num_trials, signals)
         results = study.results()
-        outcome.show(plan, results, run)
+        outcome.show(study, results, run)
         print(outcome.table(results, [parameter.name for parameter in plan.space.parameters]), flush=True)
         signals.check()
         outcome.check(plan, results)

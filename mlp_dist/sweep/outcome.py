@@ -10,11 +10,13 @@ from typing import Any
 from mlp_dist.core.errors import TrackingError, TrainingError
 from mlp_dist.recipes import overrides, shown
 from mlp_dist.sweep.plan import SPACE, Plan
-from mlp_dist.sweep.study import COMPLETE, FAILED, PRUNED, UNFINISHED, Result
+from mlp_dist.sweep.study import COMPLETE, FAILED, PRUNED, UNFINISHED, Result, Study
+from mlp_dist.tracking.plots import save
 from mlp_dist.tracking.run_dir import RunRecord, write_json
 from mlp_dist.training import identity
 from mlp_dist.training.recorder import RunTracker
 
+FIGURE = "figures/parallel_coordinates.png"
 TABLE = "tables/trials.json"
 _MOST_ROWS = 10
 
@@ -128,8 +130,9 @@ def _description(plan: Plan) -> str:
     return "\n".join([f"A sweep over trainings of the recipe {plan.space.base.recipe}:\n", *lines])
 
 
-def show(plan: Plan, results: Sequence[Result], run: RunTracker) -> None:
+def show(study: Study, results: Sequence[Result], run: RunTracker) -> None:
     """Bring the run to what the trials have come to: a table, a picture, and figures of the best."""
+    plan = study.plan
     names = [parameter.name for parameter in plan.space.parameters]
     whole = [result for result in results if len(result.values) == len(names)]
     rows = [[_plain(result.values[name]) for name in names] for result in whole]
@@ -146,8 +149,8 @@ def show(plan: Plan, results: Sequence[Result], run: RunTracker) -> None:
             "best_trial_val_accuracy": found["best_value"],
             **{name if name in counted[:2] else f"num_{name}": found[name] for name in counted},
         }
-        objectives = [result.value if result.state == COMPLETE else None for result in whole]
-        run.draw("parallel_coordinates", names, rows, objectives)
+        save(study.figure(), plan.directory / FIGURE)
+        run.record.add(FIGURE)
     run.changed()
 
 

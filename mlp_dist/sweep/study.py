@@ -3,10 +3,11 @@
 It stands in DIR/study.jsonl, Optuna's journal, to which every process appends what it has decided and found.
 """
 
+import warnings
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import optuna
@@ -16,6 +17,9 @@ from optuna.trial import FrozenTrial, TrialState
 
 from mlp_dist.core.io import locked
 from mlp_dist.sweep.plan import Plan
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 JOURNAL = "study.jsonl"
 _JOURNAL_LOCK = ".study.lock"
@@ -130,6 +134,22 @@ class Study:
     def results(self) -> list[Result]:
         """Of all trials so far, by their numbers."""
         return [self._result(trial) for trial in self._study.get_trials(deepcopy=False)]
+
+    def figure(self) -> "Figure":
+        """Optuna's parallel coordinates of the completed trials."""
+        from matplotlib import pyplot
+        from optuna.visualization.matplotlib import plot_parallel_coordinate
+
+        pyplot.switch_backend("agg")
+        with warnings.catch_warnings():
+            # The function is experimental, and an axis with a single value makes matplotlib warn.
+            warnings.simplefilter("ignore")
+            plot_parallel_coordinate(self._study, target_name="val accuracy")
+        figure = pyplot.gcf()
+        pyplot.close(figure)
+        figure.set_size_inches(max(7.0, 2 + 1.7 * len(self.plan.space.parameters)), 5)
+        figure.subplots_adjust(left=0.1, right=0.98, bottom=0.2, top=0.9)
+        return figure
 
     def _result(self, trial: FrozenTrial) -> Result:
         facts = {name: value for name, value in trial.user_attrs.items() if name != "session"}

@@ -52,7 +52,8 @@ class Recorder:
                 stdin=subprocess.DEVNULL,
                 # stdout is the result's.
                 stdout=2,
-                env={**os.environ, "PYTHONPATH": path},
+                # Jupyter exports an MPLBACKEND that this Python may lack.
+                env={**os.environ, "PYTHONPATH": path, "MPLBACKEND": "agg"},
                 pass_fds=[theirs.fileno()],
             )
         finally:

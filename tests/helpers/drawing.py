@@ -1,32 +1,11 @@
-"""What tests of pictures share."""
+"""Helpers for tests of plots."""
 
 import io
 
 import numpy as np
-import pytest
 import torch
 from matplotlib.figure import Figure
 from PIL import Image
-
-
-def drawn(figure: Figure) -> np.ndarray:
-    """The figure's pixels, as a PNG file has them."""
-    file = io.BytesIO()
-    figure.savefig(file, format="png", dpi=40)
-    return np.asarray(Image.open(file).convert("RGB"))
-
-
-def is_whole(figure: Figure) -> bool:
-    """Whether nothing of it stands beyond its edges."""
-    figure.canvas.draw()
-    drawn = figure.get_tightbbox()
-    return drawn.min.min() >= 0 and bool((drawn.max <= figure.get_size_inches()).all())
-
-
-def random_images(number: int, channels: int = 1) -> torch.Tensor:
-    generator = torch.Generator().manual_seed(0)
-    return torch.randint(0, 256, (number, channels, 6, 6), dtype=torch.uint8, generator=generator)
-
 
 WINDOW = """
 import json
@@ -44,15 +23,29 @@ class Manager(FigureManagerBase):
         figure = pyplot.figure(number)
         figure.canvas.draw()
         titles = [text.get_text() for text in figure.axes[0].texts]
-        Path("shown.json").write_text(json.dumps({"titles": titles, "block": block}))
+        Path("window.json").write_text(json.dumps({"titles": titles, "block": block}))
 
 
 class FigureCanvas(FigureCanvasAgg):
     manager_class = Manager
 """
-"""A window for matplotlib that writes down what it was to show."""
+"""A matplotlib backend that records what it was asked to show."""
 
 
-def without_display(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("DISPLAY", "WAYLAND_DISPLAY", "MPLBACKEND"):
-        monkeypatch.delenv(name, raising=False)
+def render(figure: Figure) -> np.ndarray:
+    """The figure's pixels as uint8 (height, width, 3)."""
+    file = io.BytesIO()
+    figure.savefig(file, format="png", dpi=40)
+    return np.asarray(Image.open(file).convert("RGB"))
+
+
+def fits(figure: Figure) -> bool:
+    """Whether nothing is drawn beyond the figure's edges."""
+    figure.canvas.draw()
+    box = figure.get_tightbbox()
+    return box.min.min() >= 0 and bool((box.max <= figure.get_size_inches()).all())
+
+
+def random_images(number: int, channels: int = 1) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(0)
+    return torch.randint(0, 256, (number, channels, 6, 6), dtype=torch.uint8, generator=generator)

@@ -58,7 +58,7 @@ def test_what_is_asked_for_is_kept(plan: Plan) -> None:
     assert config.output_dir == plan.directory / "trial-0007"
     words = plan.command({"lr": 0.5, "hidden_sizes": (32, 16)})
     flags = "--dataset digits --hidden-sizes 32,16 --lr 0.5 --epochs 6"
-    assert " ".join(words) == f"accelerate launch launch/train.py --recipe mnist {flags}"
+    assert " ".join(words) == f"accelerate launch -m mlp_dist.train --recipe mnist {flags}"
 
 
 def test_the_command_says_where_data_and_runs_are(tmp_path: Path) -> None:
@@ -145,6 +145,14 @@ def test_a_trial_below_the_median_is_pruned_after_two_epochs(plan: Plan) -> None
     assert told(results[5], best).endswith(": pruned after epoch 2, val accuracy 79.00%")
     assert told(results[7], best).endswith(": failed: the loss of step 3 is not finite")
     assert told(best, best).endswith(": val accuracy 99.00%, the best so far")
+    figure = study.figure()
+    assert [tick.get_text() for tick in figure.axes[0].get_xticklabels()] == [
+        "val accuracy",
+        "hidden_sizes",
+        "lr",
+    ]
+    (lines,) = figure.axes[0].collections
+    assert len(lines.get_segments()) == 6
     lines = table(results, ["lr", "hidden_sizes"]).splitlines()
     assert lines[0].split() == ["trial", "val", "accuracy", "epoch", "test", "accuracy", "lr", "hidden_sizes"]
     assert lines[1].split()[:4] == ["4", "0.9900", "1", "0.5000"]
@@ -216,8 +224,8 @@ def test_a_sweep_that_has_found_nothing(plan: Plan) -> None:
 def test_processes_that_take_at_once_take_each_trial_once(plan: Plan) -> None:
     code = f"""
 from pathlib import Path
-from mlp_dist.search.plan import load_plan
-from mlp_dist.search.study import Study
+from mlp_dist.sweep.plan import load_plan
+from mlp_dist.sweep.study import Study
 study = Study(load_plan(Path({str(plan.directory)!r})))
 for trial in iter(study.take, None):
     print(trial.number)

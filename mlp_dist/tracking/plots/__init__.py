@@ -8,40 +8,27 @@ from collections.abc import Callable
 
 from matplotlib.figure import Figure
 
+from mlp_dist.tracking.plots import images, metrics
 from mlp_dist.tracking.plots.files import check_window, file_format, save, show
-from mlp_dist.tracking.plots.images import first_layer, mistakes_grid, predictions_grid, samples_grid
-from mlp_dist.tracking.plots.metrics import (
-    class_accuracy,
-    confusion_matrix,
-    learning_curves,
-    reliability_diagram,
-)
+from mlp_dist.tracking.plots.images import COLUMNS, ROWS, predictions_grid, samples_grid
 
-__all__ = [
-    "FIGURES",
-    "check_window",
-    "file_format",
-    "predictions_grid",
-    "samples_grid",
-    "save",
-    "show",
-    "warm_up",
-]
+__all__ = ["COLUMNS", "FIGURES", "ROWS", "check_window", "file_format", "predictions_grid", "samples_grid"]
+__all__ += ["save", "show", "warm_up"]
 
 FIGURES: dict[str, Callable[..., Figure]] = {
-    "samples": samples_grid,
-    "learning_curves": learning_curves,
-    "confusion_matrix": confusion_matrix,
-    "class_accuracy": class_accuracy,
-    "reliability": reliability_diagram,
-    "predictions": predictions_grid,
-    "mistakes": mistakes_grid,
-    "first_layer": first_layer,
+    "samples": images.samples_grid,
+    "learning_curves": metrics.learning_curves,
+    "confusion_matrix": metrics.confusion_matrix,
+    "class_accuracy": metrics.class_accuracy,
+    "reliability": metrics.reliability_diagram,
+    "predictions": images.predictions_grid,
+    "mistakes": images.mistakes_grid,
+    "first_layer": images.first_layer,
 }
 """The plots of a training run by name."""
 
 
 def warm_up() -> None:
     """Draw a plot, so that fonts and the PNG writer are loaded before the first one is needed."""
-    figure = learning_curves([{"epoch": 1, "train_loss": 1.0, "train_accuracy": 1.0}], 1)
+    figure = metrics.learning_curves([{"epoch": 1, "train_loss": 1.0, "train_accuracy": 1.0}], 1)
     figure.savefig(io.BytesIO(), format="png")

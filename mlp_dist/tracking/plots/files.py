@@ -57,7 +57,8 @@ def check_window() -> None:
         pyplot.switch_backend(backend)
     except (ImportError, ValueError) as error:
         raise UsageError(f"matplotlib cannot open a window: {error}; {advice}") from error
-    if backend.lower() in backend_registry.list_builtin(BackendFilter.NON_INTERACTIVE):
+    windowless = backend_registry.list_builtin(BackendFilter.NON_INTERACTIVE)  # type: ignore[no-untyped-call]
+    if backend.lower() in windowless:
         raise UsageError(
             f"matplotlib cannot open a window: its backend is {backend}, the default without a display or a "
             f"toolkit such as tkinter; {advice}"

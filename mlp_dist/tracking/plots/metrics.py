@@ -93,7 +93,12 @@ def confusion_matrix(confusion: ArrayLike, classes: Sequence[str]) -> Figure:
     if len(classes) <= MOST_CLASSES:
         for true, predicted in zip(*counts.nonzero(), strict=True):
             color = "white" if shares[true, predicted] > 0.3 else "black"
-            text = {"ha": "center", "va": "center", "color": color, "fontsize": 0.9 * fontsize}
+            text: dict[str, Any] = {
+                "ha": "center",
+                "va": "center",
+                "color": color,
+                "fontsize": 0.9 * fontsize,
+            }
             axes.text(predicted, true, str(counts[true, predicted]), **text)
     axes.set(xlabel="predicted", ylabel="true", title=f"test accuracy {counts.trace() / counts.sum():.2%}")
     if names:
