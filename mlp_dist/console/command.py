@@ -4,6 +4,7 @@ import argparse
 import atexit
 import contextlib
 import os
+import re
 import signal
 import sys
 import textwrap
@@ -85,15 +86,20 @@ class _HelpAll(argparse._HelpAction):
 
 
 class _Formatter(argparse.RawDescriptionHelpFormatter):
-    """Wraps the description's paragraphs; indented ones are examples and stay as they are."""
+    """Wraps the description's paragraphs; indented ones are examples, with comments beside or below them."""
 
     def __init__(self, prog: str) -> None:
         super().__init__(prog, max_help_position=30)
 
     def _fill_text(self, text: str, width: int, indent: str) -> str:
-        paragraphs = text.strip().split("\n\n")
-        filled = [part if part.startswith(" ") else textwrap.fill(part, width) for part in paragraphs]
-        return textwrap.indent("\n\n".join(filled), indent)
+        paragraphs = []
+        for part in text.strip().split("\n\n"):
+            if not part.startswith(" "):
+                part = textwrap.fill(part, width)
+            elif max(map(len, part.splitlines())) > width:
+                part = re.sub(r"(?<=\S) {3,}(?=\S)|(?m:^ {7,})", "\n      ", part).replace("\n\n", "\n")
+            paragraphs.append(part)
+        return textwrap.indent("\n\n".join(paragraphs), indent)
 
 
 def run(main: Callable[[], int | None], *, at_once: bool = False) -> NoReturn:
