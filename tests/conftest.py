@@ -9,6 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+# libgomp reads it when torch is imported.
+os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+
 import torch
 
 from mlp_dist.data.datasets import read_dataset

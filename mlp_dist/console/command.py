@@ -15,7 +15,7 @@ from types import FrameType
 from typing import Any, NoReturn
 
 from mlp_dist.console import colors
-from mlp_dist.console.processes import Interrupted, is_main, let_main_report_first
+from mlp_dist.console.processes import Interrupted, is_main, let_main_report_first, limit_spinning
 from mlp_dist.core.errors import MlpDistError, ProcessLostError, did_you_mean
 
 DEBUG = "--debug"
@@ -108,6 +108,7 @@ def run(main: Callable[[], int | None], *, at_once: bool = False) -> NoReturn:
     Errors are printed in one line; --debug adds the traceback. `at_once` skips the interpreter's cleanup,
     which takes seconds after torch was imported: too long if a machine is about to be taken away.
     """
+    limit_spinning()
     if is_main():
         # Raises like Ctrl-C, so that temporary files are removed.
         signal.signal(signal.SIGTERM, _interrupt)

@@ -91,7 +91,6 @@ def test_contestants_run_in_turn_and_one_that_is_not_installed_is_named(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setitem(PEERS, "nowhere", Peer("nowhere", ("no_such_package",)))
-    monkeypatch.setenv("OMP_WAIT_POLICY", "passive")
     peers = ["products-medium", "notebook", "nowhere"]
     flags = ["--dataset", "digits", "--cases", "sgd-100", "--repeats", "2", "--peers", *peers]
     monkeypatch.setattr(sys, "argv", ["training", *flags])

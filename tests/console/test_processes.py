@@ -27,15 +27,16 @@ CORES = num_cores()
 
 SCRIPT = """
 import json, os, sys
-import torch
 from mlp_dist.console import command
 from mlp_dist.console.processes import check_launcher, is_main, set_threads, world_size
 
 def main():
     check_launcher()
     set_threads()
+    import torch
     found = {"rank": os.environ.get("RANK"), "size": world_size(), "main": is_main(),
-             "threads": torch.get_num_threads(), "argv": sys.argv[1:]}
+             "threads": torch.get_num_threads(), "argv": sys.argv[1:],
+             "spin_count": os.environ.get("GOMP_SPINCOUNT")}
     os.write(1, (json.dumps(found) + "\\n").encode())
 
 command.run(main)
@@ -44,9 +45,9 @@ command.run(main)
 
 @pytest.fixture(autouse=True)
 def bare_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "OMP_NUM_THREADS")
+    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR")
     for name in os.environ:
-        if name in names or name.startswith("ACCELERATE_"):
+        if name in names or name.startswith(("ACCELERATE_", "OMP_", "GOMP_")):
             monkeypatch.delenv(name)
 
 
@@ -104,12 +105,15 @@ def test_correct_launches_are_no_error(monkeypatch: pytest.MonkeyPatch, names: s
 def test_one_process_takes_all_cores_unless_the_user_chose(script: Path) -> None:
     (only,) = found(launch(script, "--cpu", str(script)))
     assert (only["size"], only["main"], only["threads"]) == (1, True, CORES)
+    assert only["spin_count"] == "1000"
     (only,) = found(launch(script, "--cpu", str(script), OMP_NUM_THREADS="1"))
-    assert only["threads"] == 1
+    assert (only["threads"], only["spin_count"]) == (1, None)
     # Behind another command, so that the shell stays as the parent.
     words = f"OMP_NUM_THREADS=1 {shlex.join([sys.executable, str(script)])}; true"
     (only,) = found(run(["sh", "-c", words], script.parent))
-    assert only["threads"] == 1
+    assert (only["threads"], only["spin_count"]) == (1, None)
+    (only,) = found(run([sys.executable, str(script)], script.parent))
+    assert (only["threads"], only["spin_count"]) == (CORES, "1000")
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux signals a parent's death")

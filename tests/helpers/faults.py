@@ -344,7 +344,6 @@ class Faults:
             FAULTS_OF=str(here),
             ACCELERATE_USE_CPU="true",
             OMP_NUM_THREADS="1",
-            OMP_WAIT_POLICY="passive",
         )
         with (here / "output.txt").open("w") as output:
             launcher = subprocess.Popen(

@@ -30,9 +30,7 @@ def environment(**changes: str) -> dict[str, str]:
         name: value for name, value in os.environ.items() if not name.startswith(("MLFLOW_", "ACCELERATE_"))
     }
     path = f"{BIN}{os.pathsep}{kept['PATH']}"
-    # Where several processes share the cores, threads that spin wait for each other.
-    quiet = {"MLFLOW_DISABLE_TELEMETRY": "true", "OMP_WAIT_POLICY": "passive"}
-    return {**kept, "PATH": path, **quiet, **changes}
+    return {**kept, "PATH": path, "MLFLOW_DISABLE_TELEMETRY": "true", **changes}
 
 
 def run(
