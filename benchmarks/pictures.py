@@ -1,6 +1,7 @@
-"""MNIST's images as people send digits, drawn or photographed, and pages with nothing on them: as files.
+"""MNIST's images as photographs and drawings of digits, and empty pages, as PNG and JPEG files.
 
-Ink is an array (side, side) from 0, paper, to 1; gray levels are from 0 to 255, widths in MNIST's pixels.
+Ink is float (side, side) in [0, 1], 0 for paper. Gray levels are in [0, 255], stroke widths in MNIST's
+pixels.
 """
 
 import io
@@ -28,15 +29,19 @@ def jpeg(gray: Floats | Bytes, quality: float) -> bytes:
 
 def _file(gray: Floats | Bytes, kind: str, **options: int) -> bytes:
     file = io.BytesIO()
-    Image.fromarray(gray.round().clip(0, 255).astype(np.uint8)).save(file, kind, **options)
+    _picture(gray.round()).save(file, kind, **options)
     return file.getvalue()
+
+
+def _picture(gray: Floats | Bytes) -> Image.Image:
+    return Image.fromarray(gray.clip(0, 255).astype(np.uint8))
 
 
 # Ink
 
 
 def enlarged(image: Bytes, side: int, wider: float = 0.0) -> Floats:
-    """An image of MNIST as ink, its strokes by `wider` pixels of the 28 wider, or narrower below 0."""
+    """MNIST's image as ink, with strokes widened by `wider` of its 28 pixels, or thinned if negative."""
     picture = Image.fromarray(image).resize((side, side), Image.Resampling.BICUBIC)
     reach = round(abs(wider) * side / 28 / 2)
     if reach:
@@ -46,13 +51,13 @@ def enlarged(image: Bytes, side: int, wider: float = 0.0) -> Floats:
 
 
 def cut_out(ink: Floats) -> Floats:
-    """The digit without what is around it."""
+    """The digit's bounding box."""
     rows, columns = (np.flatnonzero((ink > 0.2).any(axis)) for axis in (1, 0))
     return ink[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1] if len(rows) else ink[:1, :1]
 
 
 def moved(ink: Floats, side: int, source: Source, *, margin: int = 0) -> Floats:
-    """The digit alone, anywhere on a page of `side` pixels, `margin` of them or more from its border."""
+    """The digit at a random place on a page of `side` pixels, at least `margin` pixels from its border."""
     room = side - 2 * margin
     digit = cut_out(ink)[:room, :room]
     top, left = (margin + int(source.integers(0, room - length + 1)) for length in digit.shape)
@@ -69,10 +74,8 @@ def on_paper(ink: Floats, paper: float, pen: float) -> Floats:
 
 
 def uneven(side: int, source: Source) -> Floats:
-    """Light from one side and in soft patches, from 0 to 1."""
-    across = np.linspace(-0.5, 0.5, side)
-    angle, depth = source.uniform(0, 2 * np.pi), source.uniform(0.3, 0.6)
-    slope = np.cos(angle) * across[None, :] + np.sin(angle) * across[:, None]
+    """Illumination in [0, 1] from one side, with soft patches."""
+    slope, depth = _slope(side, source), source.uniform(0.3, 0.6)
     patches = Image.fromarray(source.normal(0, 0.04, (4, 4)).astype(np.float32))
     soft = np.asarray(patches.resize((side, side), Image.Resampling.BICUBIC), np.float32)
     light: Floats = (1 - depth * (0.5 + slope / 1.5) + soft).clip(0, 1)
@@ -80,16 +83,21 @@ def uneven(side: int, source: Source) -> Floats:
 
 
 def shaded(side: int, source: Source) -> Floats:
-    """A shadow over about half of the page, with an edge."""
-    across = np.linspace(-0.5, 0.5, side)
-    angle, depth = source.uniform(0, 2 * np.pi), source.uniform(0.15, 0.4)
-    slope = np.cos(angle) * across[None, :] + np.sin(angle) * across[:, None] + source.uniform(-0.1, 0.1)
-    light: Floats = 1 - depth / (1 + np.exp(-slope / source.uniform(0.02, 0.1)))
+    """A shadow with an edge over about half of the page."""
+    slope, depth = _slope(side, source), source.uniform(0.15, 0.4)
+    edge = slope + source.uniform(-0.1, 0.1)
+    light: Floats = 1 - depth / (1 + np.exp(-edge / source.uniform(0.02, 0.1)))
     return light
 
 
+def _slope(side: int, source: Source) -> Floats:
+    across, angle = np.linspace(-0.5, 0.5, side), source.uniform(0, 2 * np.pi)
+    slope: Floats = np.cos(angle) * across[None, :] + np.sin(angle) * across[:, None]
+    return slope
+
+
 def dark_corners(side: int) -> Floats:
-    """As a lens that lets a tenth of the light into them."""
+    """Vignetting: a tenth of the light in the corners."""
     x, y = np.meshgrid(np.linspace(-1, 1, side), np.linspace(-1, 1, side))
     return 1 - 0.45 * (x**2 + y**2)
 
@@ -102,7 +110,7 @@ def grain(side: int, source: Source, deviation: float) -> Floats:
 
 
 def ruling(side: int, source: Source, *, squared: bool) -> Floats:
-    """The lines of a page, from 0 to 1: somewhat slanted, with a margin or squared."""
+    """Slightly slanted lines in [0, 1]: squared paper, or ruled paper with a margin."""
     finer = 2
     image = Image.new("L", (finer * side, finer * side))
     draw = ImageDraw.Draw(image)
@@ -117,13 +125,15 @@ def ruling(side: int, source: Source, *, squared: bool) -> Floats:
     return np.asarray(image.resize((side, side), Image.Resampling.BOX), np.float32) / 255
 
 
+def ruled_page(side: int, source: Source, *, squared: bool) -> Floats:
+    return source.uniform(210, 250) - source.uniform(30, 110) * ruling(side, source, squared=squared)
+
+
 def on_desk(sheet: Floats, side: int, source: Source) -> Floats:
-    """A sheet of paper, turned by up to 15 degrees, anywhere on a darker desk."""
+    """A sheet of paper, rotated by up to 15 degrees, at a random place on a darker desk."""
     angle = source.uniform(-15, 15)
     turned, cover = (
-        Image.fromarray(each.clip(0, 255).astype(np.uint8)).rotate(
-            angle, Image.Resampling.BICUBIC, expand=True
-        )
+        _picture(each).rotate(angle, Image.Resampling.BICUBIC, expand=True)
         for each in (sheet, np.full_like(sheet, 255))
     )
     desk = Image.new("L", (side, side), round(source.uniform(20, 150)))
@@ -132,15 +142,13 @@ def on_desk(sheet: Floats, side: int, source: Source) -> Floats:
     return np.asarray(desk, np.float32)
 
 
+def photographed(gray: Floats, source: Source) -> bytes:
+    """JPEG in weak uneven light, with grain."""
+    side = len(gray)
+    return jpeg(gray * uneven(side, source) ** 0.5 + grain(side, source, 3), source.uniform(60, 95))
+
+
 # Rows
-
-
-def _drawn(image: Bytes, source: Source, *, side: int) -> bytes:
-    return png(on_paper(enlarged(image, side), 255, 0))
-
-
-def _off_centre(image: Bytes, source: Source) -> bytes:
-    return png(on_paper(moved(enlarged(image, int(source.integers(60, 260))), 300, source), 255, 20))
 
 
 def _at_the_border(image: Bytes, source: Source) -> bytes:
@@ -155,18 +163,9 @@ def _cut_out(image: Bytes, source: Source) -> bytes:
     return png(on_paper(np.pad(cut_out(enlarged(image, 280)), margin), 250, 20))
 
 
-def _small(image: Bytes, source: Source) -> bytes:
-    return png(on_paper(moved(enlarged(image, 80), 600, source), 240, 30) + grain(600, source, 3))
-
-
-def _on_gray(image: Bytes, source: Source) -> bytes:
-    return png(on_paper(enlarged(image, 200), source.uniform(130, 200), source.uniform(20, 80)))
-
-
 def _on_uneven(image: Bytes, source: Source, *, paper: float, pen: float) -> bytes:
-    side = 240
-    gray = on_paper(moved(enlarged(image, 200), side, source), paper, pen) * uneven(side, source)
-    return png(gray + grain(side, source, 3))
+    gray = on_paper(moved(enlarged(image, 200), 240, source), paper, pen) * uneven(240, source)
+    return png(gray + grain(240, source, 3))
 
 
 def _in_shadow(image: Bytes, source: Source) -> bytes:
@@ -174,34 +173,12 @@ def _in_shadow(image: Bytes, source: Source) -> bytes:
     return png(gray + grain(240, source, 3))
 
 
-def _compressed(image: Bytes, source: Source, *, side: int, quality: int) -> bytes:
-    return jpeg(on_paper(enlarged(image, side), 240, 20), quality)
-
-
-def _noisy(image: Bytes, source: Source) -> bytes:
-    return jpeg(on_paper(enlarged(image, 200), 200, 60) + grain(200, source, 20), 60)
-
-
-def _stroked(image: Bytes, source: Source, *, wider: float) -> bytes:
-    return png(on_paper(enlarged(image, 280, wider), 255, 0))
-
-
-def _pencil(image: Bytes, source: Source) -> bytes:
-    return jpeg(on_paper(enlarged(image, 300, -0.6), 225, 180) + grain(300, source, 4), 80)
-
-
 def _on_ruled(image: Bytes, source: Source, *, squared: bool) -> bytes:
     side = int(source.integers(200, 601))
-    ink = moved(
-        enlarged(image, round(side * source.uniform(0.4, 0.9)), source.uniform(-0.3, 0.6)), side, source
-    )
-    page = _ruled(side, source, squared=squared)
-    gray = (page + (source.uniform(20, 90) - page) * ink) * uneven(side, source) ** 0.5
-    return jpeg(gray + grain(side, source, 3), source.uniform(60, 95))
-
-
-def _ruled(side: int, source: Source, *, squared: bool) -> Floats:
-    return source.uniform(210, 250) - source.uniform(30, 110) * ruling(side, source, squared=squared)
+    ink = enlarged(image, round(side * source.uniform(0.4, 0.9)), source.uniform(-0.3, 0.6))
+    ink = moved(ink, side, source)
+    page = ruled_page(side, source, squared=squared)
+    return photographed(page + (source.uniform(20, 90) - page) * ink, source)
 
 
 def _on_a_sheet(image: Bytes, source: Source) -> bytes:
@@ -209,13 +186,13 @@ def _on_a_sheet(image: Bytes, source: Source) -> bytes:
     length = round(side * source.uniform(0.35, 0.75))
     ink = enlarged(image, round(length * source.uniform(0.6, 0.9)), source.uniform(-0.3, 0.6))
     page = moved(ink, length, source, margin=length // 20)
-    gray = on_desk(on_paper(page, source.uniform(200, 245), source.uniform(20, 90)), side, source)
-    return jpeg(gray * uneven(side, source) ** 0.5 + grain(side, source, 3), source.uniform(60, 95))
+    sheet = on_paper(page, source.uniform(200, 245), source.uniform(20, 90))
+    return photographed(on_desk(sheet, side, source), source)
 
 
 def _in_a_frame(image: Bytes, source: Source) -> bytes:
     ink = moved(enlarged(image, int(source.integers(120, 240))), 300, source, margin=30)
-    picture = Image.fromarray(on_paper(ink, 250, 20).clip(0, 255).astype(np.uint8))
+    picture = _picture(on_paper(ink, 250, 20))
     gap, pen = int(source.integers(2, 20)), int(source.integers(0, 120))
     box = (gap, gap, 299 - gap, 299 - gap)
     ImageDraw.Draw(picture).rectangle(box, outline=pen, width=int(source.integers(1, 6)))
@@ -228,30 +205,40 @@ def _photograph(image: Bytes, source: Source) -> bytes:
     gray = on_paper(moved(ink, side, source), source.uniform(190, 240), source.uniform(30, 90))
     gray = gray * uneven(side, source) * (shaded(side, source) if source.random() < 0.3 else 1)
     gray = gray + grain(side, source, source.uniform(2, 8))
-    soft = Image.fromarray(gray.clip(0, 255).astype(np.uint8)).filter(
-        ImageFilter.GaussianBlur(source.uniform(0, side / 300))
-    )
-    return jpeg(np.asarray(soft), source.uniform(40, 90))
+    blurred = _picture(gray).filter(ImageFilter.GaussianBlur(source.uniform(0, side / 300)))
+    return jpeg(np.asarray(blurred), source.uniform(40, 90))
+
+
+def _drawn(side: int, paper: float = 255, pen: float = 0, wider: float = 0.0) -> Picture:
+    return lambda image, source: png(on_paper(enlarged(image, side, wider), paper, pen))
 
 
 PICTURES: dict[str, Picture] = {
     "as they are": lambda image, source: png(image),
     "inverted": lambda image, source: png(255 - image),
-    **{f"dark on white, {side} pixels": partial(_drawn, side=side) for side in (60, 120, 280, 600)},
-    "off-centre": _off_centre,
+    **{f"dark on white, {side} pixels": _drawn(side) for side in (60, 120, 280, 600)},
+    "off-centre": lambda image, source: png(
+        on_paper(moved(enlarged(image, int(source.integers(60, 260))), 300, source), 255, 20)
+    ),
     "at the border": _at_the_border,
     "cut out along its edges": _cut_out,
-    "small on a large page": _small,
-    "on gray paper": _on_gray,
+    "small on a large page": lambda image, source: png(
+        on_paper(moved(enlarged(image, 80), 600, source), 240, 30) + grain(600, source, 3)
+    ),
+    "on gray paper": lambda image, source: png(
+        on_paper(enlarged(image, 200), source.uniform(130, 200), source.uniform(20, 80))
+    ),
     "on uneven paper": partial(_on_uneven, paper=225, pen=40),
     "chalk on an uneven board": partial(_on_uneven, paper=60, pen=230),
     "half in shadow": _in_shadow,
-    "JPEG of quality 30": partial(_compressed, side=140, quality=30),
-    "JPEG of quality 15, 60 pixels": partial(_compressed, side=60, quality=15),
-    "noise": _noisy,
-    "strokes thinned by 1 pixel of 28": partial(_stroked, wider=-1),
-    "strokes thickened by 1 pixel of 28": partial(_stroked, wider=1),
-    "faint pencil": _pencil,
+    "JPEG of quality 30": lambda image, source: jpeg(on_paper(enlarged(image, 140), 240, 20), 30),
+    "JPEG of quality 15, 60 pixels": lambda image, source: jpeg(on_paper(enlarged(image, 60), 240, 20), 15),
+    "noise": lambda image, source: jpeg(on_paper(enlarged(image, 200), 200, 60) + grain(200, source, 20), 60),
+    "strokes thinned by 1 pixel of 28": _drawn(280, wider=-1),
+    "strokes thickened by 1 pixel of 28": _drawn(280, wider=1),
+    "faint pencil": lambda image, source: jpeg(
+        on_paper(enlarged(image, 300, -0.6), 225, 180) + grain(300, source, 4), 80
+    ),
     "photograph": _photograph,
     "photograph of a sheet on a desk": _on_a_sheet,
     "in a drawn frame": _in_a_frame,
@@ -269,11 +256,6 @@ def _page(source: Source, side: int, light: Callable[[int, Source], Floats]) -> 
 def _gradient(source: Source, side: int) -> bytes:
     ends = source.uniform(0, 100), source.uniform(150, 255)
     return png(np.broadcast_to(np.linspace(*ends, side), (side, side)))
-
-
-def _lines(source: Source, side: int, *, squared: bool) -> bytes:
-    gray = _ruled(side, source, squared=squared) * uneven(side, source) ** 0.5
-    return jpeg(gray + grain(side, source, 3), source.uniform(60, 95))
 
 
 def _sheet(source: Source, side: int) -> bytes:
@@ -300,10 +282,6 @@ def _folded(source: Source, side: int) -> bytes:
     return png(source.uniform(180, 250) - source.uniform(20, 90) * dark + grain(side, source, 2))
 
 
-def _sized(source: Source, *, page: Callable[[Source, int], bytes], side: int) -> bytes:
-    return page(source, side)
-
-
 _EMPTY: dict[str, Callable[[Source, int], bytes]] = {
     "black": lambda source, side: png(np.zeros((side, side))),
     "white": lambda source, side: png(np.full((side, side), 255)),
@@ -315,15 +293,15 @@ _EMPTY: dict[str, Callable[[Source, int], bytes]] = {
 }
 
 _MARKED: dict[str, Callable[[Source, int], bytes]] = {
-    "lined": partial(_lines, squared=False),
-    "squared": partial(_lines, squared=True),
+    "lined": lambda source, side: photographed(ruled_page(side, source, squared=False), source),
+    "squared": lambda source, side: photographed(ruled_page(side, source, squared=True), source),
     "bare sheet on a desk": _sheet,
     "dusty": _dusty,
     "folded": _folded,
 }
 
 EMPTY: dict[str, Page] = {
-    f"{name}, {side} pixels": partial(_sized, page=page, side=side)
+    f"{name}, {side} pixels": partial(lambda source, page, side: page(source, side), page=page, side=side)
     for pages, sides in ((_EMPTY, (28, 100, 280, 600)), (_MARKED, (280, 600)))
     for side in sides
     for name, page in pages.items()

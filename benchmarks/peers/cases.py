@@ -1,21 +1,19 @@
-"""What each contestant trains, and what it says of it."""
+"""The trainings that contestants are timed on, and the result that they return."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-import numpy as np
-
 from mlp_dist.core.spec import ModelSpec
 from mlp_dist.data.batches import split_validation
 from mlp_dist.data.datasets import default_data_dir, read_dataset
-from mlp_dist.data.image_set import Dataset, ImageSet
+from mlp_dist.data.image_set import Dataset
 
 
 @dataclass(frozen=True)
 class Case:
-    """A training: `lr` is SGD's (without momentum) or Adam's; images from 0 to 1, cross entropy, ReLU.
+    """One training: pixels scaled to [0, 1], ReLU, cross entropy; plain SGD or Adam at learning rate `lr`.
 
-    The training images are all but `held_out` of `dataset`.
+    All training images of `dataset` are used except the `held_out` ones.
     """
 
     name: str
@@ -28,12 +26,12 @@ class Case:
     dataset: str = "mnist"
 
     def of(self, data: Dataset) -> "Case":
-        """The same case with the images that `data` has."""
+        """This case on `data`, with as many images as it has."""
         num_images = min(self.num_images, len(data.train))
         return replace(self, num_images=num_images, held_out=len(data.train) - num_images, dataset=data.name)
 
     def read(self) -> Dataset:
-        """Its data, without those that are held out: the same images for every contestant."""
+        """The data set without the held-out images, the same for every contestant."""
         data = read_dataset(self.dataset, default_data_dir())
         return replace(data, train=split_validation(data.train, self.held_out)[0])
 
@@ -58,23 +56,14 @@ CASES = {
 }
 
 
-def arrays(part: ImageSet) -> tuple[np.ndarray, np.ndarray]:
-    """Images from 0 to 1, float32 (N, F), and labels, int64 (N,)."""
-    return part.images.flatten(1).numpy().astype(np.float32) / np.float32(255), part.labels.numpy()
-
-
 @dataclass(frozen=True)
-class Trained:
-    """`seconds` of each epoch's training; the test accuracy after the first (None: nothing was trained).
-
-    `precision` is that of the matrix products, as torch.set_float32_matmul_precision names them.
-    """
+class Timing:
+    """Seconds of each epoch's training steps, and the test accuracy after the first epoch."""
 
     seconds: list[float]
-    accuracy: float | None
+    accuracy: float
     device: str = "cpu"
-    precision: str | None = None
 
 
-Train = Callable[[int, int], Trained]
-"""(seed, number of epochs) -> what a training from new weights came to."""
+Train = Callable[[int, int], Timing]
+"""(seed, number of epochs) -> the timing of a training from new weights."""

@@ -1,4 +1,4 @@
-"""Lightning on the notebook's data, without what it writes and shows."""
+"""Lightning on the tutorial's data, without logger, checkpoints and progress bar."""
 
 from typing import Any
 
@@ -7,21 +7,18 @@ from lightning import LightningModule, Trainer
 from torch.nn import functional
 from torch.utils.data import DataLoader
 
-from benchmarks.peers.cases import Case, Train, Trained
-from benchmarks.peers.modules import accuracy, build_model, build_optimizer, choose_device, clock
-from benchmarks.peers.notebook import Images
+from benchmarks.peers.cases import Case, Timing, Train
+from benchmarks.peers.loops import Images, accuracy, build_model, build_optimizer, choose_device, clock
 from mlp_dist.data.image_set import Dataset
 
 
 class Perceptron(LightningModule):  # type: ignore[misc]
-    """Takes the time from hook to hook around each epoch."""
-
     def __init__(self, case: Case, data: Dataset, seed: int) -> None:
         super().__init__()
         self.case, self.test_set = case, data.test
         self.model = build_model(case, data, seed)
         self.seconds: list[float] = []
-        self.reached: float | None = None
+        self.accuracies: list[float] = []
 
     def training_step(self, batch: list[torch.Tensor], batch_index: int) -> torch.Tensor:
         images, labels = batch
@@ -35,26 +32,21 @@ class Perceptron(LightningModule):  # type: ignore[misc]
 
     def on_train_epoch_end(self) -> None:
         self.seconds.append(clock(self.device) - self.started)
-        if self.reached is None:
-            self.reached = accuracy(self.model, self.test_set, self.device)
+        self.accuracies.append(accuracy(self.model, self.test_set, self.device))
 
 
 def prepare(case: Case) -> Train:
     data, device = case.read(), choose_device()
     loader: DataLoader[Any] = DataLoader(Images(data.train), batch_size=case.batch_size, shuffle=True)
+    quiet = ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary")
 
-    def train(seed: int, num_epochs: int) -> Trained:
+    def train(seed: int, num_epochs: int) -> Timing:
         module = Perceptron(case, data, seed)
+        accelerator = "gpu" if device.type == "cuda" else "cpu"
         trainer = Trainer(
-            accelerator="gpu" if device.type == "cuda" else "cpu",
-            devices=1,
-            max_epochs=num_epochs,
-            logger=False,
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
+            accelerator=accelerator, devices=1, max_epochs=num_epochs, **dict.fromkeys(quiet, False)
         )
         trainer.fit(module, loader)
-        return Trained(module.seconds, module.reached, device.type)
+        return Timing(module.seconds, module.accuracies[0], device.type)
 
     return train

@@ -1,1 +1,1 @@
-"""What benchmarks/serving.py compares with: two handlers for TorchServe, and the same model behind others."""
+"""TorchServe's image_classifier with our weights, for benchmarks.serving."""

@@ -1,4 +1,4 @@
-"""The model file of the archive that benchmarks/serving.py builds for TorchServe's own image_classifier."""
+"""The model file of the image_classifier's archive. TorchServe constructs its one class without arguments."""
 
 import json
 from pathlib import Path
@@ -11,8 +11,6 @@ from mlp_dist.core.spec import BundleSpec
 
 
 class Perceptron(nn.Module):
-    """The model of the bundle beside it; takes no arguments, as TorchServe wants it."""
-
     def __init__(self) -> None:
         super().__init__()
         spec = BundleSpec.from_json(json.loads(Path(__file__).with_name("bundle.json").read_text()))

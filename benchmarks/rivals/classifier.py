@@ -1,4 +1,4 @@
-"""TorchServe's image_classifier, told the pictures' mean and std and to name all the classes."""
+"""TorchServe's image_classifier with the model's mean and standard deviation, answering with all classes."""
 
 import json
 from pathlib import Path
@@ -8,7 +8,7 @@ from torchvision import transforms
 from ts.torch_handler.image_classifier import ImageClassifier
 
 
-class Stock(ImageClassifier):  # type: ignore[misc]
+class Classifier(ImageClassifier):  # type: ignore[misc]
     def initialize(self, context: Any) -> None:
         super().initialize(context)
         directory = Path(context.system_properties["model_dir"])

@@ -1,22 +1,21 @@
-"""This project's trainer as its command starts it: Accelerate, progress bar, metrics, checkpoints, MLflow."""
+"""This project's whole trainer: Accelerate, metrics, checkpoints and MLflow."""
 
 import os
 from dataclasses import replace
 from pathlib import Path
 
-from benchmarks.peers.cases import Case, Train, Trained
+from benchmarks.peers.cases import Case, Timing, Train
 from mlp_dist.config import TO_TENSOR
 from mlp_dist.recipes import get_recipe
-from mlp_dist.training.precision import settle
 from mlp_dist.training.start import start_training
 
 
 def prepare(case: Case) -> Train:
-    """Its seconds are the `train_seconds` that each epoch's record tells."""
+    """Times are the `train_seconds` that each epoch reports."""
     here = Path.cwd()
     os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{here}/mlflow.db"
 
-    def train(seed: int, num_epochs: int) -> Trained:
+    def train(seed: int, num_epochs: int) -> Timing:
         config = replace(
             get_recipe("mnist"),
             dataset=case.dataset,
@@ -34,11 +33,7 @@ def prepare(case: Case) -> Train:
         )
         trainer = start_training(config)
         trainer.fit()
-        return Trained(
-            [record["train_seconds"] for record in trainer.history],
-            trainer.history[0]["test_accuracy"],
-            trainer.device.type,
-            settle(trainer.config.matmul_precision, trainer.device),
-        )
+        seconds = [record["train_seconds"] for record in trainer.history]
+        return Timing(seconds, trainer.history[0]["test_accuracy"], trainer.device.type)
 
     return train
