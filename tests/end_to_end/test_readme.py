@@ -3,7 +3,6 @@
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
@@ -12,40 +11,6 @@ from tests.helpers.launching import ROOT
 README = (ROOT / "README.md").read_text()
 PAGES = README + "".join(page.read_text() for page in sorted((ROOT / "docs").glob("*.md")))
 BLOCKS = re.findall(r"```\w*\n(.*?)```", PAGES, flags=re.DOTALL)
-
-
-def tree() -> set[str]:
-    """The paths in the README's tree."""
-    block = README.partition("## What is where")[2].partition("```")[2].partition("```")[0]
-    folders: list[str] = []
-    found = set()
-    for line in block.strip("\n").splitlines():
-        name = line.split()[0]
-        depth = (len(line) - len(line.lstrip())) // 2
-        folders = folders[:depth]
-        found.add("".join([*folders, name]))
-        if name.endswith("/"):
-            folders.append(name)
-    return found
-
-
-def test_the_tree_is_what_stands_here() -> None:
-    hidden = {"__init__.py", "py.typed", ".gitignore", "README.md"}
-    listed = subprocess.run(
-        ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-    )
-    files = {path for path in listed.stdout.splitlines() if Path(path).name not in hidden}
-    expected = {path for path in files if not path.startswith("tests/")}
-    expected |= {
-        f"{folder}/"
-        for path in files
-        for folder in map(str, Path(path).parents)
-        if folder not in (".", ".ci")
-    }
-    assert tree() == expected
 
 
 COMMAND = re.compile(
