@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from mlp_dist.core.bundle import Bundle, count_parameters, load_state_dict, save_state_dict
     from mlp_dist.tracking.load import load_model, save_model
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 # The commands stand in cli/ and are run as `python -m mlp_dist.train`.
 __path__.append(f"{__path__[0]}/cli")
