@@ -99,15 +99,15 @@ def test_pictures_are_recognized_and_empty_pages_refused(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    flags = ["--bundle", str(trained.bundle), "--images", "40", "--data-dir", str(mnist_dir)]
+    flags = ["--bundle", str(trained.bundle), "--images", "20", "--data-dir", str(mnist_dir)]
     monkeypatch.setattr(sys, "argv", ["handwriting", *flags])
     handwriting.main()
     result = json.loads(capsys.readouterr().out.splitlines()[-1])
-    assert (result["benchmark"], result["images"]) == ("handwriting", 40)
+    assert (result["benchmark"], result["images"]) == ("handwriting", 20)
     assert list(result["rows"]) == list(PICTURES)
     assert list(result["empty"]) == list(EMPTY)
     clean, *others = result["rows"].values()
     assert clean["auto"] == clean["exact"]
-    assert all(row["auto"] >= clean["exact"] - 0.051 for row in others)
+    assert all(row["auto"] >= clean["exact"] - 0.101 for row in others)
     assert sum(row["exact"] for row in others) / len(others) < clean["exact"] / 3
     assert result["goals"]["empty"]
