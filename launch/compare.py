@@ -1,4 +1,4 @@
-"""`python launch/compare.py`: mlp_dist/cli/compare.py is the command."""
+"""`python launch/compare.py` runs mlp_dist/cli/compare.py."""
 
 from mlp_dist.cli.compare import main
 from mlp_dist.console import command

@@ -1,9 +1,9 @@
-"""Serve the packaged model for one question: a test image that training has not seen.
+"""Start TorchServe with the packaged model, classify one test image, and stop the server.
 
   python launch/demo.py
   python launch/demo.py --image 42
 
-The archive is made by python -m serve.package.
+`python -m serve.package` makes the archive.
 """
 
 import json
@@ -20,9 +20,9 @@ def main() -> None:
     parser = command.Parser(
         prog="python launch/demo.py", usage="python launch/demo.py [FLAG ...]", description=__doc__
     )
-    what = parser.add_argument_group("what is asked")
-    what.add_argument("--mar", type=Path, default=MAR, metavar="FILE", help=f"the archive ({MAR})")
-    what.add_argument("--image", type=int, default=7, metavar="N", help="which test image (7)")
+    add = parser.add_argument_group("archive and image").add_argument
+    add("--mar", type=Path, default=MAR, metavar="FILE", help=f"the archive ({MAR})")
+    add("--image", type=int, default=7, metavar="N", help="index of the test image (7)")
     args = parser.parse_args()
     archive = read_archive(args.mar)
     with progress.stages("reading the test images"):
@@ -36,7 +36,7 @@ def main() -> None:
     print(f"starting TorchServe with {args.mar}", flush=True)
     started = time.perf_counter()
     with running(args.mar, archive.golden) as client:
-        print(f"it answered after {time.perf_counter() - started:.1f} s")
+        print(f"first answer after {time.perf_counter() - started:.1f} s")
         probabilities = client.predict(image)
     label = max(probabilities, key=probabilities.__getitem__)
     print(f"test image {args.image} of {data.title}")

@@ -1,4 +1,4 @@
-"""`python launch/draw.py`: serve/draw.py is the command."""
+"""`python launch/draw.py` runs serve/draw.py."""
 
 from mlp_dist.console import command
 from serve.draw import main

@@ -1,4 +1,4 @@
-"""`python launch/promote.py`: mlp_dist/cli/promote.py is the command."""
+"""`python launch/promote.py` runs mlp_dist/cli/promote.py."""
 
 from mlp_dist.cli.promote import main
 from mlp_dist.console import command

@@ -1,4 +1,4 @@
-"""`python launch/show_data.py`: mlp_dist/cli/show_data.py is the command."""
+"""`python launch/show_data.py` runs mlp_dist/cli/show_data.py."""
 
 from mlp_dist.cli.show_data import main
 from mlp_dist.console import command

@@ -1,4 +1,4 @@
-"""`python launch/sweep.py`: mlp_dist/cli/sweep.py is the command."""
+"""`python launch/sweep.py` runs mlp_dist/cli/sweep.py."""
 
 from mlp_dist.cli.sweep import main
 from mlp_dist.console import command

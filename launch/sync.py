@@ -1,4 +1,4 @@
-"""`python launch/sync.py`: mlp_dist/cli/sync.py is the command."""
+"""`python launch/sync.py` runs mlp_dist/cli/sync.py."""
 
 from mlp_dist.cli.sync import main
 from mlp_dist.console import command

@@ -1,4 +1,4 @@
-"""`accelerate launch launch/train.py`: mlp_dist/cli/train.py is the command."""
+"""`accelerate launch launch/train.py` runs mlp_dist/cli/train.py."""
 
 from mlp_dist.cli.train import main
 from mlp_dist.console import command

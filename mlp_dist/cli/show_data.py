@@ -1,8 +1,10 @@
-"""Show random training images of a data set with their labels, and print its size and classes.
+"""Show random training images of a data set with their labels.
 
-python -m mlp_dist.show_data                                                  in a window
-python -m mlp_dist.show_data --output samples.png                             in a file
-python -m mlp_dist.show_data --dataset digits --seed 1 --output digits.png    other images
+  python -m mlp_dist.show_data                                                  in a window
+  python -m mlp_dist.show_data --output samples.png                             in a file
+  python -m mlp_dist.show_data --dataset digits --seed 1 --output digits.png    other images
+
+The number of images and the classes are printed.
 """
 
 import argparse
@@ -28,7 +30,7 @@ def _parse() -> argparse.Namespace:
     datasets = "mnist (default), fashion_mnist, kmnist, digits, folder:DIR or arrays:DIR"
     data_dir = "torchvision's root ($MLP_DIST_DATA, else data)"
     size = "resize images to N x N pixels (28)"
-    add = parser.add_argument
+    add = parser.add_argument_group("data and picture").add_argument
     add("--dataset", default="mnist", metavar="NAME", help=datasets)
     add("--data-dir", type=Path, metavar="DIR", help=data_dir)
     add("--image-size", type=int, default=28, metavar="N", help=size)

@@ -1,1 +1,1 @@
-"""A sweep: many trainings in search of the best values. `launch/sweep.py` is its command."""
+"""Hyperparameter sweeps with Optuna. `mlp_dist.cli.sweep` is the command."""

@@ -1,4 +1,4 @@
-"""What a sweep was asked for. It stands in the sweep's directory: space.toml, and sweep.json for the rest."""
+"""The plan of a sweep, stored in its directory as space.toml and sweep.json."""
 
 import json
 import shutil
@@ -18,15 +18,16 @@ from mlp_dist.tracking.run_dir import PLAN, RECORD, write_json
 
 SPACE = "space.toml"
 
-_ENDING_SECONDS = 10.0
+_EXIT_SECONDS = 10.0
 
 _SAVED = ("num_trials", "seed", "experiment", "dataset", "data_dir")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """`directory` is the sweep's own, an absolute path. `dataset` is what all trials are trained on: the
-    search space's, or digits where that cannot be had; `data_dir` None stands for the default."""
+    """`directory` is the sweep's absolute path. All trials use `dataset`: the search space's, or its fallback
+    if that cannot be downloaded. A `data_dir` of None is the default one.
+    """
 
     directory: Path
     space: Space
@@ -46,11 +47,8 @@ class Plan:
     def save(self) -> None:
         write_json(self.directory / PLAN, {name: getattr(self, name) for name in _SAVED})
 
-    def trial_directory(self, number: int) -> Path:
-        return self.directory / f"trial-{number:04}"
-
     def config(self, number: int, values: dict[str, Any]) -> TrainConfig:
-        """The training of trial `number`, which has these values."""
+        """The training of trial `number` with these values."""
         return replace(
             self.space.base,
             **values,
@@ -59,35 +57,34 @@ class Plan:
             data_dir=None if self.data_dir is None else Path(self.data_dir),
             experiment=self.experiment,
             run_name=" ".join([f"trial {number}", *(f"{name}={shown(values[name])}" for name in values)]),
-            output_dir=self.trial_directory(number),
+            output_dir=self.directory / f"trial-{number:04}",
         )
 
     def command(self, values: dict[str, Any]) -> list[str]:
-        """The words that train a trial of these values again, in a directory of its own."""
-        config = self.config(0, values)
-        where = {"data_dir": config.data_dir, "experiment": config.experiment}
-        usual = (None, DEFAULT_EXPERIMENT)
-        return training_command(config) + flags(
-            {name: value for name, value in where.items() if value not in usual}
-        )
+        """The command line that trains with these values, in a new directory."""
+        places: dict[str, Any] = {}
+        if self.data_dir is not None:
+            places["data_dir"] = self.data_dir
+        if self.experiment != DEFAULT_EXPERIMENT:
+            places["experiment"] = self.experiment
+        return training_command(self.config(0, values)) + flags(places)
 
 
-def new_plan(space: Path, output_dir: Path | None, asked: dict[str, Any]) -> tuple[Plan, int]:
-    """Get the data, make the directory and write the plan; returns it and what holds the directory's lock.
+def new_plan(space: Path, output_dir: Path | None, options: dict[str, Any]) -> tuple[Plan, int]:
+    """Get the data, create the directory and save the plan; returns it and the directory's lock.
 
-    Raises UsageError where the directory is taken, or what is asked is no sweep; DataError for data that
-    cannot be had.
+    Raises UsageError if the directory is in use or the options are invalid, DataError if the data cannot be
+    read.
     """
     read = read_space(space)
-    for taken in (PLAN, RECORD):
-        if output_dir is not None and (output_dir / taken).exists():
+    for file, kind in ((PLAN, "sweep"), (RECORD, "training")):
+        if output_dir is not None and (output_dir / file).exists():
             raise UsageError(
-                f"{output_dir} holds a {'sweep' if taken == PLAN else 'training'} already: "
-                "go on with it by --resume, or choose another --output-dir"
+                f"{output_dir} already holds a {kind}: use --resume to continue it, or another --output-dir"
             )
-    plan = Plan(directory=Path(), space=read, dataset=read.base.dataset, **asked)
-    plan = replace(plan, dataset=_obtained(plan))
-    # It imports torch.
+    plan = Plan(directory=Path(), space=read, dataset=read.base.dataset, **options)
+    plan = replace(plan, dataset=_prepare_data(plan))
+    # Imports torch.
     from mlp_dist.training.directories import OUTPUTS, make_new
 
     if output_dir is None:
@@ -96,26 +93,26 @@ def new_plan(space: Path, output_dir: Path | None, asked: dict[str, Any]) -> tup
         output_dir.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(space, output_dir / SPACE)
     except OSError as error:
-        raise UsageError(f"the output directory {output_dir} cannot be made: {error.strerror}") from error
-    lock = _claim(output_dir)
+        raise UsageError(f"cannot create the output directory {output_dir}: {error.strerror}") from error
+    lock = _lock(output_dir)
     plan = replace(plan, directory=output_dir.absolute())
     plan.save()
     return plan, lock
 
 
-def _claim(directory: Path) -> int:
-    """Those who work there have a moment to end: their sweep may just have been killed."""
-    deadline = time.monotonic() + _ENDING_SECONDS
+def _lock(directory: Path) -> int:
+    """Lock the directory; workers of a sweep that was just killed get a moment to exit."""
+    deadline = time.monotonic() + _EXIT_SECONDS
     while (lock := try_to_lock(directory)) is None:
         if time.monotonic() > deadline:
-            raise UsageError(f"another sweep runs in {directory}; choose another --output-dir")
+            raise UsageError(f"another sweep is running in {directory}; choose another --output-dir")
         time.sleep(0.1)
     return lock
 
 
-def _obtained(plan: Plan) -> str:
-    """The data set that can be had: once for all trials, which must not differ in it."""
-    # It imports torch.
+def _prepare_data(plan: Plan) -> str:
+    """Download the data set, or its fallback; returns its name. All trials must use the same one."""
+    # Imports torch.
     from mlp_dist.data.datasets import default_data_dir, prepare_dataset
 
     data_dir = default_data_dir() if plan.data_dir is None else Path(plan.data_dir)
@@ -132,33 +129,32 @@ def _obtained(plan: Plan) -> str:
 
 
 def load_plan(directory: Path) -> Plan:
-    """Raises UsageError where the directory holds no sweep."""
+    """Raises UsageError if the directory holds no sweep."""
     try:
         values = json.loads((directory / PLAN).read_text())
         return Plan(directory=directory.absolute(), space=read_space(directory / SPACE), **values)
     except (OSError, ValueError, TypeError) as error:
         raise UsageError(
-            f"{directory} holds no sweep to go on with ({error}); to start one, leave --resume out"
+            f"{directory} holds no sweep to resume ({error}); leave --resume out to start one"
         ) from error
 
 
-def continued_plan(space: Path | None, output_dir: Path | None, asked: dict[str, Any]) -> tuple[Plan, int]:
-    """The sweep in `output_dir`, or the newest under `outputs`, and what holds its directory's lock.
+def resumed_plan(space: Path | None, output_dir: Path | None, options: dict[str, Any]) -> tuple[Plan, int]:
+    """The plan in `output_dir`, or in the newest sweep under `outputs`, and the directory's lock.
 
-    Raises UsageError where there is none, or something else was asked for: only the number of trials may
-    change.
+    Raises UsageError if there is none, or if an option other than the number of trials differs.
     """
     plan = load_plan(_newest() if output_dir is None else output_dir)
-    lock = _claim(plan.directory)
     if space is not None and space.read_text() != (plan.directory / SPACE).read_text():
         raise UsageError(f"{space} is not the search space of the sweep in {plan.directory}: leave it out")
-    for name in asked.keys() - {"num_trials"}:
-        if asked[name] != (before := getattr(plan, name)):
+    for name in options.keys() - {"num_trials"}:
+        if options[name] != (before := getattr(plan, name)):
+            flag = name.replace("_", "-")
             raise UsageError(
-                f"the sweep was started with {name.replace('_', '-')} {before}, not {asked[name]}: "
-                "leave that out to go on with it"
+                f"the sweep was started with {flag} {before}, not {options[name]}: leave --{flag} out"
             )
-    plan = replace(plan, **asked)
+    lock = _lock(plan.directory)
+    plan = replace(plan, **options)
     plan.save()
     return plan, lock
 

@@ -1,18 +1,17 @@
-"""A search space: a TOML file that says which fields of TrainConfig a sweep tries which values of.
+"""Search spaces: TOML files with the values that a sweep tries for fields of TrainConfig.
 
 [fixed]
 recipe = "mnist"
 epochs = 10
 
 [space]
-lr = { low = 0.01, high = 1.0, log = true }    # any number between
+lr = { low = 0.01, high = 1.0, log = true }
 batch_size = { low = 50, high = 200, step = 50 }
-hidden_sizes = [[256], [500], [256, 64]]    # one of these
+hidden_sizes = [[256], [500], [256, 64]]
 """
 
 import math
 import tomllib
-from collections.abc import Iterable
 from dataclasses import dataclass, fields, replace
 from itertools import combinations, product
 from pathlib import Path
@@ -26,17 +25,14 @@ if TYPE_CHECKING:
     from optuna.trial import Trial
 
 FIXED = tuple(field.name for field in fields(TrainConfig) if field.name not in WHERE)
-"""The fields that [fixed] may give: where things go is the command's to say."""
+"""The fields allowed in [fixed]; locations and names are set by the command."""
 
-_RANGE = ("low", "high", "step", "log")
+_RANGE_KEYS = ("low", "high", "step", "log")
 
 
 @dataclass(frozen=True)
 class Range:
-    """Numbers from `low` to `high`, both among them, in steps where there is a `step`.
-
-    Drawn alike from each part of it, or where it is `log` from each power of ten.
-    """
+    """Numbers from `low` to `high` inclusive; with `log`, drawn uniformly on a logarithmic scale."""
 
     name: str
     low: float
@@ -45,19 +41,16 @@ class Range:
     log: bool = False
 
     def __post_init__(self) -> None:
-        low, high, step = self.low, self.high, self.step
-        self._check(low < high, f"low is {low}; it must be below high, which is {high}")
-        self._check(not self.log or low > 0, f"low is {low}; it must be above 0 where log is true")
-        if step is not None:
-            self._check(not self.log, f"step is {step}; it must be left out where log is true")
-            self._check(step > 0, f"step is {step}; it must be above 0")
-            number = (high - low) / step
-            last = low + max(1, math.floor(number + 1e-9)) * step
-            fits = math.isclose(number, round(number), abs_tol=1e-9)
-            self._check(fits, f"high is {high}; it must be low and a whole number of steps, as {last:.10g}")
-
-    def _check(self, holds: bool, message: str) -> None:
-        _check(holds, f"{self.name}: {message}")
+        name, low, high, step = self.name, self.low, self.high, self.step
+        _check(low < high, f"{name}: low is {low}; it must be below high, which is {high}")
+        _check(not self.log or low > 0, f"{name}: low is {low}; it must be above 0 if log is true")
+        if step is None:
+            return
+        _check(not self.log, f"{name}: step is {step}; leave it out if log is true")
+        _check(step > 0, f"{name}: step is {step}; it must be above 0")
+        steps = (high - low) / step
+        is_multiple = math.isclose(steps, round(steps), abs_tol=1e-9)
+        _check(is_multiple, f"{name}: high is {high}; it must be low plus a whole number of steps of {step}")
 
     @property
     def extremes(self) -> tuple[Any, ...]:
@@ -70,31 +63,29 @@ class Range:
         return trial.suggest_float(self.name, self.low, self.high, step=self.step, log=self.log)
 
     def value(self, suggested: float) -> float:
-        """What is trained with: three digits of a number, as a person would write it."""
+        """The value to train with; without a step, rounded to three digits."""
         if is_whole(self.name):
             return int(suggested)
         rounded = float(f"{suggested:.10g}" if self.step else f"{suggested:.3g}")
         return float(min(max(rounded, self.low), self.high))
 
     def __str__(self) -> str:
-        how = ", log" if self.log else f" by {self.step:g}" if self.step else ""
-        return f"{self.low:g} to {self.high:g}{how}"
+        suffix = ", log" if self.log else f" by {self.step:g}" if self.step else ""
+        return f"{self.low:g} to {self.high:g}{suffix}"
 
 
 @dataclass(frozen=True)
 class Choices:
-    """One of several values."""
+    """A list of values, which Optuna sees as text."""
 
     name: str
     values: tuple[Any, ...]
 
     def __post_init__(self) -> None:
         texts = [shown(value) for value in self.values]
-        _check(
-            len(texts) > 1, f"{self.name}: a choice is of two values or more; a single one stands in [fixed]"
-        )
-        twice = next((text for text in texts if texts.count(text) > 1), None)
-        _check(twice is None, f"{self.name}: {twice} stands there twice: leave one out")
+        _check(len(texts) > 1, f"{self.name} has a single value: put it in [fixed], or list two or more")
+        repeated = next((text for text in texts if texts.count(text) > 1), None)
+        _check(repeated is None, f"{self.name} lists {repeated} twice: remove one")
 
     @property
     def extremes(self) -> tuple[Any, ...]:
@@ -115,28 +106,23 @@ Parameter = Range | Choices
 
 @dataclass(frozen=True)
 class Space:
-    """`base` is the training that all trials have in common, `parameters` what they differ in."""
+    """`base` is the training that all trials share, `parameters` are the fields in which they differ."""
 
     base: TrainConfig
     parameters: tuple[Parameter, ...]
 
     def values(self, suggested: dict[str, Any]) -> dict[str, Any]:
-        """The fields' values, of a trial's parameters as Optuna keeps them. Some may be missing: a trial may
-        have been killed while it drew them."""
-        return {
-            each.name: each.value(suggested[each.name]) for each in self.parameters if each.name in suggested
-        }
-
-
-# Reading one
+        """The fields' values for Optuna's parameters; incomplete if a trial was killed while drawing them."""
+        known = [parameter for parameter in self.parameters if parameter.name in suggested]
+        return {parameter.name: parameter.value(suggested[parameter.name]) for parameter in known}
 
 
 def read_space(path: Path) -> Space:
-    """Raises UsageError, which names the file, the field, the value and what to do, for what is no space."""
+    """Raises UsageError, with the file, the field and the value, if the file is not a search space."""
     try:
         tables = tomllib.loads(path.read_text())
     except (OSError, ValueError) as error:
-        raise UsageError(f"the search space {path} cannot be read: {error}") from error
+        raise UsageError(f"cannot read the search space {path}: {error}") from error
     try:
         return _space(tables)
     except UsageError as error:
@@ -148,18 +134,11 @@ def _space(tables: dict[str, Any]) -> Space:
         _check(name in ("fixed", "space"), unknown("table", name, ("fixed", "space")))
         _check(isinstance(table, dict), f"{name} is {table!r}; it must be a table: [{name}]")
     fixed, varied = tables.get("fixed", {}), tables.get("space", {})
-    _check(bool(varied), "there is no [space] in it, as lr = { low = 0.01, high = 1.0, log = true }")
+    _check(bool(varied), "[space] is missing; add it with, for example, lr = { low = 0.01, high = 1.0 }")
     both = sorted(set(fixed) & set(varied))
-    _check(not both, f"{', '.join(both)} stands in [fixed] and in [space]: leave one out")
-    try:
-        base = _base(fixed)
-    except UsageError as error:
-        raise UsageError(f"[fixed] {error}") from error
-    try:
-        space = Space(base, tuple(_parameter(name, value) for name, value in varied.items()))
-        _check_all(space)
-    except UsageError as error:
-        raise UsageError(f"[space] {error}") from error
+    _check(not both, f"{', '.join(both)} is in [fixed] and in [space]: remove one")
+    space = Space(_base(fixed), tuple(_parameter(name, value) for name, value in varied.items()))
+    _check_combinations(space)
     return space
 
 
@@ -172,28 +151,25 @@ def _base(fixed: dict[str, Any]) -> TrainConfig:
     if "dataset" in values:
         values |= {"dataset": absolute_dataset(values["dataset"]), "fallback_dataset": None}
     base = replace(get_recipe(values.get("recipe", "mnist")), **values)
-    _check(
-        base.val_size != 0,
-        "val_size is 0; it must be above 0, as 5000: trials are compared by their validation accuracy",
-    )
+    _check(base.val_size != 0, "val_size is 0; it must be above 0: trials are ranked by validation accuracy")
     return base
 
 
 def _parameter(name: str, value: object) -> Parameter:
-    fixed = name in FIXED and name not in SWEPT
-    _check(not fixed, f"{name} cannot differ between trials: put it in [fixed]")
+    is_fixed = name in FIXED and name not in SWEPT
+    _check(not is_fixed, f"{name} cannot differ between trials: put it in [fixed]")
     _check(name in SWEPT, unknown("field", name, SWEPT))
     if isinstance(value, dict):
         return _range(name, value)
     wanted = "[..., ...], or { low = ..., high = ... }" if is_number(name) else "[..., ...]"
-    _check(isinstance(value, list), f"{name} is {value!r}; it must be the values to try, as {wanted}")
+    _check(isinstance(value, list), f"{name} is {value!r}; it must list the values to try: {wanted}")
     return Choices(name, tuple(field_value(name, each) for each in cast(list[object], value)))
 
 
 def _range(name: str, value: dict[str, Any]) -> Range:
-    _check(is_number(name), f"{name} has no range, as only numbers have: give its values as [..., ...]")
+    _check(is_number(name), f"{name} is not a number and has no range: list its values as [..., ...]")
     for key in value:
-        _check(key in _RANGE, f"{name}: {unknown('key', key, _RANGE)}")
+        _check(key in _RANGE_KEYS, f"{name}: {unknown('key', key, _RANGE_KEYS)}")
     missing = [key for key in ("low", "high") if key not in value]
     _check(not missing, f"{name}: {' and '.join(missing)} is missing")
     log, numbers = value.get("log", False), {key: each for key, each in value.items() if key != "log"}
@@ -201,14 +177,12 @@ def _range(name: str, value: dict[str, Any]) -> Range:
     return Range(name, log=log, **{key: field_value(name, each) for key, each in numbers.items()})
 
 
-def _check_all(space: Space) -> None:
-    """Whatever the space can give is a training. No rule of TrainConfig joins more than two of its fields."""
+def _check_combinations(space: Space) -> None:
+    """Raise UsageError if any combination is invalid; TrainConfig's rules relate at most two fields."""
     first = {each.name: each.extremes[0] for each in space.parameters}
-    pairs: Iterable[tuple[Parameter, ...]] = combinations(space.parameters, min(2, len(space.parameters)))
-    for pair in pairs:
-        for values in product(*(each.extremes for each in pair)):
-            given = dict(zip((each.name for each in pair), values, strict=True))
-            replace(space.base, **first | given)
+    for group in combinations(space.parameters, min(2, len(space.parameters))):
+        for values in product(*(each.extremes for each in group)):
+            replace(space.base, **first | dict(zip((each.name for each in group), values, strict=True)))
 
 
 def _check(holds: bool, message: str) -> None:

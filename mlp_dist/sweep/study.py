@@ -1,7 +1,4 @@
-"""A sweep's trials: Optuna's study of them, which all workers share. Nothing else imports optuna.
-
-It stands in DIR/study.jsonl, Optuna's journal, to which every process appends what it has decided and found.
-"""
+"""The Optuna study that all workers of a sweep share, in DIR/study.jsonl. Nothing else imports optuna."""
 
 import warnings
 from contextlib import ExitStack
@@ -25,23 +22,24 @@ JOURNAL = "study.jsonl"
 _JOURNAL_LOCK = ".study.lock"
 _TAKING_LOCK = ".taking.lock"
 
-STARTUP = 10
-"""Trials whose values are drawn at random, before the sampler has seen enough to choose."""
+STARTUP_TRIALS = 10
+"""Trials with random values, before the sampler models the results."""
 
-UNPRUNED = 5
-"""Trials that must have been trained to their ends before any is pruned."""
+UNPRUNED_TRIALS = 5
+"""Trials that must complete before any is pruned."""
 
-WARM_UP = 2
-"""The first epoch after which a trial may be pruned: one epoch says little about a small learning rate."""
+WARMUP_EPOCHS = 2
+"""The first epoch after which a trial may be pruned; one epoch says little about a small learning rate."""
 
-COMPLETE, PRUNED, FAILED, UNFINISHED = "complete", "pruned", "failed", "unfinished"
+COMPLETE, PRUNED, FAILED, UNFINISHED = STATES = ("complete", "pruned", "failed", "unfinished")
 _STATES = {TrialState.COMPLETE: COMPLETE, TrialState.PRUNED: PRUNED, TrialState.FAIL: FAILED}
 
 
 @dataclass(frozen=True)
-class Result:
-    """What is known of a trial. `value` is its best validation accuracy so far, None before an epoch is over;
-    `facts` are those that `Trial.complete` or `fail` told."""
+class TrialResult:
+    """The state of a trial. `value` is its best validation accuracy so far, None before the first epoch;
+    `facts` are the ones passed to `Trial.complete`, or the problem passed to `Trial.fail`.
+    """
 
     number: int
     state: str
@@ -60,39 +58,38 @@ class Trial:
         for parameter in plan.space.parameters:
             parameter.suggest(trial)
         self.values = plan.space.values(trial.params)
-        self._told = set(study.trials[self.number].intermediate_values)
+        self._reported = set(study.trials[self.number].intermediate_values)
 
-    def tell(self, epoch: int, accuracy: float) -> bool:
-        """What an epoch validates at; returns whether the trial is not worth going on with."""
-        if epoch not in self._told:
+    def report(self, epoch: int, accuracy: float) -> bool:
+        """Store an epoch's validation accuracy; returns whether to prune the trial."""
+        if epoch not in self._reported:
             self._trial.report(accuracy, epoch)
-            self._told.add(epoch)
+            self._reported.add(epoch)
         return self._trial.should_prune()
 
     def complete(self, accuracy: float, **facts: Any) -> None:
-        """With the validation accuracy of the epoch whose weights are kept."""
-        self._note(facts)
+        """Finish with the validation accuracy of the kept weights."""
+        self._save(facts)
         self._study.tell(self._trial, accuracy)
 
     def prune(self) -> None:
         self._study.tell(self._trial, state=TrialState.PRUNED)
 
     def fail(self, problem: str) -> None:
-        self._note({"problem": problem})
+        self._save({"problem": problem})
         self._study.tell(self._trial, state=TrialState.FAIL)
 
-    def _note(self, facts: dict[str, Any]) -> None:
+    def _save(self, facts: dict[str, Any]) -> None:
         for name, value in facts.items():
             self._trial.set_user_attr(name, value)
 
 
 class Study:
-    """The study in the directory of `plan`, made where there is none; the main process comes first.
+    """The study of `plan`, created if it does not exist.
 
-    Values are chosen by TPE (Bergstra et al. 2011), and trials pruned by the median rule (Golovin et al.
-    2017): one ends whose best validation accuracy is below the median of what the completed ones had at the
-    same epoch. Successive halving would end three of four at each of its rungs, for which the few epochs of
-    a perceptron leave little room.
+    TPE (Bergstra et al. 2011) chooses the values. The median rule (Golovin et al. 2017) prunes a trial whose
+    best validation accuracy is below the median of the completed trials' at the same epoch. Successive
+    halving would stop three of four trials at each rung, too many for the few epochs of a perceptron.
     """
 
     def __init__(self, plan: Plan, session: str = "") -> None:
@@ -100,29 +97,28 @@ class Study:
         self.plan, self.session = plan, session
         journal = plan.directory / JOURNAL
         backend = JournalFileBackend(str(journal), lock_obj=_JournalLock(journal))  # type: ignore[arg-type]
-        pruner = optuna.pruners.MedianPruner(n_startup_trials=UNPRUNED, n_warmup_steps=WARM_UP)
         self._study = optuna.create_study(
             storage=JournalStorage(backend),
             study_name="sweep",
             direction="maximize",
-            pruner=pruner,
+            pruner=optuna.pruners.MedianPruner(UNPRUNED_TRIALS, WARMUP_EPOCHS),
             load_if_exists=True,
         )
 
     def take(self) -> Trial | None:
-        """The next trial to train: one that was interrupted in an earlier session, else a new one; None
-        where all are taken."""
+        """The next trial to train: one that an earlier session left unfinished, else a new one; None if all
+        are taken.
+        """
         with locked(self.plan.directory / _TAKING_LOCK):
             trials = self._study.get_trials(deepcopy=False)
             left = next((trial for trial in trials if self._is_left(trial)), None)
             if left is None and len(trials) >= self.plan.num_trials:
                 return None
             number = len(trials) if left is None else left.number
-            # Each trial draws by a seed of its own: the same values whichever worker takes it, and after a
-            # resumption no values that were drawn before.
+            # One seed per trial: its values depend neither on the worker that takes it nor on resumptions.
             seed = int(np.random.SeedSequence((self.plan.seed, number)).generate_state(1)[0])
             self._study.sampler = optuna.samplers.TPESampler(
-                n_startup_trials=STARTUP, constant_liar=True, seed=seed
+                n_startup_trials=STARTUP_TRIALS, constant_liar=True, seed=seed
             )
             trial = self._study.ask() if left is None else optuna.Trial(self._study, left._trial_id)
             trial.set_user_attr("session", self.session)
@@ -131,9 +127,21 @@ class Study:
     def _is_left(self, trial: FrozenTrial) -> bool:
         return not trial.state.is_finished() and trial.user_attrs.get("session") != self.session
 
-    def results(self) -> list[Result]:
-        """Of all trials so far, by their numbers."""
+    def results(self) -> list[TrialResult]:
+        """All trials so far, by number."""
         return [self._result(trial) for trial in self._study.get_trials(deepcopy=False)]
+
+    def _result(self, trial: FrozenTrial) -> TrialResult:
+        accuracies = trial.intermediate_values
+        is_complete = trial.state == TrialState.COMPLETE
+        return TrialResult(
+            number=trial.number,
+            state=_STATES.get(trial.state, UNFINISHED),
+            values=self.plan.space.values(trial.params),
+            value=trial.value if is_complete else max(accuracies.values(), default=None),
+            epochs=max(accuracies, default=0),
+            facts={name: value for name, value in trial.user_attrs.items() if name != "session"},
+        )
 
     def figure(self) -> "Figure":
         """Optuna's parallel coordinates of the completed trials."""
@@ -142,7 +150,7 @@ class Study:
 
         pyplot.switch_backend("agg")
         with warnings.catch_warnings():
-            # The function is experimental, and an axis with a single value makes matplotlib warn.
+            # The function is experimental, and matplotlib warns about an axis with a single value.
             warnings.simplefilter("ignore")
             plot_parallel_coordinate(self._study, target_name="val accuracy")
         figure = pyplot.gcf()
@@ -150,20 +158,6 @@ class Study:
         figure.set_size_inches(max(7.0, 2 + 1.7 * len(self.plan.space.parameters)), 5)
         figure.subplots_adjust(left=0.1, right=0.98, bottom=0.2, top=0.9)
         return figure
-
-    def _result(self, trial: FrozenTrial) -> Result:
-        facts = {name: value for name, value in trial.user_attrs.items() if name != "session"}
-        accuracies = trial.intermediate_values
-        return Result(
-            number=trial.number,
-            state=_STATES.get(trial.state, UNFINISHED),
-            values=self.plan.space.values(trial.params),
-            value=trial.value
-            if trial.state == TrialState.COMPLETE
-            else max(accuracies.values(), default=None),
-            epochs=max(accuracies, default=0),
-            facts=facts,
-        )
 
 
 class _JournalLock:

@@ -1,9 +1,9 @@
-"""A worker of a sweep: trains trials one after the other until all are taken. `crew.Crew` starts it.
+"""A worker process of a sweep: trains trials until all are taken. `workers.WorkerPool` starts it.
 
   python -m mlp_dist.sweep.worker DIR SESSION PID
 
-DIR is the sweep's directory, SESSION names those that work at once, PID is the process that started them.
-What is told goes to the log that stdout and stderr are.
+DIR is the sweep's directory, SESSION identifies workers that run together, PID is the process that started
+them. stdout and stderr go to the worker's log.
 """
 
 import sys
@@ -23,13 +23,13 @@ if TYPE_CHECKING:
 
 
 class Pruned(KeyboardInterrupt):
-    """The trial is not worth going on with. It is stopped in order, as by Ctrl-C: its run ends KILLED."""
+    """Raised to prune a trial; the training stops as it does on Ctrl-C, and its run ends as KILLED."""
 
 
 def main() -> None:
     directory, session, parent = sys.argv[1:]
     processes.end_with(int(parent))
-    # It imports mlflow while this process imports torch.
+    # The recorder's process imports mlflow while this one imports torch.
     recorder.start()
     from mlp_dist.sweep.study import Study
 
@@ -40,37 +40,37 @@ def main() -> None:
 
 
 def train(trial: "Trial", plan: Plan) -> None:
-    """From its last checkpoint, if there is one, to its end; one that cannot be trained ends alone."""
+    """Train a trial from its last checkpoint, if any. A training error fails only this trial."""
     import torch
 
     from mlp_dist.training.start import start_training
 
-    # What its run says that starts it.
-    sys.argv = plan.command(trial.values)[2:]
+    # The run records sys.argv as its command.
+    sys.argv = plan.command(trial.values)[3:]
     print(f"trial {trial.number}: {' '.join(sys.argv)}", flush=True)
     config = plan.config(trial.number, trial.values)
     training = start_training(config, resume="auto", parent=plan.directory)
     for record in training.history:
-        trial.tell(record["epoch"], record["val_accuracy"])
+        trial.report(record["epoch"], record["val_accuracy"])
     try:
-        result = training.fit(partial(end_if_hopeless, trial))
+        result = training.fit(partial(prune_if_hopeless, trial))
     except Pruned:
         trial.prune()
     except (TrainingError, MemoryError, torch.OutOfMemoryError) as error:
         print(f"trial {trial.number} failed: {error}", flush=True)
         trial.fail(str(error))
     else:
-        known = ("best_epoch", "test_accuracy", "run_id")
-        trial.complete(result["val_accuracy"], **{name: result[name] for name in known})
+        facts = {name: result[name] for name in ("best_epoch", "test_accuracy", "run_id")}
+        trial.complete(result["val_accuracy"], **facts)
     release(training.output_dir)
 
 
-def end_if_hopeless(trial: "Trial", report: "Report") -> None:
-    """After an epoch; the last one is not ended before the test."""
+def prune_if_hopeless(trial: "Trial", report: "Report") -> None:
+    """Report an epoch; raise Pruned if the pruner says so, except after the last epoch."""
     trainer, record = report.trainer, report.run.record
     best, epoch = trainer.history[trainer.kept], len(trainer.history)
     record.tags["trial"] = str(trial.number)
-    is_hopeless = trial.tell(epoch, trainer.history[-1]["val_accuracy"])
+    is_hopeless = trial.report(epoch, trainer.history[-1]["val_accuracy"])
     if is_hopeless and not trainer.config.is_over(epoch, trainer.kept):
         record.tags["pruned"] = f"after epoch {epoch}"
         record.summary |= {"best_epoch": best["epoch"], "best_val_accuracy": best["val_accuracy"]}

@@ -18,9 +18,11 @@ ROOT = Path(__file__).resolve().parents[2]
 WIDTH = 80
 ACTIONS = ("start", "status", "logs", "stop", "deploy")
 HEIGHTS = {
-    "launch/train.py": 41,
-    **dict.fromkeys((f"launch/{name}.py" for name in ("sweep", "compare", "promote", "sync")), 33),
-    **dict.fromkeys(("launch/show_data.py", "launch/demo.py"), 33),
+    "-m mlp_dist.train": 41,
+    **dict.fromkeys(
+        (f"-m mlp_dist.{name}" for name in ("sweep", "compare", "promote", "sync", "show_data")), 33
+    ),
+    "launch/demo.py": 33,
     **dict.fromkeys(
         (f"-m serve.{name}" for name in ("package", "server", "client", "draw", "proxy_key")), 33
     ),
@@ -71,7 +73,7 @@ def test_all_flags_of_the_training_are_told_at_once() -> None:
     fields = {f"--{field.name.replace('_', '-')}" for field in dataclasses.fields(TrainConfig)}
     assert flags == fields - {"--fallback-dataset"} | others
     assert [line for line in done.stdout.splitlines() if len(line) > WIDTH] == []
-    told = set(re.findall(r"^  (?:-h, )?(--[\w-]+)", page("launch/train.py"), flags=re.M))
+    told = set(re.findall(r"^  (?:-h, )?(--[\w-]+)", page("-m mlp_dist.train"), flags=re.M))
     assert {"--help-all", "--lr"} < told < flags
 
 
@@ -79,7 +81,7 @@ def test_all_flags_of_the_training_are_told_at_once() -> None:
 def test_flags_are_in_groups_and_each_says_what_it_does(name: str) -> None:
     _, _, told = page(name).partition("\noptions:\n")
     alone, _, _ = told.partition("\n\n")
-    assert len(alone.splitlines()) == 2 + (name == "launch/train.py") or _is_action(name)
+    assert len(alone.splitlines()) == 2 + (name == "-m mlp_dist.train") or _is_action(name)
     flags = re.findall(r"^  (-.*|[A-Z_.]{2,}.*)$", told, flags=re.M)
     # What does not fit beside a long one stands below it.
     assert [flag for flag in flags if not re.search(r"\S {2,}\S", flag) and flag != "ACTION"] == []
@@ -106,7 +108,8 @@ def test_examples_are_understood_as_they_stand(monkeypatch: pytest.MonkeyPatch, 
         words = shlex.split(example)
         if words[0] == "accelerate":
             launched = launch_command_parser().parse_args(words[2:])
-            words = ["python", launched.training_script, *launched.training_script_args]
+            assert launched.module
+            words = ["python", "-m", launched.training_script, *launched.training_script_args]
         target = words[1:3] if words[1] == "-m" else words[1:2]
         assert target == name.split()[: len(target)]
         assert [word for word in words if word.startswith("launch/") and not (ROOT / word).is_file()] == []
@@ -118,4 +121,4 @@ def test_examples_are_understood_as_they_stand(monkeypatch: pytest.MonkeyPatch, 
 def _module(target: str) -> str:
     if target.startswith("serve.") or target == "launch/demo.py":
         return target.removesuffix(".py").replace("/", ".")
-    return f"mlp_dist.{Path(target).stem}"
+    return target.replace("mlp_dist.", "mlp_dist.cli.")

@@ -48,7 +48,7 @@ MISTAKES = {
     f"{TRAIN} --epoch 3": (2, "unknown argument '--epoch'; did you mean --epochs?"),
     "-m serve.server strat": (2, "invalid choice: 'strat'; did you mean start?"),
     "-m serve.server start --prot 1": (2, "unknown argument '--prot'; did you mean --port?"),
-    "launch/sweep.py odd.toml": (2, "odd.toml: [space] unknown field 'learning_rate'"),
+    "launch/sweep.py odd.toml": (2, "odd.toml: unknown field 'learning_rate'"),
     "launch/show_data.py --dataset digit": (2, "unknown data set 'digit'; did you mean digits?"),
     # Values that cannot be
     f"{TRAIN} --epochs 0": (2, "epochs is 0; it must be 1 or more"),
@@ -56,8 +56,8 @@ MISTAKES = {
     f"{TRAIN} --batch-size ten": (2, "argument --batch-size: invalid int value: 'ten'"),
     f"{TRAIN} --output-dir file": (2, "/file cannot be made (File exists); choose another --output-dir"),
     "launch/train.py --dataset folder:nowhere": (1, "nowhere is not a directory"),
-    "launch/sweep.py": (2, "what is to be tried? name a search space: python launch/sweep.py SPACE.toml"),
-    "launch/sweep.py nowhere.toml": (2, "the search space nowhere.toml cannot be read"),
+    "launch/sweep.py": (2, "no search space; name one: python -m mlp_dist.sweep SPACE.toml"),
+    "launch/sweep.py nowhere.toml": (2, "cannot read the search space nowhere.toml"),
     "launch/compare.py --top 0": (2, "top is 0; it must be 1 or more"),
     # Files that are none
     "launch/demo.py --mar junk.mar": (1, "junk.mar is damaged: File is not a zip file; package it again"),
