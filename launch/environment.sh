@@ -1,2 +1,2 @@
-# Sourced at the end of .venv/bin/activate, so that torchserve and mlflow work as they stand.
+# Sourced at the end of .venv/bin/activate: sets up torchserve and mlflow.
 eval "$("$VIRTUAL_ENV/bin/python" -m serve.environment)"

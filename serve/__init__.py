@@ -1,1 +1,1 @@
-"""The handler, the archive built around it, and a client and a server to use it with."""
+"""TorchServe: packaging a run, serving it and asking the server."""

@@ -1,4 +1,4 @@
-"""What a model archive says of itself, read without unpacking it and without torch."""
+"""Reads a model archive's metadata, without unpacking it and without torch."""
 
 import json
 import zipfile
@@ -9,15 +9,15 @@ from pathlib import Path
 from mlp_dist.core.errors import BundleError, PackagingError, UsageError
 from mlp_dist.core.golden import GOLDEN, check_probabilities
 from mlp_dist.core.spec import SPEC, BundleSpec
-from serve.answering.manifest import MANIFEST
+from serve.inference.checksums import MANIFEST
 
 MAR = Path("model_store/mlp.mar")
-"""The archive that is made and served where none is named."""
+"""The default archive to package and serve."""
 
 
 @dataclass(frozen=True)
 class Archive:
-    """A .mar: `name` and `version` are what TorchServe serves it under, `golden` is an image file."""
+    """A .mar. TorchServe serves it as `name` and `version`; `golden` is the golden image's file."""
 
     path: Path
     name: str
@@ -26,12 +26,12 @@ class Archive:
     golden: bytes
 
     def check(self, answer: dict[str, float]) -> None:
-        """Raise BundleError unless `answer` is the trained model's to the golden image."""
+        """Raise BundleError unless `answer` is the trained model's answer to the golden image."""
         check_probabilities(answer, dict(zip(self.spec.classes, self.spec.golden_probabilities, strict=True)))
 
 
 def read_archive(path: Path) -> Archive:
-    """Raises UsageError where there is no such file, PackagingError where it is damaged or not ours."""
+    """Raises UsageError for a missing file and PackagingError for a damaged or foreign archive."""
     if not path.is_file():
         raise UsageError(f"there is no {path}; package a run first: python -m serve.package")
     try:
@@ -49,7 +49,7 @@ def read_archive(path: Path) -> Archive:
 
 
 def model_name(mar: Path) -> str:
-    """The name that TorchServe serves any archive under, whatever the file is called."""
+    """The name that any archive, also a foreign one, is served under."""
     with zipfile.ZipFile(mar) as archive:
         name: str = json.loads(archive.read(MANIFEST))["model"]["modelName"]
         return name

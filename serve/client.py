@@ -1,11 +1,11 @@
-"""Ask a running TorchServe what its model sees in images.
+"""Ask a running TorchServe about images.
 
   python -m serve.client outputs/*/bundle/golden.png
   python -m serve.client .serve/golden.png --url http://127.0.0.1:8080
 
-Prints one line of JSON an image: image, label, probability, probabilities. The key is read from
-key_file.json in the current directory, else in the project's root; it is sent to this machine
-alone, and to another one where --key-file or MLP_DIST_KEY_FILE names it.
+Prints one line of JSON per image: image, label, probability, probabilities. The key is read from
+key_file.json in the current directory, else in the project's root. It is sent to this machine only,
+unless --key-file or MLP_DIST_KEY_FILE names the file.
 """
 
 import http.client
@@ -18,76 +18,84 @@ import urllib.request
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from datetime import timedelta
 from pathlib import Path
 from typing import Any, Self
 from urllib.parse import quote, urlsplit
 
 from mlp_dist.console import colors, command, progress
 from mlp_dist.core.errors import ServerError, UsageError
-from serve.keys import KEY_FILE, KEY_VARIABLE, KeyFileError, candidates, read_key, renew
-from serve.state import find_state
+from serve.torchserve.keys import (
+    KEY_FILE,
+    KEY_VARIABLE,
+    KeyFileError,
+    find_key_file,
+    read_key,
+    renew_key,
+)
+from serve.torchserve.state import State, find_state
 
 URL = "http://127.0.0.1:8080"
 
-START_SECONDS = 60.0
-"""How long a server that has written its keys may take to load its model."""
+LOADING_SECONDS = 60.0
+"""Wait for the model of a server that has written its key file."""
 
 KEY_SECONDS = 5.0
-"""How long a server that was just started may take to write its keys, and to know its models."""
+"""Wait for a new server's key file and list of models."""
 
 RECOVERY_SECONDS = 20.0
-"""How long a server that is there may fail to answer: a worker that died is replaced in some four."""
+"""Wait for a running server that fails to answer. A dead worker is replaced in about 4 s."""
 
-_FAILING = (500, 502, 503, 504, 507)
-"""A worker that died or is loaded, or a queue that is full. Asking again changes nothing on the server."""
+_TRANSIENT = (500, 502, 503, 504, 507)
+"""A worker died or is loading, or the queue is full. Repeating a prediction is safe."""
 
 _HINTS = {
     "InvalidKeyException": f"; the key is read from {KEY_FILE} in the current directory, else in the "
-    "project's root: ask from where the server was started, or name the file with --key-file",
-    "ModelNotFoundException": "; name the one that is served with --model",
+    "project's root: run this where the server was started, or pass --key-file",
+    "ModelNotFoundException": "; name the served model with --model",
 }
-"""What to do about TorchServe's own errors, by their type."""
+"""By type of TorchServe's own error."""
 
 
 class NotReadyError(ServerError):
-    """The server is not there, or has not loaded the model yet."""
+    """No server, or its model is not loaded yet."""
 
 
 class BusyError(NotReadyError):
-    """The server is there, but could not answer just now."""
+    """The server runs but could not answer now."""
 
 
 class UnknownModelError(NotReadyError):
-    """The server is there, but does not know the model."""
+    """The server does not know the model."""
 
 
 class InvalidKeyError(ServerError):
-    """The server wants another key, or one at all."""
+    """The server rejected the key, or there was none."""
 
 
 @dataclass(frozen=True)
 class Answer:
-    """`values` is its JSON, `run_id` the run of the model that gave it, "" where the server does not say."""
+    """The response's JSON and the model's run ID ("" if the server does not send it)."""
 
     values: dict[str, Any]
     run_id: str
 
 
 class _NoRedirects(urllib.request.HTTPRedirectHandler):
-    """urllib would take the key along to wherever it is sent."""
+    """urllib would send the key to the redirect's target."""
 
     def redirect_request(self, *_: Any) -> None:
         return None
 
 
 class Client:
-    """Asks one model of one server; the key is read anew for each question, and renewed when it has expired.
+    """Asks one model of one server. Reads the key for each request and renews it after it has expired.
 
-    `key_file`: where TorchServe wrote its keys; None: in the current directory, else in the project's root,
-    and not for another machine. `management`: the address that renews keys; None: the port after `url`'s.
+    Args:
+        key_file: TorchServe's key file; None: for a server on this machine, the file in the current
+            directory or the project's root.
+        management: address that renews keys; None: the port after `url`'s.
 
-    Raises UsageError for a `url` that is none.
+    Raises UsageError for an invalid `url`.
     """
 
     def __init__(
@@ -99,23 +107,27 @@ class Client:
     ) -> None:
         self.url, self.model, self.key_file = url.rstrip("/"), model, key_file
         host, port = _host_and_port(self.url)
-        # A proxy is for other machines: through one, this machine's own server is not to be found.
         self._local = host in ("127.0.0.1", "localhost", "::1")
         self.management = management or f"http://{host}:{port + 1}"
+        # A proxy cannot reach this machine's loopback.
         proxies = urllib.request.ProxyHandler({} if self._local else None)
         self._opener = urllib.request.build_opener(proxies, _NoRedirects)
 
     @classmethod
+    def of(cls, state: State, version: str = "") -> Self:
+        """A client of a server started by serve.server, for a version of its model or the default one."""
+        model = f"{state.model}/{version}" if version else state.model
+        return cls(state.url, model, state.key_file, state.management_url)
+
+    @classmethod
     def find(cls, url: str | None = None, model: str = "mlp", key_file: Path | None = None) -> Self:
-        """Of the server that serve.server started here, where `url` is its address or None; else of the one
-        at `url`, or URL.
-        """
+        """A client of `url`; by default of the server that serve.server started here, else of URL."""
         state = find_state()
         if (
             state is not None
             and key_file is None
             and (url is None or _is_same(url, state.url))
-            and state.runs()
+            and state.is_running()
         ):
             return cls(state.url, model, state.key_file, state.management_url)
         return cls(url or URL, model, key_file)
@@ -129,31 +141,31 @@ class Client:
         preprocess: str | None = None,
         background: str | None = None,
     ) -> dict[str, float]:
-        """Class name -> probability for the bytes of an image file: the values of `ask`."""
-        given = {"X-Top-K": top_k, "X-Preprocess": preprocess, "X-Background": background}
-        headers = {name: str(value) for name, value in given.items() if value is not None}
+        """Class name -> probability for the bytes of an image file. Raises what `ask` raises."""
+        options = {"X-Top-K": top_k, "X-Preprocess": preprocess, "X-Background": background}
+        headers = {name: str(value) for name, value in options.items() if value is not None}
         return self.ask(image, headers=headers, timeout=timeout).values
 
     def ask(
         self,
         image: bytes,
-        question: str = "predictions",
+        endpoint: str = "predictions",
         *,
         headers: Mapping[str, str] | None = None,
         timeout: float = 30.0,
     ) -> Answer:
-        """What the server says to the bytes of an image file, asked for "predictions" or "explanations".
+        """Send the bytes of an image file to the endpoint "predictions" or "explanations".
 
-        A server that is there but cannot answer, since a worker died or too many ask, is asked again for
-        RECOVERY_SECONDS at most. `timeout` is that of one try, in seconds.
+        Repeats the request for up to RECOVERY_SECONDS while the server is busy or replaces a worker.
+        `timeout` is in seconds, for each try.
 
-        Raises NotReadyError where no model answers, ServerError with the server's own words for any
-        other answer that is not a prediction.
+        Raises NotReadyError if no model answers, and ServerError with the server's message for any other
+        error.
         """
         deadline, pause = time.monotonic() + RECOVERY_SECONDS, 0.05
         while True:
             try:
-                return self._ask(question, image, headers or {}, timeout)
+                return self._ask(endpoint, image, headers or {}, timeout)
             except BusyError:
                 if time.monotonic() + pause > deadline:
                     raise
@@ -164,22 +176,21 @@ class Client:
         self,
         image: bytes,
         *,
-        seconds: float = START_SECONDS,
+        seconds: float = LOADING_SECONDS,
         preprocess: str | None = None,
         check: Callable[[], None] = lambda: None,
     ) -> dict[str, float]:
-        """`predict`, tried again until the model is loaded; `check` may raise to end the wait."""
+        """`predict`, repeated until the model is loaded. `check` may raise to stop the wait."""
         started = time.monotonic()
         headers = {"X-Preprocess": preprocess} if preprocess else {}
         while True:
             check()
             try:
-                # TorchServe keeps a request while the model loads, for ever where it fails to.
+                # A short timeout: TorchServe holds requests while the model loads, forever if loading fails.
                 return self._ask("predictions", image, headers, timeout=5).values
             except (NotReadyError, InvalidKeyError, KeyFileError) as error:
-                # A server that starts may be about to know the model, or to write its keys.
-                soon = isinstance(error, UnknownModelError | KeyFileError)
-                if time.monotonic() - started > (min(seconds, KEY_SECONDS) if soon else seconds):
+                is_start = isinstance(error, UnknownModelError | KeyFileError)
+                if time.monotonic() - started > (min(seconds, KEY_SECONDS) if is_start else seconds):
                     raise
             time.sleep(0.1)
 
@@ -188,39 +199,35 @@ class Client:
             return self.key_file if self.key_file.is_file() else None
         if not self._local and not os.environ.get(KEY_VARIABLE):
             return None
-        return next((path for path in candidates() if path.is_file()), None)
+        return find_key_file()
 
-    def renew_key(self, key_file: Path, margin: timedelta) -> bool:
-        """Whether the key was renewed, as one is that expires within `margin`. Raises KeyFileError."""
-        return renew(key_file, self._renew, margin=margin)
-
-    def _ask(self, question: str, image: bytes, headers: Mapping[str, str], timeout: float) -> Answer:
-        """One try, or two where the key had expired."""
+    def _ask(self, endpoint: str, image: bytes, headers: Mapping[str, str], timeout: float) -> Answer:
+        """One try, or a second one after renewing the key."""
         path = self.find_key_file()
         try:
-            return self._post(question, image, headers, timeout, path)
+            return self._post(endpoint, image, headers, timeout, path)
         except InvalidKeyError:
-            if path is None or not renew(path, self._renew):
+            if path is None or not renew_key(path, self._renew):
                 raise
-        return self._post(question, image, headers, timeout, path)
+        return self._post(endpoint, image, headers, timeout, path)
 
     def _post(
-        self, question: str, image: bytes, headers: Mapping[str, str], timeout: float, key_file: Path | None
+        self, endpoint: str, image: bytes, headers: Mapping[str, str], timeout: float, key_file: Path | None
     ) -> Answer:
         sent = {"Content-Type": "application/octet-stream", **headers}
         if key_file is not None:
             sent["Authorization"] = f"Bearer {read_key(key_file).value}"
-        request = urllib.request.Request(f"{self.url}/{question}/{quote(self.model)}", image, sent)
+        request = urllib.request.Request(f"{self.url}/{endpoint}/{quote(self.model)}", image, sent)
         try:
             with self._opener.open(request, timeout=timeout) as answer:
                 return Answer(json.load(answer), answer.headers.get("X-Run-Id", ""))
         except urllib.error.HTTPError as error:
             with error:
-                raise _told(self.url, error.code, error.read()) from error
+                raise _error_from(self.url, error.code, error.read()) from error
         except (OSError, http.client.HTTPException, json.JSONDecodeError) as error:
             reason = getattr(error, "reason", error)
             message = f"no answer from {self.url} ({reason or type(reason).__name__})"
-            # A connection that was made and broke off is that of a server which lost a worker.
+            # A broken connection, unlike a refused one, means that the server lost a worker.
             if isinstance(reason, ConnectionResetError | BrokenPipeError | http.client.HTTPException):
                 raise BusyError(message) from error
             raise NotReadyError(
@@ -230,7 +237,7 @@ class Client:
     def _renew(self, path: str, key: str) -> None:
         headers = {"Authorization": f"Bearer {key}"}
         request = urllib.request.Request(f"{self.management}{path}", headers=headers)
-        # Where it cannot be had, what the server says of the old key is what is to be told.
+        # On failure the caller reports the rejected key.
         with suppress(OSError, http.client.HTTPException), self._opener.open(request, timeout=10) as answer:
             answer.read()
 
@@ -240,47 +247,47 @@ def _host_and_port(url: str) -> tuple[str, int]:
         parts = urlsplit(url)
         host, port = parts.hostname, parts.port
     except ValueError as error:
-        raise UsageError(f"url {url!r} is no address: {error}; it looks like {URL}") from error
+        raise UsageError(f"invalid url {url!r}: {error}; it looks like {URL}") from error
     if parts.scheme not in ("http", "https") or not host:
-        raise UsageError(f"url {url!r} is no address of a server; it looks like {URL}")
+        raise UsageError(f"invalid url {url!r}; it looks like {URL}")
     return host, port or (443 if parts.scheme == "https" else 80)
 
 
 def _is_same(url: str, other: str) -> bool:
-    """Whether two addresses are of one server, however this machine is called in them."""
+    """Compare host and port, with localhost as 127.0.0.1."""
     first, second = (
         (host.replace("localhost", "127.0.0.1"), port) for host, port in map(_host_and_port, (url, other))
     )
     return first == second
 
 
-def _told(url: str, status: int, body: bytes) -> ServerError:
-    """The message in the handler's or TorchServe's JSON, else the body's beginning."""
+def _error_from(url: str, status: int, body: bytes) -> ServerError:
+    """The error for a response: the message in the handler's or TorchServe's JSON, else the body's start."""
     try:
         values = json.loads(body)
         error = values.get("error")
-        said = str(error["message"]) if error is not None else f"{values['type']}: {values['message']}"
+        text = str(error["message"]) if error is not None else f"{values['type']}: {values['message']}"
     except (ValueError, KeyError, TypeError, AttributeError):
-        said = body[:200].decode(errors="replace") or "an empty body"
-    kind = said.partition(":")[0]
-    message = f"{url} answered {status}: {said}{_HINTS.get(kind, '')}"
+        text = body[:200].decode(errors="replace") or "an empty body"
+    kind = text.partition(":")[0]
+    message = f"{url} answered {status}: {text}{_HINTS.get(kind, '')}"
     if kind == "InvalidKeyException":
         return InvalidKeyError(message)
     if status == 404:
         return UnknownModelError(message)
-    return BusyError(message) if status in _FAILING else ServerError(message)
+    return BusyError(message) if status in _TRANSIENT else ServerError(message)
 
 
 def main() -> int:
     parser = command.Parser(prog="python -m serve.client", description=__doc__)
-    what = parser.add_argument_group("what is asked")
-    what.add_argument(
-        "images", type=Path, nargs="+", metavar="IMAGE", help="PNG, JPEG, GIF, BMP, WebP or TIFF"
+    request = parser.add_argument_group("request")
+    request.add_argument(
+        "images", type=Path, nargs="+", metavar="IMAGE", help="PNG, JPEG, GIF, BMP, WebP or TIFF file"
     )
-    whom = parser.add_argument_group("who is asked")
-    whom.add_argument("--url", help=f"its address for predictions (that of serve.server start, else {URL})")
-    whom.add_argument("--model", default="mlp", metavar="NAME", help="the model's name there (mlp)")
-    whom.add_argument(
+    server = parser.add_argument_group("server")
+    server.add_argument("--url", help=f"inference address (that of serve.server start, else {URL})")
+    server.add_argument("--model", default="mlp", metavar="NAME", help="name of the served model (mlp)")
+    server.add_argument(
         "--key-file", type=Path, metavar="FILE", help="TorchServe's keys (found, or $MLP_DIST_KEY_FILE)"
     )
     args = parser.parse_args()
@@ -291,8 +298,8 @@ def main() -> int:
         raise UsageError(f"no such file: {', '.join(missing)}")
 
     client = Client.find(args.url, args.model, args.key_file)
-    # Keys are written before the model is loaded: where they lie, the server is worth a longer wait.
-    seconds = START_SECONDS if client.find_key_file() else KEY_SECONDS
+    # A key file means that a server has started, perhaps without a model yet.
+    seconds = LOADING_SECONDS if client.find_key_file() else KEY_SECONDS
     failed = False
     for path in args.images:
         try:

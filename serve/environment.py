@@ -1,24 +1,22 @@
-"""What a shell needs for torchserve and mlflow to work as they stand, as the commands that set it.
+"""Print the shell commands that set up the environment for torchserve and mlflow.
 
   eval "$(python -m serve.environment)"
 
-.venv/bin/activate of a checkout does that.
+A checkout's .venv/bin/activate runs it.
 """
 
 import shlex
 
 from mlp_dist.console import command
-from serve.java import java_home
-from serve.torchserve import CONFIG
+from serve.torchserve.process import CONFIG, find_java_home
 
 
 def exports() -> list[str]:
-    """Lines of shell: TorchServe's settings, a Java where the machine has none new enough, no telemetry."""
-    # torchserve reads its settings only from the file that this names.
+    """Shell lines: TorchServe's settings, a Java if the machine's is missing or too old, no telemetry."""
+    # The torchserve launcher reads no other settings file.
     lines = [f"export TS_CONFIG_FILE={shlex.quote(str(CONFIG))}"]
-    if home := java_home():
+    if home := find_java_home():
         lines.append(f"export JAVA_HOME={shlex.quote(home)}")
-    # MLflow reports usage unless told not to; a choice made before stands.
     return [*lines, 'export MLFLOW_DISABLE_TELEMETRY="${MLFLOW_DISABLE_TELEMETRY:-true}"']
 
 

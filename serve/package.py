@@ -1,7 +1,6 @@
-"""A run -> a checked model archive for TorchServe.
+"""Package a run as a checked model archive for TorchServe.
 
-  python -m serve.package                         the champion, which mlp_dist.promote names;
-                                                  where there is none, the best run
+  python -m serve.package                         the champion (mlp_dist.promote), else the best run
   python -m serve.package --metric val_accuracy   the best run, champion or not
   python -m serve.package --model-name digits     under another name
 
@@ -30,8 +29,8 @@ from mlp_dist.core.golden import GOLDEN, check_probabilities
 from mlp_dist.core.io import replacing_file
 from mlp_dist.core.spec import SPEC, WEIGHTS
 from mlp_dist.tracking import find, next_steps, registry
-from serve.answering.manifest import MANIFEST, SUMS, sha256_sums
 from serve.archive import MAR
+from serve.inference.checksums import MANIFEST, SUMS, sha256_sums
 
 if TYPE_CHECKING:
     from mlp_dist.core.bundle import Bundle
@@ -40,24 +39,22 @@ if TYPE_CHECKING:
 HERE = Path(__file__).resolve().parent
 
 _UNIX = 3
-"""In a zip file, that permissions are those of Unix."""
+"""Zip's code for Unix permissions."""
 
 
 def build_archive(bundle_directory: Path, model_name: str, version: str, directory: Path) -> Path:
     """Build `directory`/`model_name`.mar with torch-model-archiver.
 
-    It holds the handler, serve/answering, mlp_dist/core, the bundle's three files and TorchServe's settings
-    for the model.
+    It holds the handler, serve/inference, mlp_dist/core, the bundle's files and model-config.yaml.
     """
     extra = directory / "extra"
-    package = Path(mlp_dist.__file__).parent
-    compiled = shutil.ignore_patterns("__pycache__")
-    for whole in (package / "core", HERE / "answering"):
-        shutil.copytree(whole, extra / whole.parent.name / whole.name, ignore=compiled)
-        shutil.copy(whole.parent / "__init__.py", extra / whole.parent.name)
+    for code in (Path(mlp_dist.__file__).parent / "core", HERE / "inference"):
+        package = code.parent
+        shutil.copytree(code, extra / package.name / code.name, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copy(package / "__init__.py", extra / package.name)
     for name in (SPEC, GOLDEN):
         shutil.copy(bundle_directory / name, extra)
-    # The archiver stages in a directory named after the model, which parallel builds would share.
+    # The archiver stages in $TMPDIR/MODEL_NAME, which parallel builds would share.
     temporary = directory / "tmp"
     temporary.mkdir()
     arguments = {
@@ -77,18 +74,19 @@ def build_archive(bundle_directory: Path, model_name: str, version: str, directo
 
 
 def seal(mar: Path) -> None:
-    """Name the sha256 of each file in the archive's manifest, and write it so that the same files give the
-    same bytes: the archiver stamps the time on them, and takes them in the order of the directory.
+    """Add each file's sha256 to the manifest and rewrite the archive reproducibly.
+
+    The archiver adds the current time and keeps the file system's order.
     """
-    with tempfile.TemporaryDirectory(prefix="mlp-seal-") as name, zipfile.ZipFile(mar) as made:
+    with tempfile.TemporaryDirectory(prefix="mlp-seal-") as name, zipfile.ZipFile(mar) as archive:
         directory = Path(name)
-        made.extractall(directory)
+        archive.extractall(directory)
         manifest = json.loads((directory / MANIFEST).read_text())
         manifest.pop("createdOn", None)
         sums = sha256_sums(directory)
         files = {name: (directory / name).read_bytes() for name in sums}
     files[MANIFEST] = (json.dumps({**manifest, SUMS: sums}, indent=2, sort_keys=True) + "\n").encode()
-    # Not compressed, which gains little of weights, and is not the same with every zlib.
+    # Stored: weights hardly compress, and the bytes would depend on the version of zlib.
     with zipfile.ZipFile(mar, "w", zipfile.ZIP_STORED) as sealed:
         for name in sorted(files):
             entry = zipfile.ZipInfo(name)
@@ -97,9 +95,9 @@ def seal(mar: Path) -> None:
 
 
 def check_archive(mar: Path, bundle: "Bundle", directory: Path) -> None:
-    """Unpack the archive and ask it, in a process that has only torch, torchvision and ts.
+    """Unpack the archive and ask it about the golden image, in a process with only torch and ts.
 
-    Raises PackagingError unless it answers the golden image as the trained model did.
+    Raises PackagingError unless it gives the trained model's answer.
     """
     unpacked = directory / "unpacked"
     with zipfile.ZipFile(mar) as archive:
@@ -109,36 +107,36 @@ def check_archive(mar: Path, bundle: "Bundle", directory: Path) -> None:
     try:
         check_probabilities(json.loads(output.splitlines()[-1]), golden)
     except BundleError as error:
-        raise PackagingError(f"the archive was not put in place: {error}") from error
+        raise PackagingError(f"the archive failed its check: {error}") from error
 
 
 def _run(words: list[str], **environment: str) -> str:
-    """Run a command for its stdout. Raises PackagingError with the end of what it said when it fails."""
+    """Run a command; returns its stdout. Raises PackagingError with the end of its output."""
     done = subprocess.run(words, capture_output=True, text=True, env={**os.environ, **environment})
     if done.returncode != 0:
         end = "\n".join((done.stdout + done.stderr).strip().splitlines()[-15:])
-        raise PackagingError(f"the archive was not put in place: {Path(words[-1]).name} failed:\n{end}")
+        raise PackagingError(f"the archive failed its check: {Path(words[-1]).name}:\n{end}")
     return done.stdout
 
 
 def package(
     run: find.StoredRun, model_name: str, export_path: Path, data_dir: Path | None
 ) -> dict[str, object]:
-    """Export, build, check, and only then put in place; returns what the last line says."""
+    """Export, build and check before replacing an older archive; returns the JSON of the last line."""
     with tempfile.TemporaryDirectory(prefix="mlp-package-") as name, progress.stages("packaging") as begin:
         directory = Path(name)
-        begin("the test images")
-        # It imports torch.
+        begin("scoring the test images")
+        # Imports torch, which takes seconds.
         from mlp_dist.tracking import export
 
         exported = export.export_run(run, directory / "run", data_dir)
         test = exported.test
-        progress.tell(_scores(test))
-        begin("the archive")
-        # One version a run: two archives of one run are the same model.
+        progress.tell(_summary(test))
+        begin("building the archive")
+        # One version per run: two archives of one run hold the same model.
         version = run.run_id[:8]
         mar = build_archive(exported.directory, model_name, version, directory)
-        begin("its answer")
+        begin("checking its answer")
         check_archive(mar, exported.bundle, directory)
         place = export_path / mar.name
         try:
@@ -146,7 +144,7 @@ def package(
                 shutil.copyfile(mar, temporary)
         except OSError as error:
             raise PackagingError(
-                f"{place} cannot be written ({error.strerror}); choose another --export-path"
+                f"cannot write {place} ({error.strerror}); choose another --export-path"
             ) from error
         return {
             "mar": str(place),
@@ -159,30 +157,29 @@ def package(
         }
 
 
-def _scores(test: "Evaluation") -> str:
-    """What to tell of the model's answers for the test images."""
-    told = f"test accuracy {test.accuracy:.2%}, expected calibration error {test.ece:.2%}"
+def _summary(test: "Evaluation") -> str:
+    text = f"test accuracy {test.accuracy:.2%}, expected calibration error {test.ece:.2%}"
     if test.temperature == 1:
-        return f"{told}, without a temperature: there were no validation images to fit one on"
-    return f"{told} at temperature {test.temperature:.3f}, {test.uncalibrated_ece:.2%} without"
+        return f"{text}, not calibrated: there were no validation images to fit a temperature"
+    return f"{text} at temperature {test.temperature:.3f}, {test.uncalibrated_ece:.2%} without"
 
 
 def _parse() -> argparse.Namespace:
     parser = command.Parser(
         prog="python -m serve.package", usage="python -m serve.package [FLAG ...]", description=__doc__
     )
-    which = parser.add_argument_group("which run (the champion, else the best by val_accuracy)")
-    which.add_argument("--run-id", metavar="ID", help="this one, by its id, the beginning of it, or its name")
-    which.add_argument(
-        "--experiment", metavar="NAME", help=f"the best run of this experiment ({DEFAULT_EXPERIMENT})"
+    run = parser.add_argument_group("run (the champion, else the best by val_accuracy)")
+    run.add_argument("--run-id", metavar="ID", help="run by ID, ID prefix or name")
+    run.add_argument(
+        "--experiment", metavar="NAME", help=f"best run of the experiment ({DEFAULT_EXPERIMENT})"
     )
-    which.add_argument("--metric", metavar="NAME", help="the best run by val_accuracy (default) or val_loss")
-    which.add_argument(
-        "--data-dir", metavar="DIR", type=Path, help="where the test images are (where the run had them)"
+    run.add_argument("--metric", metavar="NAME", help="best run by val_accuracy (default) or val_loss")
+    run.add_argument("--data-dir", metavar="DIR", type=Path, help="directory of the test images (the run's)")
+    archive = parser.add_argument_group("archive")
+    archive.add_argument("--model-name", metavar="NAME", default=MAR.stem, help=f"({MAR.stem})")
+    archive.add_argument(
+        "--export-path", metavar="DIR", type=Path, default=MAR.parent, help=f"({MAR.parent})"
     )
-    where = parser.add_argument_group("where its archive goes")
-    where.add_argument("--model-name", metavar="NAME", default=MAR.stem, help=f"({MAR.stem})")
-    where.add_argument("--export-path", metavar="DIR", type=Path, default=MAR.parent, help=f"({MAR.parent})")
     return parser.parse_args()
 
 

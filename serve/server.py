@@ -1,63 +1,65 @@
-"""A TorchServe of one's own, which answers rightly or does not start.
+"""Start, check and stop a TorchServe server, and deploy to it.
 
   python -m serve.server start --deployable       serve model_store/mlp.mar in the background
-  python -m serve.server status                   whether it answers rightly, and with which model
-  python -m serve.server stop                     end it, and wait until it is gone
+  python -m serve.server status                   check its answer to a known image
+  python -m serve.server stop                     stop it and wait for its end
 
-It listens at 127.0.0.1:8080 and the two ports after it, or where these are taken at the first free
-ones of 8090, 8100 and so on. What belongs to it lies in .serve in the current directory, and is
-found from there, or from the project's root. The last line of start, status, stop and deploy is one
-JSON object.
+It listens on 127.0.0.1:8080 and the next two ports, or on 8090, 8100, ... if these are taken. Its
+files are in .serve in the current directory. Other actions look there, else in the project's root.
+The last line of start, status, stop and deploy is one JSON object.
 """
 
 import argparse
 import json
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from mlp_dist.console import command, progress
-from mlp_dist.core.errors import ServerError, UsageError
+from mlp_dist.core.errors import MlpDistError, ServerError, UsageError
 from mlp_dist.core.golden import GOLDEN
+from mlp_dist.core.spec import EXACT
 from mlp_dist.tracking import next_steps
-from serve import torchserve
 from serve.archive import MAR, Archive, model_name, read_archive
 from serve.client import Client
-from serve.deploy import deploy
-from serve.keys import STATE
-from serve.logs import print_log
-from serve.ports import free_ports, is_free, three_ports
-from serve.state import LOG, State, alone, find_state
-from serve.status import describe, in_words
+from serve.torchserve import process as torchserve
+from serve.torchserve.deploy import deploy
+from serve.torchserve.keys import ROOT
+from serve.torchserve.management import describe_version
+from serve.torchserve.ports import free_ports, is_free, three_ports
+from serve.torchserve.server_log import print_log
+from serve.torchserve.state import LOG, STATE, STORE, State, exclusive, find_state
 
-START = """Start a server in the background; return once it has answered rightly, else end it.
+START = """Start a server in the background. Returns once its answer is correct, else stops it.
 
   python -m serve.server start
   python -m serve.server start --deployable --port 8090
 """
 
-STATUS = """Ask the server whether it answers rightly: exit code 0 where it does, else 1.
+STATUS = """Check the server's answer to a known image: exit code 0 if it is correct, else 1.
 
   python -m serve.server status
 """
 
-LOGS = """Show what the server and its worker write.
+LOGS = """Show the log of the server and its workers.
 
   python -m serve.server logs
   python -m serve.server logs --follow        until Ctrl-C
 """
 
-STOP = """End the server and wait until it is gone.
+STOP = """Stop the server and wait for its end.
 
   python -m serve.server stop
 """
 
-DEPLOY = """Put another version in the place of the served one, which goes on answering until then.
+DEPLOY = """Replace the served version without losing requests.
 
   python -m serve.server deploy model_store/mlp.mar
 
-The archive is that of another run, and the server was started with --deployable.
+The server must have been started with --deployable, and the archive must hold another run.
 """
 
 
@@ -65,59 +67,55 @@ The archive is that of another run, and the server was started with --deployable
 def running(
     mar: Path, golden: bytes, *, seconds: float = torchserve.START_SECONDS, **settings: object
 ) -> Iterator[Client]:
-    """Serve `mar` on free loopback ports; yields a client once the image `golden` is really answered.
+    """Serve `mar` on free loopback ports; yields a client once the image `golden` gets an answer.
 
-    `settings` go before those of config.properties. Raises ServerError with the end of the server's log
-    where that does not come to pass. On leaving, the server and its workers have ended.
+    `settings` override config.properties. Stops the server and its workers at the end.
+
+    Raises ServerError with the worker's error.
     """
     with tempfile.TemporaryDirectory(prefix="mlp-") as name:
         state, process = torchserve.start(Path(name), mar, model_name(mar), free_ports(3), settings)
         try:
             torchserve.wait_until_ready(state, process, golden, seconds)
-            yield torchserve.client_of(state)
+            yield Client.of(state)
         finally:
             torchserve.stop(state, process)
 
 
-def start(mar: Path, first_port: int | None, *, deployable: bool) -> int:
-    state = launch(mar, first_port, deployable=deployable)
-    return status(state, next_steps.after_starting(Path(STATE).resolve() / GOLDEN, state.model))
-
-
 def launch(mar: Path, first_port: int | None = None, *, deployable: bool = False) -> State:
-    """Serve `mar` in the background, for the current directory; returns once its golden image is answered.
+    """Serve `mar` in the background, for the current directory; returns once its answer is correct.
 
-    Raises UsageError where a server runs here already, ServerError where none comes up.
+    Raises UsageError if a server already runs here and ServerError if none starts.
     """
     archive = read_archive(mar)
     directory = Path(STATE).resolve()
-    with alone(directory):
+    with exclusive(directory):
         old = State.load(directory)
         if old is not None:
-            if old.runs():
+            if old.is_running():
                 raise UsageError(
-                    f"a server already runs here, at {old.url} as process {old.session}; "
-                    "end it first: python -m serve.server stop"
+                    f"a server is already running here, at {old.url} as process {old.session}; "
+                    "stop it first: python -m serve.server stop"
                 )
             torchserve.stop(old)
-        ports, taken = three_ports(first_port)
+        ports, message = three_ports(first_port)
         while True:
-            if taken:
-                print(taken, flush=True)
+            if message:
+                print(message, flush=True)
             print(f"starting TorchServe with {mar}", flush=True)
             try:
-                state = _started(directory, archive, ports, deployable=deployable)
+                state = _launch(directory, archive, ports, deployable=deployable)
             except ServerError:
                 if all(map(is_free, ports)):
                     raise
             else:
                 (directory / GOLDEN).write_bytes(archive.golden)
                 return state
-            # Another program has taken them while TorchServe started.
-            ports, taken = three_ports(first_port)
+            # Another program took the ports while TorchServe started.
+            ports, message = three_ports(first_port)
 
 
-def _started(directory: Path, archive: Archive, ports: list[int], *, deployable: bool) -> State:
+def _launch(directory: Path, archive: Archive, ports: list[int], *, deployable: bool) -> State:
     settings = {"enable_model_api": "true"} if deployable else {}
     state, process = torchserve.start(directory, archive.path, archive.name, ports, settings)
     try:
@@ -128,66 +126,105 @@ def _started(directory: Path, archive: Archive, ports: list[int], *, deployable:
     return state
 
 
-def status(state: State | None, next_told: str = "") -> int:
+def describe(state: State | None) -> dict[str, Any]:
+    """The JSON of `status`. `ready`: the golden image gets the right answer at this moment."""
+    if state is None or not state.is_running():
+        return {"running": False, "ready": False}
+    values: dict[str, Any] = {
+        "running": True,
+        "ready": False,
+        "model": state.model,
+        "version": None,
+        "run_id": None,
+        "workers": 0,
+        "url": state.url,
+        "management_url": state.management_url,
+        "metrics_url": state.metrics_url,
+        "deployable": state.deployable,
+        "pid": state.session,
+        "uptime_seconds": round(time.time() - state.started, 1),
+        "directory": str(state.directory),
+        "log": str(state.log),
+    }
+    try:
+        version = describe_version(state)
+        values["version"] = version["modelVersion"]
+        values["workers"] = sum(worker["status"] == "READY" for worker in version["workers"])
+        archive = read_archive(state.directory / STORE / version["modelUrl"])
+        values["run_id"] = archive.spec.run_id
+        if not values["workers"]:
+            raise ServerError("no worker is ready")
+        archive.check(Client.of(state).predict(archive.golden, timeout=5, preprocess=EXACT))
+        values["ready"] = True
+    except MlpDistError as error:
+        values["reason"] = str(error)
+    return values
+
+
+def _summary(values: dict[str, Any]) -> str:
+    if not values["running"]:
+        return "no server is running here; python -m serve.server start"
+    health = "healthy" if values["ready"] else f"unhealthy: {values.get('reason')}"
+    deployable = ", deployable" if values["deployable"] else ""
+    return (
+        f"{values['model']} at {values['url']} is {health}\n"
+        f"version {values['version']} of run {values['run_id']}, workers ready: {values['workers']}\n"
+        f"process {values['pid']}, started {values['uptime_seconds']:.0f} s ago{deployable}"
+    )
+
+
+def _print_status(state: State | None, hints: str = "") -> int:
     values = describe(state)
-    print("\n".join(filter(None, [in_words(values), next_told])))
+    print("\n".join(filter(None, [_summary(values), hints])))
     print(json.dumps(values))
     return 0 if values["ready"] else 1
+
+
+def start(mar: Path, first_port: int | None, *, deployable: bool) -> int:
+    state = launch(mar, first_port, deployable=deployable)
+    return _print_status(state, next_steps.after_starting(Path(STATE).resolve() / GOLDEN, state.model))
 
 
 def stop() -> None:
     state = find_state()
     stopped = False
     if state is not None:
-        with alone(state.directory):
+        with exclusive(state.directory):
             stopped = bool(state.processes())
-            with progress.stages("TorchServe ends"):
+            with progress.stages("stopping TorchServe"):
                 torchserve.stop(state)
-    print(
-        f"the server at {state.url} has ended"
-        if stopped and state
-        else "no server runs that was started here"
-    )
+    print(f"stopped the server at {state.url}" if stopped and state else "no server is running here")
     print(json.dumps({"stopped": stopped}))
 
 
-def logs(*, follow: bool) -> None:
-    places = [Path.cwd() / STATE, Path(__file__).resolve().parents[1] / STATE]
-    found = next((place / LOG for place in places if (place / LOG).is_file()), None)
+def print_logs(*, follow: bool) -> None:
+    logs = [place / STATE / LOG for place in (Path.cwd(), ROOT)]
+    found = next((log for log in logs if log.is_file()), None)
     if found is None:
         raise UsageError("no server was started here: python -m serve.server start")
-    # Interrupting is how one stops to follow.
+    # Ctrl-C ends --follow.
     with suppress(KeyboardInterrupt):
         print_log(found, follow=follow)
 
 
 def _parse() -> argparse.Namespace:
-    parser = command.Parser(
-        prog="python -m serve.server", usage="python -m serve.server ACTION [FLAG ...]", description=__doc__
-    )
+    name = "python -m serve.server"
+    parser = command.Parser(prog=name, usage=f"{name} ACTION [FLAG ...]", description=__doc__)
     actions = parser.add_subparsers(
-        dest="action",
-        required=True,
-        title="actions (ACTION --help tells more)",
-        metavar="ACTION",
-        prog="python -m serve.server",
+        dest="action", required=True, title="actions (see ACTION --help)", metavar="ACTION", prog=name
     )
     starting = actions.add_parser("start", help="start a server in the background", description=START)
     starting.add_argument("mar", type=Path, nargs="?", default=MAR, metavar="MAR", help=f"({MAR})")
     starting.add_argument(
         "--port", type=int, metavar="N", help="predictions at N, management at N+1, metrics at N+2 (8080)"
     )
-    starting.add_argument(
-        "--deployable", action="store_true", help="new versions can be deployed while it answers"
-    )
-    actions.add_parser("status", help="whether it answers rightly", description=STATUS)
-    following = actions.add_parser("logs", help="what it and its worker write", description=LOGS)
-    following.add_argument("-f", "--follow", action="store_true", help="go on with what comes")
-    actions.add_parser("stop", help="end it", description=STOP)
-    deploying = actions.add_parser(
-        "deploy", help="put another version in its place, without a gap", description=DEPLOY
-    )
-    deploying.add_argument("mar", type=Path, metavar="MAR", help="as python -m serve.package made it")
+    starting.add_argument("--deployable", action="store_true", help="allow `deploy` while it runs")
+    actions.add_parser("status", help="check the server's answer", description=STATUS)
+    following = actions.add_parser("logs", help="show the log", description=LOGS)
+    following.add_argument("-f", "--follow", action="store_true", help="print new lines until Ctrl-C")
+    actions.add_parser("stop", help="stop the server", description=STOP)
+    deploying = actions.add_parser("deploy", help="replace the served version", description=DEPLOY)
+    deploying.add_argument("mar", type=Path, metavar="MAR", help="archive made by python -m serve.package")
     return parser.parse_args()
 
 
@@ -196,9 +233,9 @@ def main() -> int | None:
     if args.action == "start":
         return start(args.mar, args.port, deployable=args.deployable)
     if args.action == "status":
-        return status(find_state())
+        return _print_status(find_state())
     if args.action == "logs":
-        logs(follow=args.follow)
+        print_logs(follow=args.follow)
     elif args.action == "deploy":
         print(json.dumps(deploy(args.mar)))
     else:

@@ -1,8 +1,9 @@
-"""Run by serve.package in a process of its own: does an unpacked archive answer with what it brings?
+"""Run an unpacked archive's handler in a process that can import only what a server needs.
 
-  python -I verify.py DIR        the answer to DIR/golden.png, as JSON, the last line on stdout
+  python -I verify.py DIR        prints the answer to DIR/golden.png as JSON on the last line
 
-Everything installed beside torch, torchvision and torchserve cannot be imported here.
+serve.package starts it. Packages other than torch, torchvision, torchserve and their dependencies are
+hidden.
 """
 
 import json
@@ -16,18 +17,19 @@ from types import ModuleType
 from typing import ClassVar
 
 ROOTS = ("torch", "torchvision", "torchserve", "pyyaml")
-"""What serves an archive, with all that these need; ts imports yaml without declaring it."""
+"""Installed on a server, with their dependencies. ts imports yaml without declaring it."""
 
 
-def _normalized(name: str) -> str:
+def normalize_name(name: str) -> str:
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
-def _closure(roots: tuple[str, ...]) -> set[str]:
+def dependencies(roots: Sequence[str]) -> set[str]:
+    """The distributions `roots` and everything they require."""
     found: set[str] = set()
     waiting = list(roots)
     while waiting:
-        name = _normalized(waiting.pop())
+        name = normalize_name(waiting.pop())
         if name in found:
             continue
         found.add(name)
@@ -39,8 +41,8 @@ def _closure(roots: tuple[str, ...]) -> set[str]:
     return found
 
 
-class ServedFinder(PathFinder):
-    """Finds as Python does, but nothing installed outside the closure of ROOTS: as if it were not there."""
+class ServerFinder(PathFinder):
+    """Finds no module of `hidden`."""
 
     hidden: ClassVar[set[str]] = set()
 
@@ -51,19 +53,19 @@ class ServedFinder(PathFinder):
         return None if fullname.partition(".")[0] in cls.hidden else super().find_spec(fullname, path, target)
 
 
-def _hide_what_does_not_serve() -> None:
-    allowed = _closure(ROOTS)
-    ServedFinder.hidden = {
+def _hide_other_packages() -> None:
+    allowed = dependencies(ROOTS)
+    ServerFinder.hidden = {
         module
         for module, distributions in packages_distributions().items()
-        if not allowed & {_normalized(name) for name in distributions}
+        if not allowed & {normalize_name(name) for name in distributions}
     } - {"mlp_dist", "serve"}
-    # Those of editable installations go too: they find what stands in no directory of sys.path.
-    sys.meta_path[:] = [BuiltinImporter, FrozenImporter, ServedFinder]
+    # Replaces the finders of editable installations too.
+    sys.meta_path[:] = [BuiltinImporter, FrozenImporter, ServerFinder]
 
 
 def main(directory: Path) -> None:
-    _hide_what_does_not_serve()
+    _hide_other_packages()
     sys.path.insert(0, str(directory))
     from ts.context import RequestProcessor
     from ts.model_loader import TsModelLoader

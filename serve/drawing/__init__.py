@@ -1,1 +1,1 @@
-"""The page on which one draws a digit and sees the server's answer: launch/draw.py."""
+"""The drawing page of `python -m serve.draw`."""

@@ -1,5 +1,5 @@
-// Strokes of mouse, pen or finger on the canvas; each change of the drawing is told as "drawn".
-// props: the colours `ink` and `paper`, and how wide the `pen` is, in sides of the canvas.
+// Draws strokes of mouse, pen or finger on the canvas and triggers "drawn" after each change.
+// props: the colours `ink` and `paper`, and the width of `pen` as a fraction of the canvas.
 const canvas = element.querySelector("canvas");
 const pen = canvas.getContext("2d");
 const strokes = [];
@@ -13,7 +13,7 @@ const paint = () => {
   for (const points of strokes) {
     pen.beginPath();
     pen.moveTo(...points[0]);
-    // A click is a dot: a line of no length is drawn as its round ends.
+    // A click gives a line of no length, drawn as its round caps.
     points.forEach((point) => pen.lineTo(...point));
     pen.stroke();
   }
@@ -25,7 +25,7 @@ const place = (event) => {
   return [(event.clientX - box.left) * scale, (event.clientY - box.top) * scale];
 };
 
-const tell = () => {
+const notify = () => {
   paint();
   element.querySelectorAll("button").forEach((button) => (button.disabled = !strokes.length));
   trigger("drawn", { picture: strokes.length ? canvas.toDataURL("image/png") : "" });
@@ -44,16 +44,16 @@ canvas.addEventListener("pointermove", (event) => {
   paint();
 });
 
-canvas.addEventListener("lostpointercapture", tell);
+canvas.addEventListener("lostpointercapture", notify);
 
 element.querySelector(".undo").addEventListener("click", () => {
   strokes.pop();
-  tell();
+  notify();
 });
 
 element.querySelector(".clear").addEventListener("click", () => {
   strokes.length = 0;
-  tell();
+  notify();
 });
 
 paint();

@@ -1,4 +1,4 @@
-"""The page itself. The one file that imports gradio, late: it takes two seconds."""
+"""The page itself. Imports gradio late, since that takes two seconds."""
 
 import base64
 import os
@@ -9,23 +9,22 @@ from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from mlp_dist.core.errors import ServerError
-from mlp_dist.core.spec import AUTO
+from mlp_dist.core.spec import AUTO, BundleSpec
 from serve.archive import Archive
-from serve.drawing.answer import waiting
-from serve.ports import HOST
-
-if TYPE_CHECKING:
-    from serve.drawing.examples import Example
+from serve.torchserve.ports import HOST
 
 HERE = Path(__file__).resolve().parent
 
-_SIDE = 400
-"""Of the drawing, in pixels."""
+MAX_BARS = 10
+"""Classes shown: the most probable ones if there are more."""
 
-_PAD = f"""<canvas width="{_SIDE}" height="{_SIDE}" aria-label="Draw here"></canvas>
+_PAD_SIDE = 400
+"""Pixels."""
+
+_PAD = f"""<canvas width="{_PAD_SIDE}" height="{_PAD_SIDE}" aria-label="Draw here"></canvas>
 <div class="tools">
 <button class="undo" disabled>Undo</button><button class="clear" disabled>Clear</button></div>"""
 
@@ -34,26 +33,34 @@ _PICK = """element.addEventListener("click", (event) => {
   if (button) trigger("picked", { number: Number(button.dataset.number) });
 });"""
 
-_LARGEST = 10 * 2**20
-"""Bytes of a file: of what TorchServe takes."""
+_MAX_FILE_SIZE = 10 * 2**20
+"""Bytes, as TorchServe's max_request_size."""
 
 Ask = Callable[[bytes, str], str]
-"""The bytes of an image file and what it is, in words -> HTML of the answer."""
+"""(bytes of an image file, description of it) -> HTML of the answer."""
+
+
+@dataclass(frozen=True)
+class Example:
+    """`picture` is a PNG file; `label` is the name of its true class, "" if unknown."""
+
+    picture: bytes
+    label: str
 
 
 @dataclass(frozen=True)
 class Contents:
     archive: Archive
-    examples: "Sequence[Example]"
+    examples: Sequence[Example]
     ask: Ask
 
 
 def load_gradio() -> ModuleType:
-    """Raises ServerError where it is not installed."""
-    # It reports usage from its import on, unless this is set.
+    """Raises ServerError if it is not installed."""
+    # Without it, the import alone sends usage statistics.
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     os.environ["HF_HUB_OFFLINE"] = "1"
-    # It asks itself whether it answers: through a proxy, this machine is not to be found.
+    # It checks its own address, which a proxy cannot reach.
     for name in ("NO_PROXY", "no_proxy"):
         os.environ[name] = ",".join(filter(None, (os.environ.get(name), HOST)))
     try:
@@ -68,9 +75,9 @@ def load_gradio() -> ModuleType:
 
 @contextmanager
 def opened(contents: Contents, port: int) -> Iterator[str]:
-    """The page's address on loopback, until the end; what was uploaded is removed then.
+    """Serve the page on loopback; yields its URL. Removes uploads at the end.
 
-    Raises ServerError where gradio is missing, or `port` is taken.
+    Raises ServerError if gradio is missing or `port` is taken.
     """
     gr = load_gradio()
     with tempfile.TemporaryDirectory(prefix="mlp-draw-") as uploads:
@@ -92,10 +99,12 @@ def opened(contents: Contents, port: int) -> Iterator[str]:
                 pwa=False,
                 run_history=False,
                 footer_links=[],
-                max_file_size=_LARGEST,
+                max_file_size=_MAX_FILE_SIZE,
             )
         except OSError as error:
-            raise ServerError(f"port {port} was taken by another program meanwhile; start again") from error
+            raise ServerError(
+                f"port {port} was taken by another program in the meantime; try again"
+            ) from error
         try:
             yield url.rstrip("/")
         finally:
@@ -104,26 +113,24 @@ def opened(contents: Contents, port: int) -> Iterator[str]:
 
 def _build(gr: Any, contents: Contents) -> Any:
     spec = contents.archive.spec
-    of_digits = set(spec.classes) <= set("0123456789")
-    title = "Draw a digit" if of_digits else "Draw a picture"
-    # A model that takes pictures as they are is given what data sets have: thick light ink on black.
+    title = "Draw a digit" if set(spec.classes) <= set("0123456789") else "Draw a picture"
+    # Without preprocessing, drawings must look like the data set: thick light ink on black.
     ink, paper, pen = ("black", "white", 1 / 18) if spec.preprocess == AUTO else ("white", "black", 1 / 8)
 
     def drawn(event: gr.EventData) -> str:
         if not event.picture:
-            return waiting(spec)
+            return _placeholder(spec)
         return contents.ask(base64.b64decode(event.picture.partition(",")[2]), "your drawing")
 
     def uploaded(path: str | None) -> str:
         if path is None:
-            return waiting(spec)
+            return _placeholder(spec)
         return contents.ask(Path(path).read_bytes(), Path(path).name)
 
     def picked(event: gr.EventData) -> str:
         example = contents.examples[event.number]
-        return contents.ask(
-            example.picture, f"a test image, a {example.label}" if example.label else "the test image"
-        )
+        name = f"a test image, a {example.label}" if example.label else "the test image"
+        return contents.ask(example.picture, name)
 
     with gr.Blocks(title=title, analytics_enabled=False) as page:
         gr.HTML(_heading(title, contents.archive), elem_id="title")
@@ -141,35 +148,69 @@ def _build(gr: Any, contents: Contents) -> Any:
                 examples = gr.HTML(
                     _buttons(contents.examples), js_on_load=_PICK, apply_default_css=False, elem_id="examples"
                 )
-                file = gr.File(label="Or send a picture of one", type="filepath", height=140, elem_id="file")
+                file = gr.File(label="Or upload a picture", type="filepath", height=140, elem_id="file")
             with gr.Column(min_width=400):
-                answer = gr.HTML(waiting(spec), apply_default_css=False, elem_id="answer")
-        quietly = {
+                answer = gr.HTML(_placeholder(spec), apply_default_css=False, elem_id="answer")
+        options = {
             "outputs": answer,
             "queue": False,
             "show_progress": "hidden",
             "trigger_mode": "always_last",
         }
-        pad.drawn(drawn, **quietly)
-        examples.picked(picked, **quietly)
-        file.change(uploaded, file, **quietly)
+        pad.drawn(drawn, **options)
+        examples.picked(picked, **options)
+        file.change(uploaded, file, **options)
     return page
 
 
 def _heading(title: str, archive: Archive) -> str:
     spec = archive.spec
     accuracy = spec.metrics.get("test_accuracy")
-    known = f", {accuracy:.2%} of its test images right" if accuracy is not None else ""
+    known = f", test accuracy {accuracy:.2%}" if accuracy is not None else ""
     return (
-        f"<h1>{title}</h1><p>The model {escape(archive.name)}, a perceptron {spec.model} trained on "
-        f"{escape(spec.dataset)}{known}, answers from TorchServe.</p>"
+        f"<h1>{title}</h1><p>Model {escape(archive.name)}: a perceptron {spec.model} trained on "
+        f"{escape(spec.dataset)}{known}, served by TorchServe.</p>"
     )
 
 
-def _buttons(examples: "Sequence[Example]") -> str:
+def _buttons(examples: Sequence[Example]) -> str:
     buttons = (
         f'<button data-number="{number}" title="{escape(each.label)}"><img alt="{escape(each.label)}" '
         f'src="data:image/png;base64,{base64.b64encode(each.picture).decode()}"></button>'
         for number, each in enumerate(examples)
     )
-    return f'<p>Or take a test image:</p><div class="images">{"".join(buttons)}</div>'
+    return f'<p>Or pick a test image:</p><div class="images">{"".join(buttons)}</div>'
+
+
+def _placeholder(spec: BundleSpec) -> str:
+    text = "Each stroke is answered."
+    if spec.preprocess != AUTO:
+        text = f"This model sees the whole square: fill it. {text}"
+    title = "Draw with the mouse, a pen or a finger."
+    return answer_section("?", title, text, bars(dict.fromkeys(spec.classes, 0.0)), state="waiting")
+
+
+def answer_section(
+    sign: str, title: str, text: str, body: str = "", *, state: str = "", label: str = ""
+) -> str:
+    """The right half of the page; `state` is "", "waiting" or "wrong"."""
+    role = ' role="alert"' if state == "wrong" else ""
+    words = f"<p>{escape(title)}<br><span>{escape(text)}</span></p>"
+    return (
+        f'<section class="answer {state}" data-label="{escape(label)}"{role}>'
+        f"<header><strong>{escape(sign)}</strong>{words}</header>{body}</section>"
+    )
+
+
+def bars(probabilities: dict[str, float]) -> str:
+    """One row per class, in the model's order, or the MAX_BARS most probable ones."""
+    rows = list(probabilities.items())
+    best = max(probabilities, key=probabilities.__getitem__)
+    if len(rows) > MAX_BARS:
+        rows = sorted(rows, key=lambda row: -row[1])[:MAX_BARS]
+    lines = (
+        f"<tr{' class=best' if name == best and value else ''}><th>{escape(name)}</th>"
+        f'<td><i style="width: {value:.2%}"></i></td><td>{value:.1%}</td></tr>'
+        for name, value in rows
+    )
+    return f"<table>{''.join(lines)}</table>"

@@ -1,4 +1,4 @@
-"""The servers behind the page: used where they run, else started, and those ended again."""
+"""The servers behind the page: TorchServe and MLflow, reused if they run, else started and stopped."""
 
 import os
 import signal
@@ -15,13 +15,12 @@ from mlp_dist.core.errors import MlpDistError, ServerError
 from mlp_dist.core.spec import EXACT
 from mlp_dist.tracking import find
 from mlp_dist.tracking.store import load_mlflow
-from serve import torchserve
 from serve.archive import Archive
 from serve.client import Client
-from serve.ports import HOST, free_ports
-from serve.server import launch
-from serve.state import find_state
-from serve.status import describe
+from serve.server import describe, launch
+from serve.torchserve import process as torchserve
+from serve.torchserve.ports import HOST, free_ports
+from serve.torchserve.state import find_state
 
 _MLFLOW_SECONDS = 60.0
 _STOP_SECONDS = 5.0
@@ -29,35 +28,35 @@ _STOP_SECONDS = 5.0
 
 @contextmanager
 def torchserve_with(archive: Archive) -> Iterator[Client]:
-    """A client of the server that runs here, whoever started it; else of one with `archive`, until the end.
+    """A client of the server that runs here, else of a new one with `archive`, stopped at the end.
 
-    Raises ServerError where none comes up, or the one that runs here does not answer rightly.
+    Raises ServerError if none starts, or if the running one is unhealthy or serves another run.
     """
-    client = _running(archive)
+    client = _running_client(archive)
     if client is not None:
-        print(f"TorchServe runs already, at {client.url}", flush=True)
+        print(f"using the TorchServe at {client.url}", flush=True)
         yield client
         return
     state = launch(archive.path)
     try:
-        print(f"TorchServe answers at {state.url}", flush=True)
-        yield torchserve.client_of(state)
+        print(f"TorchServe is ready at {state.url}", flush=True)
+        yield Client.of(state)
     finally:
         torchserve.stop(state)
 
 
-def _running(archive: Archive) -> Client | None:
+def _running_client(archive: Archive) -> Client | None:
     state = find_state()
-    if state is not None and state.runs():
+    if state is not None and state.is_running():
         values = describe(state)
         if not values["ready"]:
             raise ServerError(
-                f"the server at {state.url} does not answer rightly: {values.get('reason')}; "
-                "end it, and another is started: python -m serve.server stop"
+                f"the server at {state.url} is unhealthy: {values.get('reason')}; stop it and start again: "
+                "python -m serve.server stop"
             )
         _check_run(values["run_id"], archive, state.url)
-        return torchserve.client_of(state)
-    # One that `torchserve --start` started left its keys here.
+        return Client.of(state)
+    # `torchserve --start` leaves a key file here.
     client = Client(model=archive.name)
     if client.find_key_file() is None:
         return None
@@ -70,37 +69,37 @@ def _running(archive: Archive) -> Client | None:
 
 
 def _check_run(run_id: str, archive: Archive, url: str) -> None:
-    """The page shows what the archive says of itself, and the server's answers."""
+    """The page shows the archive's metadata beside the server's answers."""
     if run_id and run_id != archive.spec.run_id:
         raise ServerError(
-            f"the server at {url} answers with run {run_id}, and {archive.path} is of run "
-            f"{archive.spec.run_id}: end it, and one with that is started: python -m serve.server stop, or "
-            f"torchserve --stop; or python -m serve.server deploy {archive.path}"
+            f"the server at {url} serves run {run_id}, but {archive.path} holds run {archive.spec.run_id}: "
+            "stop the server (python -m serve.server stop, or torchserve --stop) and start again, or "
+            f"python -m serve.server deploy {archive.path}"
         )
 
 
 class MLflowPages:
-    """MLflow's pages at `uri`, "" where there are none; `process` was started for them, if one was."""
+    """MLflow's pages at `uri`; `process` is the server if one was started."""
 
     def __init__(self, uri: str, process: subprocess.Popen[bytes] | None = None) -> None:
         self.uri, self._process = uri, process
         self._experiments: dict[str, str] = {}
 
     def wait(self) -> bool:
-        """Until they answer; False where they do not come."""
+        """Wait for the server; returns False if it does not start."""
         deadline = time.monotonic() + _MLFLOW_SECONDS
-        while self._process is not None and not _answers(self.uri):
+        while self._process is not None and not _is_healthy(self.uri):
             if self._process.poll() is not None or time.monotonic() > deadline:
                 self.uri = ""
                 return False
             time.sleep(0.1)
         return True
 
-    def run_page(self, run_id: str) -> str:
-        """The address of a run's page, "" where there is none."""
+    def run_url(self, run_id: str) -> str:
+        """The URL of a run's page, "" if MLflow does not know the run."""
         if run_id not in self._experiments:
             self._experiments[run_id] = ""
-            # What MLflow does not know now it is not asked again: where it hangs, each answer would wait.
+            # Failures are cached too: a store that hangs would delay every answer.
             with suppress(MlpDistError):
                 self._experiments[run_id] = find.get_run(run_id).experiment_id
         experiment = self._experiments[run_id]
@@ -109,17 +108,17 @@ class MLflowPages:
 
 @contextmanager
 def mlflow_pages() -> Iterator[MLflowPages]:
-    """Those of the tracking server, where one is set; else `mlflow server` on the store, until the end."""
+    """The pages of the configured tracking server, else of a new `mlflow server`, stopped at the end."""
     store = load_mlflow().get_tracking_uri()
     if store.startswith(("http://", "https://")):
         yield MLflowPages(_without_password(store))
         return
     [port] = free_ports(1)
     settings = {
-        # Not on the command line, which all may read: it may hold a password.
+        # Not on the command line, which is public: it may hold a password.
         "MLFLOW_BACKEND_STORE_URI": store,
         "MLFLOW_DISABLE_TELEMETRY": "true",
-        # What runs jobs would be as many processes as there are cores.
+        # Job execution would start one process per core.
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
     }
     words = ["mlflow", "server", "--host", HOST, "--port", str(port), "--workers", "1"]
@@ -129,29 +128,24 @@ def mlflow_pages() -> Iterator[MLflowPages]:
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
-        # Ctrl-C is for the page, which ends this.
+        # Keeps Ctrl-C from it.
         start_new_session=True,
     )
     try:
         yield MLflowPages(f"http://{HOST}:{port}", process)
     finally:
-        _end(process)
+        for signum in (signal.SIGTERM, signal.SIGKILL):
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signum)
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(_STOP_SECONDS)
 
 
-def _answers(uri: str) -> bool:
+def _is_healthy(uri: str) -> bool:
     direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     with suppress(OSError, HTTPException), direct.open(f"{uri}/health", timeout=5) as answer:
         return bool(answer.read() == b"OK")
     return False
-
-
-def _end(process: subprocess.Popen[bytes]) -> None:
-    """With all that it has started."""
-    for signum in (signal.SIGTERM, signal.SIGKILL):
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, signum)
-        with suppress(subprocess.TimeoutExpired):
-            process.wait(_STOP_SECONDS)
 
 
 def _without_password(uri: str) -> str:

@@ -24,7 +24,7 @@ HEIGHTS = {
     ),
     "launch/demo.py": 33,
     **dict.fromkeys(
-        (f"-m serve.{name}" for name in ("package", "server", "client", "draw", "proxy_key")), 33
+        (f"-m serve.{name}" for name in ("package", "server", "client", "draw")), 33
     ),
     **dict.fromkeys((f"-m serve.server {action}" for action in ACTIONS), 18),
 }

@@ -38,7 +38,6 @@ MISTAKES = {
     "-m serve.server start": (2, "there is no model_store/mlp.mar; package a run first"),
     "-m serve.server logs": (2, "no server was started here: python -m serve.server start"),
     "-m serve.server deploy new.mar": (2, "there is no new.mar; package a run first"),
-    "-m serve.proxy_key key.conf": (2, "there is no key file; start TorchServe, or name its file with --key"),
     f"{TRAIN} --resume": (2, "no run under"),
     "launch/sweep.py --resume": (2, "there is no sweep under"),
     # Misspelt

@@ -96,7 +96,7 @@ def foreign(name: str) -> set[str]:
     return set(map(top, IMPORTS[name])) - sys.stdlib_module_names - set(ours)
 
 
-ARCHIVED = ("mlp_dist.core", "serve.answering", "serve.handler")
+ARCHIVED = ("mlp_dist.core", "serve.inference", "serve.handler")
 IN_ARCHIVE = [name for name in MODULES if name.startswith(ARCHIVED)]
 
 

@@ -15,7 +15,7 @@ import pytest
 import yaml
 
 from serve import verify
-from serve.ports import free_ports, is_free
+from serve.torchserve.ports import free_ports, is_free
 from tests.helpers.launching import BIN, ROOT, environment, run
 
 FILES = sorted((ROOT / "docker").glob("*.Dockerfile"))

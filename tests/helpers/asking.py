@@ -11,7 +11,7 @@ from mlp_dist.core.bundle import save_bundle, to_probabilities
 from mlp_dist.core.image import normalize
 from mlp_dist.core.model import build_model
 from mlp_dist.core.spec import BundleSpec, ImageSpec, ModelSpec
-from serve.answering.manifest import SUMS, sha256_sums
+from serve.inference.checksums import SUMS, sha256_sums
 from serve.handler import MLPHandler
 
 DIGITS = tuple("0123456789")

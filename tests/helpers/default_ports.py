@@ -13,7 +13,7 @@ from pathlib import Path
 
 from filelock import ReadWriteLock
 
-from serve.ports import is_free
+from serve.torchserve.ports import is_free
 
 PORTS = (7070, 7071, 8080, 8081, 8082)
 _SECONDS = 200.0

@@ -24,7 +24,7 @@ import numpy as np
 from mlp_dist.console import command
 from mlp_dist.core.bundle import load_bundle
 from serve.client import Client
-from serve.keys import read_key
+from serve.torchserve.keys import read_key
 from serve.package import build_archive
 from serve.server import running
 from tests.helpers.asking import write_bundle

@@ -24,10 +24,10 @@ from mlp_dist.core.spec import EXACT
 from serve import deploy as deployment
 from serve.archive import Archive, read_archive
 from serve.deploy import deploy
-from serve.keys import STATE, read_key
-from serve.management import _send, ask, describe_version, versions
+from serve.torchserve.keys import STATE, read_key
+from serve.torchserve.management import _send, ask, describe_version, versions
 from serve.package import build_archive
-from serve.state import State
+from serve.torchserve.state import State
 from serve.torchserve import client_of
 from tests.helpers.launching import Trained, result, run
 

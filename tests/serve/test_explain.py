@@ -14,9 +14,9 @@ from mlp_dist.core.image import normalize
 from mlp_dist.core.model import build_model
 from mlp_dist.core.spec import KINDS, BundleSpec, ImageSpec, ModelSpec
 from mlp_dist.data.image_set import Dataset
-from serve.answering import explain as module
-from serve.answering.errors import NotInstalledError, RequestError, TooManyImagesError
-from serve.answering.explain import explain, heat_map
+from serve.inference import explain as module
+from serve.inference.request_errors import NotInstalledError, RequestError, TooManyImagesError
+from serve.inference.explain import explain, heat_map
 from tests.helpers.launching import Trained
 
 CLASSES = ("cow", "cat", "dog")

@@ -13,11 +13,11 @@ from mlp_dist.core.bundle import load_bundle
 from mlp_dist.core.errors import ImageError, ServerError
 from mlp_dist.core.image import encode_png
 from mlp_dist.data.image_set import Dataset
-from serve.answering import metrics
-from serve.answering.errors import RequestError
-from serve.answering.metrics import Metrics
+from serve.inference import metrics
+from serve.inference.request_errors import RequestError
+from serve.inference.metrics import Metrics
 from serve.client import Client
-from serve.state import State
+from serve.torchserve.state import State
 from tests.helpers.launching import ROOT, Trained
 
 DASHBOARD = json.loads((ROOT / "docs/grafana-dashboard.json").read_text())

@@ -18,7 +18,7 @@ import pytest
 from mlp_dist.core.image import encode_png
 from mlp_dist.data.image_set import Dataset
 from serve.client import Client
-from serve.keys import read_key
+from serve.torchserve.keys import read_key
 from tests.helpers.launching import run
 from tests.helpers.nginx import PROGRAM, TOKENS, Proxy, running_nginx
 

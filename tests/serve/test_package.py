@@ -13,7 +13,7 @@ import torch
 
 from mlp_dist.core.bundle import load_bundle
 from mlp_dist.core.errors import PackagingError
-from serve.answering.manifest import MANIFEST
+from serve.inference.checksums import MANIFEST
 from serve.package import build_archive, check_archive, seal
 from tests.helpers.asking import write_bundle
 from tests.helpers.launching import ROOT, Trained, run

@@ -14,8 +14,8 @@ from PIL import Image, ImageDraw
 from mlp_dist.core.bundle import load_bundle
 from mlp_dist.core.digits.framing import as_mnist
 from mlp_dist.core.errors import ImageError
-from serve.answering.errors import MAX_IMAGES
-from serve.answering.texts import is_text
+from serve.inference.request_errors import MAX_IMAGES
+from serve.inference.payload import is_text
 from serve.handler import MLPHandler
 from tests.helpers.asking import ask, context, loaded, write_bundle
 

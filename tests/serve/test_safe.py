@@ -13,9 +13,9 @@ import pytest
 
 from serve.archive import read_archive
 from serve.client import Client
-from serve.management import ManagementError, ask
+from serve.torchserve.management import ManagementError, ask
 from serve.server import running
-from serve.state import State
+from serve.torchserve.state import State
 
 pytestmark = pytest.mark.slow
 

@@ -23,10 +23,10 @@ from mlp_dist.core.image import encode_png
 from mlp_dist.data.image_set import Dataset
 from serve.client import Client, NotReadyError, UnknownModelError
 from serve.java import MINIMUM, java_home
-from serve.keys import read_key
-from serve.management import describe_version
+from serve.torchserve.keys import read_key
+from serve.torchserve.management import describe_version
 from serve.server import running
-from serve.state import State
+from serve.torchserve.state import State
 from tests.helpers.launching import Trained, run
 
 pytestmark = pytest.mark.slow

@@ -18,9 +18,9 @@ import pytest
 from mlp_dist.core.errors import PackagingError, ServerError, UsageError
 from serve import ports, torchserve
 from serve.archive import read_archive
-from serve.keys import STATE
-from serve.ports import three_ports
-from serve.state import State
+from serve.torchserve.keys import STATE
+from serve.torchserve.ports import three_ports
+from serve.torchserve.state import State
 from tests.helpers.launching import run
 
 

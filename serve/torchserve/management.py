@@ -1,4 +1,4 @@
-"""TorchServe's management API, which only this machine's own server is asked by."""
+"""Requests to the management API of a local server."""
 
 import http.client
 import json
@@ -6,12 +6,12 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from mlp_dist.core.errors import ServerError
-from serve.keys import read_key, renew
-from serve.state import State
+from serve.torchserve.keys import read_key, renew_key
+from serve.torchserve.state import State
 
 
 class ManagementError(ServerError):
-    """What was asked for was refused, in the server's own words; `status` is HTTP's."""
+    """A refused request, with the server's message and HTTP `status`."""
 
     def __init__(self, message: str, status: int) -> None:
         super().__init__(message)
@@ -19,22 +19,22 @@ class ManagementError(ServerError):
 
 
 def ask(state: State, path: str, *, method: str = "GET", timeout: float = 30.0) -> Any:
-    """The JSON of an answer. Raises ManagementError where it is an error, ServerError where there is none."""
+    """Send a request; returns its JSON. Raises ManagementError for an error and ServerError for no answer."""
     status, body = _send(state, path, method, read_key(state.key_file, "management").value, timeout)
     if status == 400 and b"InvalidKeyException" in body:
 
         def send(token_path: str, key: str) -> None:
             _send(state, token_path, "GET", key, timeout)
 
-        if renew(state.key_file, send, "management"):
+        if renew_key(state.key_file, send, "management"):
             status, body = _send(state, path, method, read_key(state.key_file, "management").value, timeout)
     try:
         values = json.loads(body) if body else {}
     except ValueError as error:
         raise ServerError(f"{state.management_url}{path} answered {body[:200]!r}") from error
     if status >= 400:
-        said = values.get("message", body.decode(errors="replace"))
-        raise ManagementError(f"{method} {path} was answered {status}: {said}", status)
+        reason = values.get("message", body.decode(errors="replace"))
+        raise ManagementError(f"{method} {path} was answered {status}: {reason}", status)
     return values
 
 
@@ -52,15 +52,12 @@ def _send(state: State, path: str, method: str, key: str, timeout: float) -> tup
 
 
 def describe_version(state: State, version: str = "") -> dict[str, Any]:
-    """A version of the model as TorchServe describes it; "": the one that is asked where none is named.
-
-    Raises ServerError.
-    """
+    """TorchServe's description of a version of the model; "": the default one. Raises ServerError."""
     [found] = ask(state, "/".join(filter(None, ("/models", state.model, version))), timeout=10)
     values: dict[str, Any] = found
     return values
 
 
-def versions(state: State) -> set[str]:
-    """Those of the model that are registered. Raises ServerError."""
+def registered_versions(state: State) -> set[str]:
+    """Raises ServerError."""
     return {found["modelVersion"] for found in ask(state, f"/models/{state.model}/all", timeout=10)}

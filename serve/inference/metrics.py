@@ -1,7 +1,7 @@
-"""What a worker counts for Prometheus: images by class, how sure the answers were, bad requests by kind.
+"""Metrics of a worker for Prometheus: images by class, confidence, bad requests by kind, memory.
 
-TorchServe reads each figure as a line of what the worker prints, which costs both of them more than an answer
-does: so they are added up here, and told at most once a second.
+TorchServe reads each value from a line of the worker's output, which costs more than a prediction. Values
+are therefore summed here and emitted at most once per second.
 """
 
 import os
@@ -19,18 +19,16 @@ CONFIDENCE = "mlp_confidence_total"
 BAD_REQUESTS = "mlp_bad_requests_total"
 MEMORY = "mlp_worker_memory_bytes"
 
-SECONDS = 1.0
-"""Between two times of telling."""
+FLUSH_SECONDS = 1.0
 
 _STATM = Path("/proc/self/statm")
 
 
-class Metrics:
-    """The counters of one worker. `cache` is TorchServe's; None, where no TorchServe is: nothing is told.
+class WorkerMetrics:
+    """Counters of one worker. `cache` is TorchServe's metrics cache; with None nothing is emitted.
 
-    mlp_images_total, by class, are the images that were answered with it; mlp_confidence_total is the sum of
-    their highest probabilities, so that both together give the mean. mlp_bad_requests_total are the requests
-    that were refused, by the type of the error.
+    mlp_images_total counts images by predicted class, mlp_confidence_total sums their highest probabilities,
+    and mlp_bad_requests_total counts refused requests by type of error.
     """
 
     def __init__(self, cache: Any, model: str, version: str, classes: Sequence[str]) -> None:
@@ -39,32 +37,31 @@ class Metrics:
         self._confidence = 0.0
         self._errors: Counter[str] = Counter()
         self._labels = [_label(name) for name in classes]
-        self._lock, self._waiting = Lock(), False
+        self._lock, self._scheduled = Lock(), False
         if cache is not None:
             self._declare()
-            self._tell_nothing_yet()
+            self._emit_zeros()
 
-    def count_answers(self, rows: Sequence[Sequence[float]]) -> None:
-        """`rows` are probabilities, one row an image."""
+    def count_predictions(self, rows: Sequence[Sequence[float]]) -> None:
+        """Count probabilities, one row per image."""
         with self._lock:
             for row in rows:
                 highest = max(row)
                 self._confidence += highest
                 self._images[row.index(highest)] += 1
-        self._tell_soon()
+        self._schedule_flush()
 
     def count_error(self, error: ImageError) -> None:
         with self._lock:
             self._errors[type(error).__name__] += 1
-        self._tell_soon()
+        self._schedule_flush()
 
-    def tell(self) -> None:
-        """Hand to TorchServe what was counted since the last time."""
+    def _flush(self) -> None:
         with self._lock:
             images, self._images = self._images, [0] * len(self._images)
             confidence, self._confidence = self._confidence, 0.0
             errors, self._errors = self._errors, Counter()
-            self._waiting = False
+            self._scheduled = False
         for label, number in zip(self._labels, images, strict=True):
             if number:
                 self._emit(IMAGES, number, label)
@@ -74,12 +71,12 @@ class Metrics:
             self._emit(BAD_REQUESTS, number, kind)
         self._emit_memory()
 
-    def _tell_soon(self) -> None:
-        if self._waiting or self._cache is None:
+    def _schedule_flush(self) -> None:
+        if self._scheduled or self._cache is None:
             return
-        self._waiting = True
-        # A thread: the last requests of an evening are not to be told with the first of the morning.
-        timer = Timer(SECONDS, self.tell)
+        self._scheduled = True
+        # A timer, so that the last requests before an idle period are emitted too.
+        timer = Timer(FLUSH_SECONDS, self._flush)
         timer.daemon = True
         timer.start()
 
@@ -96,12 +93,12 @@ class Metrics:
             MEMORY: add(MEMORY, "bytes", names, gauge),
         }
 
-    def _tell_nothing_yet(self) -> None:
-        """From the first count on there is something that it can be compared with."""
+    def _emit_zeros(self) -> None:
+        """Start every series at 0, so that Prometheus sees the first increase."""
         for label in self._labels:
             self._emit(IMAGES, 0, label)
         self._emit(CONFIDENCE, 0)
-        for kind in _kinds(ImageError):
+        for kind in _subclasses(ImageError):
             self._emit(BAD_REQUESTS, 0, kind.__name__)
         self._emit_memory()
 
@@ -114,12 +111,12 @@ class Metrics:
             self._emit(MEMORY, pages * os.sysconf("SC_PAGE_SIZE"))
 
 
-def _kinds(error: type[ImageError]) -> Iterator[type[ImageError]]:
+def _subclasses(error: type[ImageError]) -> Iterator[type[ImageError]]:
     yield error
     for kind in error.__subclasses__():
-        yield from _kinds(kind)
+        yield from _subclasses(kind)
 
 
 def _label(text: str) -> str:
-    """`text` without what separates the parts of TorchServe's line, or lines."""
+    """`text` without the separators of TorchServe's metric lines."""
     return re.sub(r"[^\w .+/()-]", "_", text) or "_"

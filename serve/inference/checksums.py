@@ -1,6 +1,6 @@
-"""The archive's files against the sha256 of each, before any of them is used.
+"""Compares an archive's files with the sha256 sums in its manifest.
 
-Imports the standard library alone: what it stands guard over must not run first.
+Imports only the standard library, because it runs before any of those files may.
 """
 
 import hashlib
@@ -10,17 +10,17 @@ from typing import Any
 
 MANIFEST = "MAR-INF/MANIFEST.json"
 SUMS = "sha256"
-"""The manifest's key for the sums, by file name."""
+"""Key of the manifest: file name -> sha256."""
 
 
 class ArchiveError(Exception):
-    """A model archive that is not as it was packaged."""
+    """A model archive that differs from the packaged one."""
 
 
 def sha256_sums(directory: Path) -> dict[str, str]:
-    """The sha256 of each file under `directory` but the manifest, by name, and in its order.
+    """Sums of all files under `directory`, sorted by name.
 
-    The handler, which Python has compiled by then, is no part of it a second time.
+    Leaves out the manifest and the compiled handler, which Python writes before this check.
     """
     files = {path.relative_to(directory).as_posix(): path for path in directory.rglob("*") if path.is_file()}
     return {
@@ -31,22 +31,16 @@ def sha256_sums(directory: Path) -> dict[str, str]:
 
 
 def check_files(directory: Path, manifest: Mapping[str, Any] | None) -> None:
-    """Raise ArchiveError, which names them, where files were changed, are missing or were added."""
+    """Raise ArchiveError, naming the files, if any were changed, removed or added."""
     expected = (manifest or {}).get(SUMS)
     if not isinstance(expected, dict):
-        raise ArchiveError(
-            f"{MANIFEST} has no {SUMS} of the archive's files; python -m serve.package writes them"
-        )
+        raise ArchiveError(f"{MANIFEST} has no {SUMS} sums; package the run again: python -m serve.package")
     found = sha256_sums(directory)
-    wrong = {
+    differences = {
         "changed": [name for name in expected if name in found and found[name] != expected[name]],
         "missing": [name for name in expected if name not in found],
         "added": [name for name in found if name not in expected],
     }
-    told = [
-        f"{', '.join(names)} {'was' if len(names) == 1 else 'were'} {what}"
-        for what, names in wrong.items()
-        if names
-    ]
-    if told:
-        raise ArchiveError(f"the archive is not as it was packaged: {'; '.join(told)}; package it again")
+    if any(differences.values()):
+        text = "; ".join(f"{kind}: {', '.join(names)}" for kind, names in differences.items() if names)
+        raise ArchiveError(f"the archive differs from the packaged one ({text}); package the run again")

@@ -1,1 +1,0 @@
-"""What TorchServe's worker needs beside the handler: it travels inside the archive."""

@@ -1,0 +1,1 @@
+"""The handler's code. It is copied into every model archive."""

@@ -1,0 +1,1 @@
+"""A local TorchServe server: its processes, files, keys and management API."""
