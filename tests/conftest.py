@@ -208,6 +208,13 @@ def packaged(trained: Trained, packaged_result: dict[str, object]) -> Path:
 
 
 @pytest.fixture(scope="session")
+def packaged_mnist(trained_on_mnist: Trained) -> Path:
+    """The archive of `trained_on_mnist`."""
+    done = run([sys.executable, "-m", "serve.package"], trained_on_mnist.directory)
+    return trained_on_mnist.directory / str(result(done)["mar"])
+
+
+@pytest.fixture(scope="session")
 def served(packaged: Path) -> Iterator[Client]:
     """A TorchServe with that archive; it must be left running."""
     with running(packaged, read_archive(packaged).golden) as client:

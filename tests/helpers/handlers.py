@@ -1,4 +1,4 @@
-"""The handler, asked as TorchServe's worker asks it."""
+"""Calls the handler the way TorchServe's worker does."""
 
 import json
 from pathlib import Path
@@ -11,8 +11,8 @@ from mlp_dist.core.bundle import save_bundle, to_probabilities
 from mlp_dist.core.image import normalize
 from mlp_dist.core.model import build_model
 from mlp_dist.core.spec import BundleSpec, ImageSpec, ModelSpec
-from serve.inference.checksums import SUMS, sha256_sums
 from serve.handler import MLPHandler
+from serve.inference.checksums import SUMS, sha256_sums
 
 DIGITS = tuple("0123456789")
 MANIFEST = {"model": {"modelName": "mlp", "modelVersion": "1.5"}}
@@ -21,7 +21,7 @@ MANIFEST = {"model": {"modelName": "mlp", "modelVersion": "1.5"}}
 def write_bundle(
     directory: Path, *, channels: int = 1, classes: tuple[str, ...] = DIGITS, **changed: Any
 ) -> Path:
-    """A bundle of a model that was not trained, for gray or RGB images of 28x28; `changed` is of its spec."""
+    """Write a bundle of an untrained model for 28x28 images; `changed` overrides fields of its spec."""
     image = ImageSpec(28, 28, channels, mean=(0.13,) * channels, std=(0.31,) * channels)
     spec = ModelSpec((image.num_features, 20, len(classes)))
     random = torch.Generator().manual_seed(5)
@@ -31,38 +31,40 @@ def write_bundle(
     golden = torch.randint(0, 256, (channels, 28, 28), generator=random).to(torch.uint8)
     with torch.inference_mode():
         probabilities = to_probabilities(model(normalize(golden[None], image)))[0].tolist()
-    facts = {"dataset": "none", "recipe": "none", "run_id": "0123456789abcdef", "versions": {"torch": "2"}}
     values = {
         "classes": classes,
         "metrics": {"test_accuracy": 0.1},
         "weights_sha256": "",
         "golden_probabilities": tuple(probabilities),
-        **facts,
+        "dataset": "none",
+        "recipe": "none",
+        "run_id": "0123456789abcdef",
+        "versions": {"torch": "2"},
         **changed,
     }
     save_bundle(directory, BundleSpec(spec, image, **values), model.state_dict(), golden)
     return directory
 
 
-def loaded(bundle: Path) -> MLPHandler:
+def load_handler(bundle: Path, **properties: Any) -> MLPHandler:
     handler = MLPHandler()
-    handler.initialize(context(bundle, 0))
+    context = make_context(bundle, 0)
+    context.system_properties.update(properties)
+    handler.initialize(context)
     return handler
 
 
-def context(directory: Path, batch: int, headers: dict[str, str] | None = None) -> Context:
+def make_context(directory: Path, batch: int, headers: dict[str, str] | None = None) -> Context:
     manifest = {**MANIFEST, SUMS: sha256_sums(directory)} if batch == 0 else MANIFEST
-    made = Context("mlp", str(directory), manifest, 16, None, "0.12.0")
-    made.request_processor = [RequestProcessor(headers or {}) for _ in range(batch)]
-    return made
+    context = Context("mlp", str(directory), manifest, 16, None, "0.12.0")
+    context.request_processor = [RequestProcessor(headers or {}) for _ in range(batch)]
+    return context
 
 
-def ask(
+def ask_handler(
     handler: MLPHandler, *rows: Any, headers: dict[str, str] | None = None
 ) -> tuple[list[Any], list[int]]:
-    made = context(Path(), len(rows), headers)
-    answers = [json.loads(answer) for answer in handler.handle(list(rows), made)]
-    for position in range(len(rows)):
-        if not headers:
-            assert made.get_response_content_type(position) == "application/json"
-    return answers, [made.get_response_status(position)[0] for position in range(len(rows))]
+    """The responses' JSON and statuses for one batch."""
+    context = make_context(Path(), len(rows), headers)
+    answers = [json.loads(answer) for answer in handler.handle(list(rows), context)]
+    return answers, [context.get_response_status(position)[0] for position in range(len(rows))]

@@ -1,0 +1,391 @@
+"""Requests of each protocol, to a handler with an untrained model."""
+
+import base64
+import io
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image, ImageDraw
+
+from mlp_dist.core.bundle import load_bundle
+from serve.handler import MLPHandler
+from serve.inference.payload import is_text
+from serve.inference.request_errors import MAX_IMAGES
+from tests.helpers.handlers import ask_handler, load_handler, make_context, write_bundle
+
+PIXELS = np.random.default_rng(0).integers(0, 256, (3, 28, 28), dtype=np.uint8)
+
+
+def png(image: np.ndarray | Image.Image) -> bytes:
+    file = io.BytesIO()
+    (image if isinstance(image, Image.Image) else Image.fromarray(image)).save(file, "PNG")
+    return file.getvalue()
+
+
+FILES = [png(array) for array in PIXELS]
+FILE = FILES[0]
+TEXTS = [base64.b64encode(file).decode() for file in FILES]
+TEXT = TEXTS[0]
+URL = f"data:image/png;base64,{TEXT}"
+LISTS = PIXELS.tolist()
+
+
+def drawing() -> Image.Image:
+    """A dark seven on a light page, off-centre."""
+    image = Image.new("L", (300, 200), 230)
+    ImageDraw.Draw(image).line([(180, 60), (240, 60), (205, 160)], fill=40, width=14)
+    return image
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_bundle(tmp_path_factory.mktemp("bundle") / "gray")
+
+
+@pytest.fixture(scope="module")
+def handler(directory: Path) -> MLPHandler:
+    return load_handler(directory)
+
+
+@pytest.fixture(scope="module")
+def expected(directory: Path) -> list[dict[str, float]]:
+    """predict_proba's answers for the same images."""
+    return load_bundle(directory).predict_proba(list(PIXELS))
+
+
+def is_close(answer: Any, wanted: dict[str, float]) -> bool:
+    return bool(list(answer) == list(wanted) and answer == pytest.approx(wanted, abs=1e-6))
+
+
+ONE = {
+    "raw": {"body": bytearray(FILE)},
+    "any field": {"picture of mine": bytearray(FILE)},
+    "field and others": {"image": bytearray(FILE), "comment": bytearray(b"a five?")},
+    "base64 in any field": {"photo": bytearray(TEXT.encode()), "comment": bytearray(b"data: a five")},
+    "data URL in any field": {"pad": URL, "token": bytearray(b"x" * 32)},
+    "JSON as text": {"body": json.dumps({"data": TEXT})},
+    "JSON after a BOM": {"body": bytearray(b"\xef\xbb\xbf \n" + json.dumps(LISTS[0]).encode())},
+    "data URL after a blank": {"body": f" {URL}\n"},
+    "data URL as bytes": {"body": bytearray(URL.encode())},
+    "base64 in lines": {"body": "\n".join(TEXT[start : start + 76] for start in range(0, len(TEXT), 76))},
+    "url-safe without padding": {"body": TEXT.replace("+", "-").replace("/", "_").rstrip("=")},
+    "escaped data URL": {"body": "data:image/png," + "".join(f"%{byte:02X}" for byte in FILE)},
+    "only key": {"body": {"picture": TEXT}},
+    "nested": {"body": {"data": {"b64": TEXT}}},
+    "28x28 as data": {"body": {"data": LISTS[0]}},
+    "784": {"body": PIXELS[0].flatten().tolist()},
+    "floats": {"body": (PIXELS[0] / 255).tolist()},
+}
+
+
+@pytest.mark.parametrize("row", ONE.values(), ids=ONE)
+def test_one_image(handler: MLPHandler, expected: list[dict[str, float]], row: dict[str, Any]) -> None:
+    [answer], [status] = ask_handler(handler, row)
+    assert status == 200
+    assert is_close(answer, expected[0])
+
+
+SEVERAL = {
+    "3x28x28": {"body": LISTS},
+    "3x784": {"body": PIXELS.reshape(3, -1).tolist()},
+    "3x28x28x1 as data": {"body": {"data": PIXELS[..., None].tolist()}},
+    "form": {
+        "image": bytearray(FILE),
+        "second": bytearray(TEXTS[1].encode()),
+        "third": bytearray(f"data:image/png;base64,{TEXTS[2]}".encode()),
+        "comment": bytearray(b"three"),
+    },
+}
+
+
+@pytest.mark.parametrize("row", SEVERAL.values(), ids=SEVERAL)
+def test_several_images_give_a_list(
+    handler: MLPHandler, expected: list[dict[str, float]], row: dict[str, Any]
+) -> None:
+    [answers], [status] = ask_handler(handler, row)
+    assert status == 200
+    assert len(answers) == 3
+    assert all(map(is_close, answers, expected))
+
+
+def test_batch_of_one_array_gives_a_list(handler: MLPHandler) -> None:
+    [answer], _ = ask_handler(handler, {"body": LISTS[:1]})
+    assert [len(each) for each in answer] == [10]
+
+
+INSTANCES = {
+    "b64": [{"b64": text} for text in TEXTS],
+    "image_bytes": [{"image_bytes": {"b64": text}} for text in TEXTS],
+    "mixed": [TEXTS[0], LISTS[1], (PIXELS[2] / 255).tolist()],
+}
+
+
+@pytest.mark.parametrize("instances", INSTANCES.values(), ids=INSTANCES)
+def test_protocol_v1(handler: MLPHandler, expected: list[dict[str, float]], instances: list[Any]) -> None:
+    rows = [{"body": {"instances": instances}}, {"body": {"instances": instances[:1]}}]
+    [answer, one], statuses = ask_handler(handler, *rows)
+    assert statuses == [200, 200]
+    assert list(answer) == ["predictions"]
+    assert len(answer["predictions"]) == 3
+    assert all(map(is_close, answer["predictions"], expected))
+    assert one == {"predictions": answer["predictions"][:1]}
+
+
+def tensor(shape: list[int], datatype: str, data: Any) -> dict[str, Any]:
+    return {"name": "x", "shape": shape, "datatype": datatype, "data": data}
+
+
+INPUTS = {
+    "bytes": [tensor([3], "BYTES", TEXTS)],
+    "255.0": [tensor([3, 28, 28], "UINT8", PIXELS.astype(float).tolist())],
+    "flat": [tensor([3, 784], "INT32", PIXELS.flatten().tolist())],
+    "fp32": [tensor([3, 1, 28, 28], "FP32", (PIXELS / 255).tolist())],
+    "uint16": [tensor([3, 28, 28], "UINT16", (PIXELS.astype(int) * 257).tolist())],
+    "two": [tensor([1, 28, 28], "UINT8", LISTS[0]), tensor([2], "BYTES", TEXTS[1:])],
+}
+
+
+@pytest.mark.parametrize("inputs", INPUTS.values(), ids=INPUTS)
+def test_protocol_v2(handler: MLPHandler, expected: list[dict[str, float]], inputs: list[Any]) -> None:
+    [answer], [status] = ask_handler(handler, {"body": {"id": "a", "inputs": inputs}})
+    assert status == 200
+    assert (answer["model_name"], answer["model_version"], answer["id"]) == ("mlp", "1.5", "a")
+    labels, probabilities = answer["outputs"]
+    assert (labels["name"], labels["datatype"], labels["shape"]) == ("labels", "BYTES", [3, 10])
+    assert (probabilities["name"], probabilities["datatype"]) == ("probabilities", "FP64")
+    assert probabilities["shape"] == [3, 10]
+    for number, wanted in enumerate(expected):
+        part = slice(10 * number, 10 * number + 10)
+        found = dict(zip(labels["data"][part], probabilities["data"][part], strict=True))
+        assert found == pytest.approx(wanted, abs=1e-6)
+        assert probabilities["data"][part] == sorted(found.values(), reverse=True)
+
+
+TOP_K = {
+    "field": ({"image": bytearray(FILE), "top_k": bytearray(b"3")}, {}),
+    "parameter": ({"body": {"data": TEXT, "parameters": {"top_k": 3}}}, {}),
+    "header": ({"body": bytearray(FILE)}, {"x-top-k": "3"}),
+    "key before header": ({"body": {"data": TEXT, "top_k": 3}}, {"X-Top-K": "5"}),
+}
+
+
+@pytest.mark.parametrize(("row", "headers"), TOP_K.values(), ids=TOP_K)
+def test_top_k(
+    handler: MLPHandler, expected: list[dict[str, float]], row: dict[str, Any], headers: dict[str, str]
+) -> None:
+    [answer], _ = ask_handler(handler, row, headers=headers)
+    best = sorted(expected[0], key=expected[0].__getitem__, reverse=True)[:3]
+    assert list(answer) == best
+    assert answer == pytest.approx({name: expected[0][name] for name in best}, abs=1e-6)
+
+
+def test_top_k_of_several_images(handler: MLPHandler) -> None:
+    [v1, v2, lists], _ = ask_handler(
+        handler,
+        {"body": {"instances": TEXTS, "top_k": 50}},
+        {"body": {"inputs": INPUTS["bytes"], "parameters": {"top_k": 2}}},
+        {"body": {"data": LISTS, "top_k": 1}},
+    )
+    assert [len(each) for each in v1["predictions"]] == [10, 10, 10]
+    assert v2["outputs"][0]["shape"] == [3, 2]
+    assert [len(each) for each in lists] == [1, 1, 1]
+
+
+@pytest.mark.parametrize("background", ["white", "black"])
+def test_background_option(handler: MLPHandler, directory: Path, tmp_path: Path, background: str) -> None:
+    image = Image.new("RGBA", (28, 28), (0, 0, 0, 0))
+    image.paste((0, 0, 0, 255), (8, 4, 20, 24))
+    file = tmp_path / "transparent.png"
+    file.write_bytes(png(image))
+    wanted = load_bundle(directory).predict_proba(file, background=background)[0]
+    body = bytearray(file.read_bytes())
+    [answer], _ = ask_handler(handler, {"image": body, "background": bytearray(background.encode())})
+    assert is_close(answer, wanted)
+    [by_header], _ = ask_handler(handler, {"body": body}, headers={"X-Background": background})
+    assert by_header == answer
+
+
+def test_preprocess_option_and_default(handler: MLPHandler, directory: Path, tmp_path: Path) -> None:
+    file = tmp_path / "page.png"
+    file.write_bytes(png(drawing()))
+    bundle = load_bundle(directory)
+    [exact], [auto] = bundle.predict_proba(file), bundle.predict_proba(file, preprocess="auto")
+    assert exact != pytest.approx(auto, abs=1e-3)
+    image = bytearray(file.read_bytes())
+    [answer], _ = ask_handler(handler, {"body": image})
+    assert is_close(answer, exact)
+    rows = [{"image": image, "preprocess": bytearray(b"auto")}, {"body": np.asarray(drawing()).tolist()}]
+    answers, _ = ask_handler(handler, *rows, headers={"X-Preprocess": "AUTO"})
+    assert all(is_close(answer, auto) for answer in answers)
+    default = load_handler(write_bundle(tmp_path / "auto", preprocess="auto"))
+    [answer], _ = ask_handler(default, {"body": image})
+    assert is_close(answer, auto)
+
+
+def test_probabilities_have_six_digits_and_sum_to_one(handler: MLPHandler) -> None:
+    [body] = handler.handle([{"body": bytearray(FILE)}], make_context(Path(), 1))
+    numbers = body.decode().strip("{}").split(", ")
+    assert all(len(number.split(": ")[1]) == len("0.123456") for number in numbers)
+    assert sum(json.loads(body).values()) == pytest.approx(1, abs=1e-5)
+
+
+def test_class_names_are_escaped(tmp_path: Path) -> None:
+    names = ('say "%s"', "5% back\\", "größer", "\n", "数", "6", "7", "8", "9", "10")
+    handler = load_handler(write_bundle(tmp_path / "names", classes=names))
+    rows = [{"body": bytearray(FILE)}, {"body": {"data": TEXT, "top_k": 10}}]
+    [answer, ranked], _ = ask_handler(handler, *rows)
+    assert list(answer) == list(names)
+    assert answer == ranked
+
+
+def test_colour_images(tmp_path: Path) -> None:
+    handler = load_handler(write_bundle(tmp_path / "colour", channels=3))
+    image = np.random.default_rng(1).integers(0, 256, (28, 28, 3), dtype=np.uint8)
+    rows = [
+        {"body": bytearray(png(image))},
+        {"body": image.tolist()},
+        {"body": image.transpose(2, 0, 1).tolist()},
+        {"body": {"instances": [image.tolist()]}},
+        {"body": image[None].tolist()},
+    ]
+    (first, last, planes, v1, several), statuses = ask_handler(handler, *rows)
+    assert statuses == [200] * 5
+    assert first == last == planes == v1["predictions"][0] == several[0]
+
+
+def test_batch_does_not_change_an_answer(tmp_path: Path) -> None:
+    handler = load_handler(write_bundle(tmp_path / "auto", preprocess="auto"))
+    page = bytearray(png(drawing()))
+    rows = [
+        {"body": bytearray(FILE)},
+        {"body": bytearray(FILE[:-30])},
+        {"body": page},
+        {"body": {"instances": [np.asarray(drawing()).tolist(), {"b64": TEXT}]}},
+        {"body": bytearray(FILE), "preprocess": bytearray(b"exact")},
+        {"body": bytearray(b"none")},
+        {"body": [[0.5] * 28] * 28},
+        {"body": bytearray(FILE), "top_k": bytearray(b"0")},
+        {"body": page},
+    ]
+    alone = [ask_handler(handler, row) for row in rows]
+    for order in (range(len(rows)), range(len(rows) - 1, -1, -1), (1, 5), (5, 0)):
+        answers, statuses = ask_handler(handler, *(rows[place] for place in order))
+        assert statuses == [alone[place][1][0] for place in order]
+        for place, answer in zip(order, answers, strict=True):
+            wanted = alone[place][0][0]
+            if "predictions" in wanted:
+                assert all(map(is_close, answer["predictions"], wanted["predictions"]))
+            else:
+                assert answer == wanted if "error" in wanted else is_close(answer, wanted)
+
+
+def test_headers_name_the_model(handler: MLPHandler) -> None:
+    context = make_context(Path(), 2)
+    handler.handle([{"body": bytearray(FILE)}, {"body": bytearray(b"none")}], context)
+    for position in range(2):
+        headers = context.get_response_headers(position)
+        assert headers["content-type"] == "application/json"
+        assert (headers["X-Model-Name"], headers["X-Model-Version"]) == ("mlp", "1.5")
+        assert headers["X-Run-Id"] == "0123456789abcdef"
+
+
+LARGE = base64.b64encode(png(np.zeros((4000, 6000), np.uint8))).decode()
+BAD: dict[str, tuple[dict[str, Any], int, str, str]] = {
+    "empty": ({"body": bytearray()}, 400, "ImageError", "the image is empty"),
+    "other text": ({"body": bytearray(b"no image at all")}, 400, "ImageError", "15 bytes are not a PNG"),
+    "no base64": ({"body": "*** no base64"}, 400, "RequestError", "not base64"),
+    "number": ({"body": {"data": 5}}, 400, "RequestError", "int in place of an image"),
+    "two keys": (
+        {"body": {"x": "1", "y": "2"}},
+        400,
+        "RequestError",
+        "the JSON object has the fields ['x', 'y'",
+    ),
+    "no field": ({}, 400, "RequestError", "the form has the fields []"),
+    "nested too deep": (
+        {"body": {"data": {"data": {"data": {"data": {"data": "x"}}}}}},
+        400,
+        "RequestError",
+        "dict in place of an image",
+    ),
+    "heic": ({"body": bytearray(b"\0\0\0\x18ftypheic" + bytes(8))}, 415, "UnsupportedFormatError", "HEIC"),
+    "top_k true": ({"body": {"data": TEXT, "top_k": True}}, 400, "RequestError", "top_k is 'True'"),
+    "top_k 1.5": ({"image": bytearray(FILE), "top_k": bytearray(b"1.5")}, 400, "RequestError", "'1.5'"),
+    "preprocess": ({"body": {"data": TEXT, "preprocess": "x"}}, 400, "ImageError", "exact or auto"),
+    "background": ({"body": {"data": TEXT, "background": "red"}}, 400, "ImageError", "black or white"),
+    "half JSON": ({"body": bytearray(b'{"data": ')}, 400, "RequestError", "starts like JSON but is invalid"),
+    "deep": ({"body": bytearray(b"[" * 100_000)}, 400, "RequestError", "starts like JSON"),
+    "no instances": ({"body": {"instances": []}}, 400, "RequestError", "instances must be a list"),
+    "one bad": ({"body": {"instances": [TEXT, "AAAA"]}}, 400, "ImageError", "image 1: 3 bytes are not"),
+    "two in one": ({"body": {"instances": [LISTS]}}, 400, "RequestError", "instances[0] holds 3 images"),
+    "ragged": ({"body": [[1, 2], [3]]}, 400, "RequestError", "is not an array of numbers"),
+    "booleans": ({"body": [[True, False]]}, 400, "RequestError", "no numbers"),
+    "huge": ({"body": [[10**30]]}, 400, "RequestError", "no numbers"),
+    "NaN": ({"body": [[float("nan")] * 28] * 28}, 400, "ImageError", "nan"),
+    "too light": ({"body": [[300] * 28] * 28}, 400, "ImageError", "300"),
+    "empty list": ({"body": []}, 400, "RequestError", "no numbers"),
+    "five dimensions": ({"body": [[[[[1]]]]]}, 400, "RequestError", "5 dimensions"),
+    "long text in an array": ({"body": ["a" * 10**6, *"b" * 10**5]}, 400, "RequestError", "no numbers"),
+    "no tensor": ({"body": {"inputs": [5]}}, 400, "RequestError", "inputs[0] needs shape, datatype and data"),
+    "datatype": ({"body": {"inputs": [tensor([1], "BOOL", [1])]}}, 400, "RequestError", "one of BYTES"),
+    "shape": (
+        {"body": {"inputs": [tensor([2, 28, 28], "UINT8", LISTS[0])]}},
+        400,
+        "RequestError",
+        "needs 1568",
+    ),
+    "negative shape": ({"body": {"inputs": [tensor([-1], "UINT8", [1])]}}, 400, "RequestError", "above 0"),
+    "shape of bytes": ({"body": {"inputs": [tensor([2], "BYTES", [TEXT])]}}, 400, "RequestError", "needs 2"),
+    "fractions": ({"body": {"inputs": [tensor([1, 1], "UINT8", [0.5])]}}, 400, "RequestError", "fractional"),
+    "infinity": (
+        {"body": {"inputs": [tensor([2], "UINT8", [float("inf"), float("nan")])]}},
+        400,
+        "RequestError",
+        "fractional or too large",
+    ),
+    "binary": (
+        {"body": {"inputs": [{"shape": [1], "datatype": "UINT8", "parameters": {"binary_data_size": 784}}]}},
+        400,
+        "RequestError",
+        "binary tensors are not supported: send the numbers as JSON",
+    ),
+    "many": ({"body": {"instances": ["AAAA"] * (MAX_IMAGES + 1)}}, 413, "TooManyImagesError", "1001 images"),
+    "large array": ({"body": np.zeros((1001, 784)).tolist()}, 413, "TooManyImagesError", "1001 images"),
+    "strip": ({"body": bytearray(png(np.zeros((1, 70_000), np.uint8)))}, 413, "ImageTooLargeError", "70000"),
+    "pixels in total": ({"body": {"instances": [LARGE] * 5}}, 413, "ImageTooLargeError", "120000000 pixels"),
+    "empty page": (
+        {
+            "body": {
+                "data": base64.b64encode(png(Image.new("L", (200, 200), 240))).decode(),
+                "preprocess": "auto",
+            }
+        },
+        400,
+        "EmptyPageError",
+        "the page is empty",
+    ),
+}
+
+
+@pytest.mark.parametrize(("row", "status", "kind", "message"), BAD.values(), ids=BAD)
+def test_bad_request_fails_alone(
+    handler: MLPHandler, row: dict[str, Any], status: int, kind: str, message: str
+) -> None:
+    answers, statuses = ask_handler(handler, {"body": bytearray(FILE)}, row, {"body": LISTS[1]})
+    assert statuses == [200, status, 200]
+    assert list(answers[1]) == ["error"]
+    assert list(answers[1]["error"]) == ["type", "message"]
+    assert answers[1]["error"]["type"] == kind
+    assert message in answers[1]["error"]["message"]
+
+
+def test_blanks_are_rejected_in_linear_time() -> None:
+    started = time.perf_counter()
+    assert not is_text(b" " * 10**6 + b"*")
+    assert not is_text(b"a " * 10**6 + b"*")
+    # Backtracking would take hours.
+    assert time.perf_counter() - started < 10
