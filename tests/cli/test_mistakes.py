@@ -33,7 +33,7 @@ MISTAKES = {
     "-m serve.package": (2, "it has no mlflow.db; go to where the training was started"),
     "launch/promote.py 'mnist seed=0'": (2, "it has no mlflow.db; go to where the training was started"),
     "launch/sync.py .": (2, "holds no run: there is no run.json in it; name a training's --output-dir"),
-    "launch/draw.py": (2, "no model has been packaged yet: there is no model_store/mlp.mar; train one"),
+    "launch/draw.py": (2, "no packaged model: there is no model_store/mlp.mar; train one"),
     "launch/demo.py": (2, "there is no model_store/mlp.mar; package a run first: python -m serve.package"),
     "-m serve.server start": (2, "there is no model_store/mlp.mar; package a run first"),
     "-m serve.server logs": (2, "no server was started here: python -m serve.server start"),

@@ -1,4 +1,4 @@
-"""launch/draw.py, and its page in a headless Chromium: drawn on with the mouse, as people do."""
+"""The page of launch/draw.py in a headless Chromium, drawn on with the mouse."""
 
 import re
 import signal
@@ -16,42 +16,40 @@ from tests.helpers.launching import ROOT, environment
 from tests.helpers.mlflow_pages import new_page
 from tests.helpers.strokes import Point
 
-SCRIPT = str(ROOT / "launch/draw.py")
 _SECONDS = 60
 
 
 @dataclass
 class Demo:
-    """The page that launch/draw.py serves at `url`, and what it said before."""
+    """A running launch/draw.py: the lines it printed, and the page's URL."""
 
     process: subprocess.Popen[str]
-    said: list[str] = field(default_factory=list)
+    lines: list[str] = field(default_factory=list)
     url: str = ""
 
     def wait(self) -> None:
         assert self.process.stdout is not None
         for line in self.process.stdout:
-            self.said.append(line.strip())
-            found = re.fullmatch(r"draw a digit at (\S+) \(Ctrl-C ends it\)", self.said[-1])
+            self.lines.append(line.strip())
+            found = re.fullmatch(r"draw a digit at (\S+) \(stop with Ctrl-C\)", self.lines[-1])
             if found:
                 self.url = found[1]
                 return
-        pytest.fail("\n".join(self.said))
+        pytest.fail("\n".join(self.lines))
 
-    def interrupt(self) -> list[str]:
-        """As Ctrl-C does; returns what it still said."""
+    def interrupt(self) -> None:
+        """Press Ctrl-C and wait for the end."""
         self.process.send_signal(signal.SIGINT)
-        rest, _ = self.process.communicate(timeout=_SECONDS)
-        return rest.split("\n")
+        self.process.communicate(timeout=_SECONDS)
 
 
 @contextmanager
 def running_demo(directory: Path, **changes: str) -> Iterator[Demo]:
-    # What a shell starts in the background ignores Ctrl-C, and so does all that it starts.
+    # A background process of a shell inherits an ignored SIGINT.
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         process = subprocess.Popen(
-            [sys.executable, SCRIPT],
+            [sys.executable, str(ROOT / "launch/draw.py")],
             cwd=directory,
             env=environment(**changes),
             stdout=subprocess.PIPE,
@@ -71,30 +69,30 @@ def running_demo(directory: Path, **changes: str) -> Iterator[Demo]:
 
 @contextmanager
 def opened_page(url: str) -> Iterator[Page]:
-    """The page, once it can be drawn on. It asks its own server alone."""
-    asked: list[str] = []
+    """The loaded page. It may send requests only to its own server."""
+    urls: list[str] = []
     with new_page(1100, 930) as page:
-        page.on("request", lambda request: asked.append(request.url))
+        page.on("request", lambda request: urls.append(request.url))
         page.goto(url)
         page.locator("#pad canvas").wait_for()
         page.locator("#file input[type=file]").wait_for(state="attached")
         yield page
-    assert asked
-    assert [other for other in asked if not other.startswith((f"{url}/", "data:", "blob:"))] == []
+    assert urls
+    assert [other for other in urls if not other.startswith((f"{url}/", "data:", "blob:"))] == []
 
 
 def draw(page: Page, strokes: list[list[Point]]) -> str:
-    """The label of the answer to the last stroke, once the page shows it; in pixels of the pad."""
+    """Draw strokes, in pixels of the pad; returns the label of the last stroke's answer."""
     box = page.locator("#pad canvas").bounding_box()
     assert box is not None
     for stroke in strokes:
-        with page.expect_response(lambda response: response.url.endswith("/run/predict")) as answered:
+        with page.expect_response(lambda response: response.url.endswith("/run/predict")) as response:
             for number, (x, y) in enumerate(stroke):
                 page.mouse.move(box["x"] + x, box["y"] + y)
                 if number == 0:
                     page.mouse.down()
             page.mouse.up()
-    [html] = answered.value.json()["data"]
+    [html] = response.value.json()["data"]
     label: str = html.partition('data-label="')[2].partition('"')[0]
     assert label, html
     page.locator(f"#answer [data-label='{label}']").wait_for()

@@ -1,4 +1,4 @@
-"""What a server may be sent: good images, and everything that is wrong in some way."""
+"""Good and bad requests for the fuzzer."""
 
 import base64
 import io
@@ -20,7 +20,7 @@ DAMAGED = "damaged form"
 
 @dataclass
 class Input:
-    """One request. `image` is the number of the good image in it, None where it may be refused."""
+    """One request. `image` is the index of its good image, None if it may be refused."""
 
     kind: str
     body: bytes
@@ -31,7 +31,7 @@ class Input:
 
 
 def good_images(random: Random, number: int = 40) -> list[bytes]:
-    """Drawings of many sizes, polarities and formats, as files."""
+    """Image files of many sizes, polarities and formats."""
     return [_file(_drawing(random), FORMATS[each % len(FORMATS)]) for each in range(number)]
 
 
@@ -51,7 +51,7 @@ def _file(image: Image.Image, name: str, **options: Any) -> bytes:
 
 
 def inputs(number: int, files: list[bytes], random: Random) -> Iterator[Input]:
-    """A third of them good, in every way that they can be sent."""
+    """A third of them are good, sent in every supported way."""
     kinds = list(WRONG)
     for each in range(number):
         image = int(random.integers(len(files)))
@@ -102,7 +102,7 @@ def _v2(shape: Any, datatype: Any, data: Any) -> bytes:
 
 
 def _changed(file: bytes, random: Random) -> Input:
-    """Some bytes are others, mostly in the head, where they mean most."""
+    """Half of the changed bytes are in the header."""
     data = bytearray(file)
     for _ in range(int(random.integers(1, 12))):
         end = len(data) if random.random() < 0.5 else min(len(data), 64)
@@ -120,10 +120,10 @@ def _spliced(file: bytes, random: Random) -> Input:
 
 
 def _large(file: bytes, random: Random) -> Input:
-    """More pixels than anyone needs, in a file of some kilobytes."""
+    """Millions of pixels in some kilobytes."""
     side = int(random.choice([3000, 6000, 12_000, 30_000]))
     if side > 6000:
-        # Only the head says so: to write such a file would take longer than all others together.
+        # Only the header: writing all pixels would take too long.
         header = bytearray(_file(Image.new("L", (1, 1)), "BMP"))
         header[18:26] = side.to_bytes(4, "little") * 2
         return Input("", bytes(header))
@@ -154,7 +154,7 @@ def _strange_form(file: bytes, random: Random) -> Input:
 
 
 def _damaged_form(file: bytes, random: Random) -> Input:
-    """The form itself is changed or cut, not what is in it."""
+    """Changes the form around the image."""
     body, typed = bytearray(_form({"image": file, "top_k": b"3"})), FORM
     head = body.index(b"\r\n\r\n") + 4
     places = (*range(head), *range(len(body) - 80, len(body)))

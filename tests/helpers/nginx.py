@@ -1,4 +1,4 @@
-"""A real nginx on this machine, before a TorchServe, with the project's configuration."""
+"""nginx with serve/nginx.conf, in front of a TorchServe."""
 
 import os
 import shutil
@@ -12,17 +12,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from serve.client import Client
-from serve.proxy_key import write_key
+from serve.torchserve.keys import read_key
+from serve.torchserve.ports import free_ports
 from tests.helpers.launching import ROOT
-from tests.helpers.mlflow_servers import free_port
 
 PROGRAM = shutil.which("nginx", path=f"{os.environ['PATH']}{os.pathsep}/usr/sbin")
-"""Debian keeps it where only root looks."""
-
-CONFIGURATION = ROOT / "serve/nginx.conf"
 
 TOKENS = {"first": "0f" * 16, "second": "1e" * 16}
-"""Of two clients, by their names."""
+"""Client name -> token."""
 
 _START_SECONDS = 20
 
@@ -59,9 +56,9 @@ class Proxy:
 
 @contextmanager
 def running_nginx(client: Client, directory: Path) -> Iterator[Proxy]:
-    """nginx before the TorchServe that `client` asks; it ends with what happens inside."""
+    """A proxy in front of the server of `client`, until the end."""
     assert PROGRAM is not None
-    proxy = Proxy(free_port(), directory)
+    proxy = Proxy(free_ports(1)[0], directory)
     _write(proxy, client)
     words = [PROGRAM, "-p", str(directory), "-c", str(directory / "nginx.conf")]
     tested = subprocess.run([*words, "-t"], capture_output=True, text=True, timeout=_START_SECONDS)
@@ -86,8 +83,8 @@ def _listens(port: int) -> bool:
 
 
 def _write(proxy: Proxy, client: Client) -> None:
-    """The configuration as it stands, at other places."""
-    directory, text = proxy.directory, CONFIGURATION.read_text()
+    """serve/nginx.conf with other paths and ports, and the files that it includes."""
+    directory, text = proxy.directory, (ROOT / "serve/nginx.conf").read_text()
     for old, new in {
         "listen 443 ssl;": f"listen 127.0.0.1:{proxy.port} ssl;",
         "server 127.0.0.1:8080;": f"server {client.url.removeprefix('http://')};",
@@ -101,8 +98,10 @@ def _write(proxy: Proxy, client: Client) -> None:
     (directory / "nginx.conf").write_text(_MAIN.format(user=user, directory=directory))
     lines = [f'"Bearer {token}" {name};\n' for name, token in TOKENS.items()]
     (directory / "clients.conf").write_text("".join(lines))
-    write_key(client, directory / "key.conf")
+    assert client.key_file is not None
+    header = f'proxy_set_header Authorization "Bearer {read_key(client.key_file).value}";\n'
+    (directory / "key.conf").write_text(header)
     name = ["-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost"]
     files = ["-keyout", str(directory / "certificate.key"), "-out", str(directory / "certificate.pem")]
-    made = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "1", *name, *files]
-    subprocess.run(made, check=True, capture_output=True, timeout=60)
+    words = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "1", *name, *files]
+    subprocess.run(words, check=True, capture_output=True, timeout=60)

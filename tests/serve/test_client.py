@@ -1,4 +1,4 @@
-"""The client against a server that answers as TorchServe was seen to; test_server asks a real one."""
+"""The client against a fake server with TorchServe's observed answers; test_server uses a real one."""
 
 import json
 import threading
@@ -11,9 +11,8 @@ from pathlib import Path
 import pytest
 
 from mlp_dist.core.errors import ServerError, UsageError
-from serve import keys
 from serve.client import BusyError, Client, InvalidKeyError, NotReadyError, UnknownModelError
-from serve.proxy_key import write_key
+from serve.torchserve.keys import KEY_VARIABLE, KeyFileError
 
 ANSWER = (200, {"3": 0.75, "5": 0.25})
 REFUSED = (400, {"code": 400, "type": "InvalidKeyException", "message": "Token Authorization failed."})
@@ -26,8 +25,8 @@ Respond = Callable[[BaseHTTPRequestHandler, int], tuple[int, object] | None]
 
 
 @contextmanager
-def answering(respond: Respond) -> Iterator[str]:
-    """A server's address; `respond` is told the request and its number and gives None to break off."""
+def fake_server(respond: Respond) -> Iterator[str]:
+    """The URL of a server; `respond` gets the request and its number and returns None to disconnect."""
     number = iter(range(1_000_000))
 
     class Handler(BaseHTTPRequestHandler):
@@ -43,8 +42,7 @@ def answering(respond: Respond) -> Iterator[str]:
             self.end_headers()
             self.wfile.write(body)
 
-        def do_GET(self) -> None:
-            self.do_POST()
+        do_GET = do_POST  # noqa: N815
 
         def log_message(self, format: str, *args: object) -> None:
             pass
@@ -69,129 +67,113 @@ def write_keys(path: Path, key: str, minutes: float = 60) -> Path:
     return path
 
 
-@pytest.mark.parametrize("failures", [[DIED], [FULL, FULL, DIED], [(500, {}), None, (503, {})], [None, None]])
-def test_what_a_worker_that_died_costs_is_asked_again(failures: list[tuple[int, object] | None]) -> None:
+@pytest.mark.parametrize("failures", [[FULL, FULL, DIED], [(500, {}), None, (503, {})]])
+def test_retries_while_a_worker_is_replaced(failures: list[tuple[int, object] | None]) -> None:
     answers = [*failures, ANSWER]
-    with answering(lambda _, number: answers[number]) as url:
+    with fake_server(lambda _, number: answers[number]) as url:
         assert Client(url).predict(b"x") == ANSWER[1]
 
 
-def test_asking_again_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_retries_end(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("serve.client.RECOVERY_SECONDS", 0.3)
-    asked = []
-    told = pytest.raises(BusyError, match="answered 507: InternalServerException: Worker died")
-    with answering(lambda _, number: (asked.append(number), DIED)[1]) as url, told:
+    requests = []
+    raises = pytest.raises(BusyError, match="answered 507: InternalServerException: Worker died")
+    with fake_server(lambda _, number: (requests.append(number), DIED)[1]) as url, raises:
         Client(url).predict(b"x")
-    assert 2 <= len(asked) <= 4
+    assert 2 <= len(requests) <= 4
 
 
 @pytest.mark.parametrize(
     ("answer", "kind", "message"),
     [
         (BAD, ServerError, "answered 400: the image is empty"),
-        (UNKNOWN, UnknownModelError, "ModelNotFoundException: .*; name the one that is served with --model"),
+        (UNKNOWN, UnknownModelError, "ModelNotFoundException: .*; name the served model with --model"),
         (REFUSED, InvalidKeyError, "InvalidKeyException: .*; the key is read from key_file.json"),
     ],
 )
-def test_what_will_not_change_is_told_at_once(
+def test_permanent_errors_are_not_retried(
     answer: tuple[int, object], kind: type[Exception], message: str
 ) -> None:
-    asked = []
-    told = pytest.raises(kind, match=message)
-    with answering(lambda _, number: (asked.append(number), answer)[1]) as url, told:
+    requests = []
+    raises = pytest.raises(kind, match=message)
+    with fake_server(lambda _, number: (requests.append(number), answer)[1]) as url, raises:
         Client(url).predict(b"x")
-    assert asked == [0]
+    assert requests == [0]
 
 
-def test_no_server_is_told_at_once() -> None:
-    with answering(lambda *_: ANSWER) as url:
+def test_no_server() -> None:
+    with fake_server(lambda *_: ANSWER) as url:
         pass
     with pytest.raises(NotReadyError, match=r"no answer from .*; start the server: torchserve --start"):
         Client(url).predict(b"x")
 
 
-def test_options_travel_as_headers() -> None:
+def test_options_are_sent_as_headers() -> None:
     seen = {}
 
     def respond(request: BaseHTTPRequestHandler, _: int) -> tuple[int, object]:
         seen.update({name.lower(): value for name, value in request.headers.items()})
         return ANSWER
 
-    with answering(respond) as url:
+    with fake_server(respond) as url:
         Client(url).predict(b"x", top_k=2, preprocess="auto", background="white")
     assert (seen["x-top-k"], seen["x-preprocess"], seen["x-background"]) == ("2", "auto", "white")
 
 
-def keyed(right: Callable[[], str], renewed: Callable[[], None]) -> Respond:
+@pytest.mark.parametrize(("minutes", "is_renewed"), [(-1, True), (60, False)])
+def test_only_an_expired_key_is_renewed(minutes: float, is_renewed: bool, tmp_path: Path) -> None:
+    """A rejected key that has not expired belongs to another server."""
+    file, renewals = write_keys(tmp_path / "key_file.json", "old", minutes), []
+
     def respond(request: BaseHTTPRequestHandler, _: int) -> tuple[int, object]:
         if request.path == "/token?type=inference":
             assert request.headers["Authorization"] == "Bearer the API's"
-            renewed()
+            renewals.append(write_keys(file, "new"))
             return 200, {}
-        return ANSWER if request.headers["Authorization"] == f"Bearer {right()}" else REFUSED
+        return ANSWER if request.headers["Authorization"] == "Bearer new" else REFUSED
 
-    return respond
-
-
-def test_a_key_that_has_expired_is_renewed(tmp_path: Path) -> None:
-    file = write_keys(tmp_path / "key_file.json", "old", minutes=-1)
-    respond = keyed(lambda: "new", lambda: [write_keys(file, "new")].clear())
-    with answering(respond) as url:
-        assert Client(url, key_file=file, management=url).predict(b"x") == ANSWER[1]
-
-
-def test_a_key_that_has_not_expired_is_another_servers_and_is_not_renewed(tmp_path: Path) -> None:
-    file, renewals = write_keys(tmp_path / "key_file.json", "other"), []
-    with (
-        answering(keyed(lambda: "new", lambda: renewals.append(1))) as url,
-        pytest.raises(InvalidKeyError),
-    ):
-        Client(url, key_file=file, management=url).predict(b"x")
-    assert renewals == []
+    with fake_server(respond) as url:
+        client = Client(url, key_file=file, management=url)
+        if is_renewed:
+            assert client.predict(b"x") == ANSWER[1]
+        else:
+            with pytest.raises(InvalidKeyError):
+                client.predict(b"x")
+    assert bool(renewals) == is_renewed
 
 
-@pytest.mark.parametrize(("minutes", "key"), [(90, "new"), (180, "old")])
-def test_a_proxys_key_is_renewed_before_it_expires(minutes: float, key: str, tmp_path: Path) -> None:
-    file = write_keys(tmp_path / "key_file.json", "old", minutes)
-    respond = keyed(lambda: "new", lambda: [write_keys(file, "new")].clear())
-    with answering(respond) as url:
-        told = write_key(Client(url, key_file=file, management=url), tmp_path / "key.conf")
-    assert told["renewed"] is (key == "new")
-    assert (tmp_path / "key.conf").read_text() == f'proxy_set_header Authorization "Bearer {key}";\n'
-
-
-def test_the_key_goes_to_this_machine_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_key_is_sent_to_this_machine_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     file = write_keys(tmp_path / "key_file.json", "secret")
     assert Client("http://127.0.0.1:8080").find_key_file() == Path("key_file.json")
     assert Client("http://example.invalid:8080").find_key_file() is None
     assert Client("http://example.invalid:8080", key_file=file).find_key_file() == file
-    monkeypatch.setenv(keys.KEY_VARIABLE, str(file))
+    monkeypatch.setenv(KEY_VARIABLE, str(file))
     assert Client("http://example.invalid:8080").find_key_file() == file
 
 
-def test_the_key_does_not_go_where_a_server_sends_the_client(tmp_path: Path) -> None:
-    file, asked = write_keys(tmp_path / "key_file.json", "secret"), []
+def test_key_is_not_sent_to_a_redirect(tmp_path: Path) -> None:
+    file, requests = write_keys(tmp_path / "key_file.json", "secret"), []
 
-    with answering(lambda _, number: (asked.append(number), ANSWER)[1]) as other:
+    with fake_server(lambda _, number: (requests.append(number), ANSWER)[1]) as other:
 
-        def away(request: BaseHTTPRequestHandler, _: int) -> tuple[int, object]:
+        def redirect(request: BaseHTTPRequestHandler, _: int) -> tuple[int, object]:
             request.send_response_only(302)
             request.send_header("Location", other)
             return 302, {}
 
-        with answering(away) as url, pytest.raises(ServerError, match="answered 302"):
+        with fake_server(redirect) as url, pytest.raises(ServerError, match="answered 302"):
             Client(url, key_file=file).predict(b"x")
-    assert asked == []
+    assert requests == []
 
 
-@pytest.mark.parametrize("url", ["", "127.0.0.1:8080", "ftp://x", "http://", "http://x:port", "http://[::1"])
-def test_an_address_that_is_none(url: str) -> None:
+@pytest.mark.parametrize("url", ["", "127.0.0.1:8080", "ftp://x", "http://x:port", "http://[::1"])
+def test_invalid_url(url: str) -> None:
     with pytest.raises(UsageError, match=r"it looks like http://127\.0\.0\.1:8080"):
         Client(url)
 
 
-def test_a_file_that_holds_no_keys(tmp_path: Path) -> None:
+def test_invalid_key_file(tmp_path: Path) -> None:
     (tmp_path / "key_file.json").write_text("[]")
-    with pytest.raises(ServerError, match="is not a key file of TorchServe"):
+    with pytest.raises(KeyFileError, match="is not a key file of TorchServe"):
         Client(key_file=tmp_path / "key_file.json").predict(b"x")

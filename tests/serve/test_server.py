@@ -1,19 +1,25 @@
-"""A real TorchServe, asked over HTTP."""
+"""A real TorchServe: its answers over HTTP, its keys and ports, and `serve.server` from start to stop."""
 
-import base64
 import contextlib
 import http.client
 import json
 import os
-import subprocess
+import re
+import socket
+import stat
 import sys
 import threading
 import time
+import urllib.error
+import urllib.request
 import zipfile
-from datetime import timedelta
+from collections.abc import Iterator
+from ipaddress import ip_address
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
+import psutil
 import pytest
 import torch
 
@@ -21,137 +27,110 @@ from mlp_dist.core.bundle import load_bundle
 from mlp_dist.core.errors import ServerError
 from mlp_dist.core.image import encode_png
 from mlp_dist.data.image_set import Dataset
-from serve.client import Client, NotReadyError, UnknownModelError
-from serve.java import MINIMUM, java_home
-from serve.torchserve.keys import read_key
-from serve.torchserve.management import describe_version
+from serve import server
+from serve.archive import read_archive
+from serve.client import Client, InvalidKeyError, NotReadyError, UnknownModelError
 from serve.server import running
-from serve.torchserve.state import State
-from tests.helpers.launching import Trained, run
+from serve.torchserve.keys import read_key
+from serve.torchserve.management import ManagementError, ask, describe_version
+from serve.torchserve.ports import free_ports
+from serve.torchserve.state import STATE, State
+from tests.helpers.launching import ROOT, Trained, result, run
+from tests.helpers.servers import state_of
 
 pytestmark = pytest.mark.slow
 
 
-@pytest.fixture
-def server(served: Client) -> Client:
-    return served
+@pytest.fixture(scope="module")
+def files(image_data: Dataset) -> list[bytes]:
+    return [encode_png(image) for image in image_data.test.images[:100]]
 
 
 def post(
-    client: Client, body: bytes, content_type: str, *, key: bool = True, path: str = "/predictions/mlp"
-) -> tuple[int, str | None, object]:
+    client: Client, body: bytes, content_type: str, path: str = "/predictions/mlp"
+) -> tuple[int, str | None, Any]:
+    """Status, content type and JSON of an answer."""
     connection = http.client.HTTPConnection(urlsplit(client.url).netloc, timeout=30)
     assert client.key_file is not None
-    authorization = {"Authorization": f"Bearer {read_key(client.key_file).value}"} if key else {}
+    headers = {"Content-Type": content_type, "Authorization": f"Bearer {read_key(client.key_file).value}"}
     with contextlib.closing(connection):
-        connection.request("POST", path, body, {"Content-Type": content_type, **authorization})
+        connection.request("POST", path, body, headers)
         answer = connection.getresponse()
         return answer.status, answer.headers["Content-Type"], json.loads(answer.read())
 
 
-def test_probabilities_over_http_are_the_trained_models(
-    server: Client, image_data: Dataset, trained: Trained
+def test_probabilities_match_the_trained_model(
+    served: Client, files: list[bytes], image_data: Dataset, trained: Trained
 ) -> None:
-    images = image_data.test.images[:200]
-    expected = load_bundle(trained.bundle).probabilities(images)
-    for image, row in zip(images, expected, strict=True):
-        answer = server.predict(encode_png(image))
+    expected = load_bundle(trained.bundle).probabilities(image_data.test.images[:100])
+    for file, row in zip(files, expected, strict=True):
+        answer = served.predict(file)
         assert list(answer) == list("0123456789")
-        torch.testing.assert_close(
-            torch.tensor(list(answer.values()), dtype=torch.float64), row, rtol=0, atol=1e-6
-        )
+        found = torch.tensor(list(answer.values()), dtype=torch.float64)
+        torch.testing.assert_close(found, row, rtol=0, atol=1e-6)
 
 
-def test_explanations_over_http(server: Client, image_data: Dataset) -> None:
-    png = encode_png(image_data.test.images[0])
-    status, content_type, answer = post(server, png, "image/png", path="/explanations/mlp")
-    assert (status, content_type) == (200, "application/json")
-    assert isinstance(answer, dict)
-    assert answer["probability"] == pytest.approx(max(server.predict(png).values()), abs=2e-6)
-    assert base64.b64decode(answer["heat_map"].partition(",")[2])[:4] == b"\x89PNG"
-    asked = server.ask(png, "explanations")
-    assert asked.values == answer
-    assert asked.run_id == server.ask(png).run_id != ""
-
-
-def test_raw_form_and_json_are_answered_the_same(server: Client, image_data: Dataset) -> None:
-    png = encode_png(image_data.test.images[0])
+def test_form_json_and_explanation(served: Client, files: list[bytes]) -> None:
+    answer = served.ask(files[0])
     form = (
         b'--x\r\nContent-Disposition: form-data; name="data"; filename="a.png"\r\n\r\n'
-        + png
+        + files[0]
         + b"\r\n--x--\r\n"
     )
-    text = json.dumps({"data": base64.b64encode(png).decode()}).encode()
-    answers = [
-        post(server, png, "image/png"),
-        post(server, form, "multipart/form-data; boundary=x"),
-        post(server, text, "application/json"),
-    ]
-    for status, content_type, answer in answers:
-        assert (status, content_type) == (200, "application/json")
-        assert answer == pytest.approx(answers[0][2], abs=1e-9)
+    ok = (200, "application/json", answer.values)
+    assert post(served, form, "multipart/form-data; boundary=x") == ok
+    status, content_type, explanation = post(served, files[0], "image/png", "/explanations/mlp")
+    assert (status, content_type) == (200, "application/json")
+    assert explanation["probability"] == pytest.approx(max(answer.values.values()), abs=2e-6)
+    asked = served.ask(files[0], "explanations")
+    assert asked.values == explanation
+    assert asked.run_id == answer.run_id != ""
 
 
-def test_eight_at_once_and_one_of_them_corrupt(server: Client, image_data: Dataset) -> None:
-    files = [encode_png(image) for image in image_data.test.images[:8]]
-    expected = [server.predict(file) for file in files]
-    files[3] = files[3][:60]
+def test_corrupt_image_among_concurrent_requests(served: Client, files: list[bytes]) -> None:
+    sent = [*files[:3], files[3][:60], *files[4:8]]
+    expected = [served.predict(file) for file in files[:8]]
     for _ in range(5):
-        answers: list[tuple[int, str | None, object] | None] = [None] * 8
+        answers: dict[int, tuple[int, str | None, Any]] = {}
 
-        def ask(position: int, into: list[tuple[int, str | None, object] | None] = answers) -> None:
-            into[position] = post(server, files[position], "image/png")
+        def send(position: int, into: dict[int, tuple[int, str | None, Any]] = answers) -> None:
+            into[position] = post(served, sent[position], "image/png")
 
-        threads = [threading.Thread(target=ask, args=(position,)) for position in range(8)]
+        threads = [threading.Thread(target=send, args=(position,)) for position in range(8)]
         for thread in threads:
             thread.start()
         for thread in threads:
             thread.join()
-        for position, answer in enumerate(answers):
-            assert answer is not None
-            status, content_type, body = answer
+        for position in range(8):
+            status, content_type, body = answers[position]
             assert content_type == "application/json"
             if position == 3:
-                assert status == 400
-                assert body["error"]["type"] == "ImageError"  # type: ignore[index]
+                assert (status, body["error"]["type"]) == (400, "ImageError")
             else:
                 assert status == 200
                 assert body == pytest.approx(expected[position], abs=1e-6)
 
 
-@pytest.mark.parametrize(
-    ("body", "content_type", "message"),
-    [
-        (b"", "image/png", "the image is empty"),
-        (b"not an image", "image/png", "are not a PNG"),
-        (b'{"data": 5}', "application/json", "found int"),
-        (b'{"data": "***"}', "application/json", "not base64"),
-    ],
-)
-def test_bad_input_is_a_400(server: Client, body: bytes, content_type: str, message: str) -> None:
-    status, answered, answer = post(server, body, content_type)
-    assert (status, answered) == (400, "application/json")
-    assert message in answer["error"]["message"]  # type: ignore[index]
+def test_wrong_key_and_unknown_model(served: Client, files: list[bytes], tmp_path: Path) -> None:
+    (tmp_path / "key_file.json").write_text('{"inference": {"key": "abc"}}')
+    for key_file in (tmp_path / "key_file.json", tmp_path / "missing.json"):
+        with pytest.raises(
+            InvalidKeyError, match=r"InvalidKeyException: .*; the key is read from key_file\.json"
+        ):
+            Client(served.url, "mlp", key_file).predict(files[0])
+    with pytest.raises(UnknownModelError, match=r"ModelNotFoundException: .*; name the served model with --"):
+        Client(served.url, "other", served.key_file).predict(files[0])
 
 
-def test_without_its_key_nothing_is_answered(server: Client, image_data: Dataset) -> None:
-    png = encode_png(image_data.test.images[0])
-    status, _, answer = post(server, png, "image/png", key=False)
-    assert status == 400
-    assert answer["type"] == "InvalidKeyException"  # type: ignore[index]
-
-
-def test_the_client_command(server: Client, image_data: Dataset, tmp_path: Path) -> None:
-    assert server.key_file is not None
+def test_client_command(served: Client, files: list[bytes], tmp_path: Path) -> None:
+    assert served.key_file is not None
     for number in range(3):
-        (tmp_path / f"{number}.png").write_bytes(encode_png(image_data.test.images[number]))
-    (tmp_path / "1.png").write_text("not an image")
+        (tmp_path / f"{number}.png").write_bytes(files[number] if number != 1 else b"not an image")
     words = [sys.executable, "-m", "serve.client", *(str(tmp_path / f"{number}.png") for number in range(3))]
-    # The key file is found where the command is typed.
-    done = run([*words, "--url", server.url], server.key_file.parent)
+    # The key file is found in the current directory.
+    done = run([*words, "--url", served.url], served.key_file.parent)
     assert done.returncode == 1
-    assert "1.png" in done.stderr
-    assert "not a PNG" in done.stderr
+    assert re.search(r"1\.png: .*not a PNG", done.stderr)
     lines = [json.loads(line) for line in done.stdout.splitlines()]
     assert [Path(line["image"]).name for line in lines] == ["0.png", "2.png"]
     for line in lines:
@@ -160,105 +139,146 @@ def test_the_client_command(server: Client, image_data: Dataset, tmp_path: Path)
         assert line["probabilities"][line["label"]] == line["probability"]
 
 
-@pytest.mark.parametrize(
-    ("flags", "code", "message"),
-    [
-        (["missing.png"], 2, "no such file: missing.png"),
-        ([], 2, "IMAGE"),
-        (["here.png", "--url", "http://127.0.0.1:1"], 1, "no answer from http://127.0.0.1:1"),
-        (["here.png", "--ulr", "x"], 2, "did you mean --url?"),
-    ],
-)
-def test_the_clients_mistakes(flags: list[str], code: int, message: str, tmp_path: Path) -> None:
-    (tmp_path / "here.png").write_bytes(b"x")
-    done = run([sys.executable, "-m", "serve.client", *flags], tmp_path)
-    assert done.returncode == code
-    assert message in done.stderr
-    assert "Traceback" not in done.stderr
+def test_all_ports_are_on_loopback(served: Client) -> None:
+    found = [
+        each.laddr
+        for process in state_of(served).processes()
+        for each in process.net_connections(kind="inet")
+        if each.status == "LISTEN"
+    ]
+    assert len(found) >= 3
+    for address in found:
+        ip = ip_address(address.ip)
+        assert (getattr(ip, "ipv4_mapped", None) or ip).is_loopback, address
 
 
-def test_a_model_that_cannot_load_ends_the_wait_with_the_workers_error(
-    packaged: Path, tmp_path: Path
-) -> None:
-    broken = tmp_path / "mlp.mar"
-    with zipfile.ZipFile(packaged) as old, zipfile.ZipFile(broken, "w") as new:
-        for name in old.namelist():
-            new.writestr(name, b"damaged" if name == "weights.pt" else old.read(name))
-    with pytest.raises(ServerError, match=r"(?s)did not come up.*weights.pt was changed"):
-        running(broken, b"x", seconds=25).__enter__()
+def test_keys_are_private_and_required(served: Client) -> None:
+    assert served.key_file is not None
+    assert stat.S_IMODE(served.key_file.stat().st_mode) == 0o600
+    state = state_of(served)
+    for url in (f"{state.url}/ping", f"{state.url}/models", f"{state.management_url}/models"):
+        with pytest.raises(urllib.error.HTTPError) as refused:
+            urllib.request.urlopen(url, timeout=10)
+        with refused.value as error:
+            assert error.code >= 400
+            assert b"Healthy" not in error.read()
+    # Even the management key does not change models.
+    for method, path in (("POST", "/models?url=other.mar"), ("DELETE", "/models/mlp")):
+        with pytest.raises(ManagementError) as denied:
+            ask(state, path, method=method)
+        assert denied.value.status == 405
 
 
-def test_keys_that_have_expired_are_renewed(packaged: Path, image_data: Dataset) -> None:
-    with zipfile.ZipFile(packaged) as archive:
-        golden = archive.read("golden.png")
+def test_safe_settings() -> None:
+    lines = (ROOT / "serve/config.properties").read_text().splitlines()
+    settings = dict(line.split("=", 1) for line in lines if line and line[0] != "#")
+    assert settings["allowed_urls"] == ""
+    for name in ("enable_model_api", "enable_envvars_config", "install_py_dep_per_model"):
+        assert settings[name] == "false", name
+    assert settings["disable_token_authorization"] == "false"
+    assert settings["token_expiration_min"] == "1440"
+    assert settings["max_request_size"] == str(10 * 2**20)
+
+
+def test_expired_keys_are_renewed_and_every_process_ends(packaged: Path) -> None:
+    golden = read_archive(packaged).golden
     with running(packaged, golden, token_expiration_min=0.03) as client:
-        assert client.key_file is not None
-        state = State.load(client.key_file.parent)
-        assert state is not None
-        old = {kind: read_key(client.key_file, kind) for kind in ("inference", "management")}
-        while not all(key.expires_within(timedelta()) for key in old.values()):
+        state = state_of(client)
+        old = {kind: read_key(state.key_file, kind) for kind in ("inference", "management")}
+        while not all(key.has_expired for key in old.values()):
             time.sleep(0.1)
         client.predict(golden)
         assert describe_version(state)["modelName"] == "mlp"
         for kind, key in old.items():
-            assert read_key(client.key_file, kind).value != key.value
-
-
-def test_leaving_ends_every_process(packaged: Path) -> None:
-    with zipfile.ZipFile(packaged) as archive:
-        golden = archive.read("golden.png")
-    with running(packaged, golden) as client:
-        assert client.key_file is not None
-        directory = str(client.key_file.parent)
-        assert directory in processes()
-    assert directory not in processes()
-    assert not Path(directory).exists()
+            assert read_key(state.key_file, kind).value != key.value
+        processes = state.processes()
+        assert len(processes) == 3
+    assert not any(each.is_running() and each.status() != psutil.STATUS_ZOMBIE for each in processes)
+    assert not state.directory.exists()
     with pytest.raises(NotReadyError, match=r"start the server: torchserve --start --models mlp\.mar"):
         client.predict(golden)
 
 
-def processes() -> str:
-    """Command lines and working directories of all processes."""
-    found = []
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                found += [(entry / "cmdline").read_text(), str((entry / "cwd").readlink())]
-            except OSError:
-                continue
-    return "\n".join(found)
+@pytest.mark.parametrize(
+    ("line", "error"),
+    [
+        ("import nowhere", "ModuleNotFoundError: No module named 'nowhere'"),
+        # The worker catches this one and dies of another.
+        ("raise RuntimeError('at import')", "RuntimeError: at import"),
+    ],
+)
+def test_failing_handler_is_reported(line: str, error: str, packaged: Path, tmp_path: Path) -> None:
+    broken = tmp_path / "mlp.mar"
+    with zipfile.ZipFile(packaged) as old, zipfile.ZipFile(broken, "w") as new:
+        for name in old.namelist():
+            new.writestr(name, (f"{line}\n".encode() if name == "handler.py" else b"") + old.read(name))
+    raises = pytest.raises(ServerError, match=f"(?s)did not start: the worker died.*{re.escape(error)}")
+    with raises, running(broken, b"x"):
+        pass
 
 
-def test_a_machine_without_java_gets_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PATH", str(tmp_path))
-    monkeypatch.delenv("JAVA_HOME", raising=False)
-    home = java_home()
-    assert home is not None
-    version = subprocess.run([f"{home}/bin/java", "-version"], capture_output=True, text=True).stderr
-    assert int(version.split('"')[1].split(".")[0]) >= MINIMUM
-    monkeypatch.setenv("JAVA_HOME", home)
-    assert java_home() is None
+@pytest.fixture
+def place(tmp_path: Path, shared_ports: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A current directory whose server is stopped at the end."""
+    monkeypatch.chdir(tmp_path)
+    yield tmp_path
+    server.stop()
 
 
-def test_an_old_java_is_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    old = tmp_path / "java"
-    old.write_text("#!/bin/sh\necho 'openjdk version \"1.8.0_392\"' >&2\n")
-    old.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
-    monkeypatch.delenv("JAVA_HOME", raising=False)
-    assert java_home() is not None
+def serve(*words: str, cwd: Path) -> tuple[int, dict[str, Any], str]:
+    """Exit code, last line and stderr of `python -m serve.server`."""
+    done = run([sys.executable, "-m", "serve.server", *words], cwd, timeout=60)
+    last = done.stdout.splitlines()[-1:] if done.stdout.endswith("}\n") else ["{}"]
+    return done.returncode, json.loads(last[0]), done.stderr
 
 
-def test_a_key_or_a_model_that_the_server_does_not_know(
-    server: Client, image_data: Dataset, tmp_path: Path
+def test_from_start_to_stop(packaged: Path, place: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        code, _, stderr = serve("start", str(packaged), "--port", str(port), cwd=place)
+    assert code == 1
+    assert f"port {port} is taken by process {os.getpid()}" in stderr
+
+    code, started, stderr = serve("start", str(packaged), cwd=place)
+    assert code == 0, stderr
+    assert (started["running"], started["ready"], started["workers"]) == (True, True, 1)
+    archive = read_archive(packaged)
+    assert (started["version"], started["run_id"]) == (archive.version, archive.spec.run_id)
+    assert (place / STATE).stat().st_mode & 0o777 == 0o700
+    code, _, stderr = serve("start", str(packaged), cwd=place)
+    assert code == 2
+    assert f"a server is already running here, at {started['url']}" in stderr
+
+    url = started["url"].replace("127.0.0.1", "localhost") + "/"
+    for flags in ([], ["--url", url]):
+        words = [sys.executable, "-m", "serve.client", f"{STATE}/golden.png", *flags]
+        archive.check(result(run(words, place))["probabilities"])
+    logs = run([sys.executable, "-m", "serve.server", "logs"], place)
+    assert "Torch worker started" in logs.stdout
+
+    state = State.load(place / STATE)
+    assert state is not None
+    processes = state.processes()
+    assert len(processes) == 3
+    # The worker outlives Java.
+    java = [process for process in processes if process.name() == "java"]
+    java[0].kill()
+    psutil.wait_procs(java, timeout=10)
+    code, status, _ = serve("status", cwd=place)
+    assert (code, status) == (1, {"running": False, "ready": False})
+    assert serve("stop", cwd=place)[0] == 0
+    assert not any(psutil.pid_exists(each.pid) and each.status() != "zombie" for each in processes)
+    assert serve("stop", cwd=place)[:2] == (0, {"stopped": False})
+
+
+@pytest.mark.nightly
+@pytest.mark.filterwarnings("ignore:subprocess .* is still running:ResourceWarning")
+def test_ports_taken_during_the_start(
+    packaged: Path, place: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    png = encode_png(image_data.test.images[0])
-    (tmp_path / "key_file.json").write_text('{"inference": {"key": "abc"}}')
-    stranger = Client(server.url, "mlp", tmp_path / "key_file.json")
-    with pytest.raises(ServerError, match=r"InvalidKeyException: .*; the key is read from key_file\.json in"):
-        stranger.predict(png)
-    other = Client(server.url, "other", server.key_file)
-    with pytest.raises(
-        UnknownModelError, match=r"ModelNotFoundException: .*; name the one that is served with --"
-    ):
-        other.predict(png)
+    three_ports = server.three_ports
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        first = [([taken.getsockname()[1], *free_ports(2)], "")]
+        monkeypatch.setattr(server, "three_ports", lambda port: first.pop() if first else three_ports(port))
+        assert server.start(packaged, None, deployable=False) == 0
+    assert capfd.readouterr().out.count("starting TorchServe") == 2

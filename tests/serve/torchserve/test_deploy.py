@@ -1,4 +1,4 @@
-"""New versions, and workers that die, while several ask all the time."""
+"""Deployments, and workers that die, under load."""
 
 import http.client
 import json
@@ -14,32 +14,32 @@ from contextlib import AbstractContextManager, closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 import psutil
 import pytest
 
 from mlp_dist.core.errors import BundleError, ServerError, UsageError
 from mlp_dist.core.spec import EXACT
-from serve import deploy as deployment
 from serve.archive import Archive, read_archive
-from serve.deploy import deploy
-from serve.torchserve.keys import STATE, read_key
-from serve.torchserve.management import _send, ask, describe_version, versions
+from serve.client import Client
 from serve.package import build_archive
-from serve.torchserve.state import State
-from serve.torchserve import client_of
+from serve.torchserve import deploy as deployment
+from serve.torchserve.deploy import deploy
+from serve.torchserve.keys import read_key
+from serve.torchserve.management import ManagementError, _send, ask, describe_version, registered_versions
+from serve.torchserve.state import STATE, State
 from tests.helpers.launching import Trained, result, run
 
 pytestmark = pytest.mark.slow
 
 THREADS = 4
 
-Asking = Callable[[], AbstractContextManager[Callable[[], str]]]
-"""Opens what a thread asks through: a function that tells how one request went."""
+Requests = Callable[[], AbstractContextManager[Callable[[], str]]]
+"""Opened once per thread; the function sends a request and returns "right" or what went wrong."""
 
 
-def built(trained: Trained, version: str, directory: Path, bundle: Path | None = None) -> Path:
+def build(trained: Trained, version: str, directory: Path, bundle: Path | None = None) -> Path:
     (directory / version).mkdir()
     return build_archive(bundle or trained.bundle, "mlp", version, directory / version)
 
@@ -48,18 +48,16 @@ def built(trained: Trained, version: str, directory: Path, bundle: Path | None =
 def archives(trained: Trained, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     """Two versions of one model."""
     directory = tmp_path_factory.mktemp("archives")
-    return [built(trained, version, directory) for version in ("one", "two")]
+    return [build(trained, version, directory) for version in ("one", "two")]
 
 
 @pytest.fixture(scope="module")
 def server(
     archives: list[Path], tmp_path_factory: pytest.TempPathFactory, shared_ports: None
 ) -> Iterator[State]:
-    place = tmp_path_factory.mktemp("served")
-    words = [sys.executable, "-m", "serve.server"]
+    place, words = tmp_path_factory.mktemp("served"), [sys.executable, "-m", "serve.server"]
     try:
-        done = run([*words, "start", str(archives[0]), "--deployable"], place, timeout=60)
-        assert done.returncode == 0, done.stderr
+        result(run([*words, "start", str(archives[0]), "--deployable"], place, timeout=60))
         state = State.load(place / STATE)
         assert state is not None
         yield state
@@ -68,28 +66,25 @@ def server(
 
 
 @pytest.fixture(autouse=True)
-def here(server: State, monkeypatch: pytest.MonkeyPatch) -> None:
+def current_directory(server: State, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(server.directory.parent)
 
 
 class Load:
-    """THREADS threads that ask the golden image again and again; `told` counts what they were told.
+    """THREADS threads that ask for the golden image all the time. `slowest` is in seconds."""
 
-    `slowest` is the longest that one of them waited, in seconds.
-    """
-
-    def __init__(self, ask: Asking) -> None:
-        self.told: Counter[str] = Counter()
+    def __init__(self, requests: Requests) -> None:
+        self.results: Counter[str] = Counter()
         self.slowest = 0.0
         self.ending = threading.Event()
-        self.threads = [threading.Thread(target=self._run, args=(ask,)) for _ in range(THREADS)]
+        self.threads = [threading.Thread(target=self._run, args=(requests,)) for _ in range(THREADS)]
 
-    def _run(self, ask: Asking) -> None:
-        with ask() as one:
+    def _run(self, requests: Requests) -> None:
+        with requests() as send:
             while not self.ending.is_set():
-                asked = time.monotonic()
-                self.told[one()] += 1
-                self.slowest = max(self.slowest, time.monotonic() - asked)
+                started = time.monotonic()
+                self.results[send()] += 1
+                self.slowest = max(self.slowest, time.monotonic() - started)
 
     def __enter__(self) -> "Load":
         for thread in self.threads:
@@ -104,8 +99,8 @@ class Load:
             thread.join()
 
 
-def raw(state: State, archive: Archive) -> Asking:
-    """Asks over one kept connection, and never again for the same answer."""
+def without_retries(state: State, archive: Archive) -> Requests:
+    """Requests over one kept connection."""
     headers = {
         "Authorization": f"Bearer {read_key(state.key_file).value}",
         "Content-Type": "application/octet-stream",
@@ -113,10 +108,10 @@ def raw(state: State, archive: Archive) -> Asking:
     }
 
     @contextmanager
-    def ask() -> Iterator[Callable[[], str]]:
+    def requests() -> Iterator[Callable[[], str]]:
         connection = http.client.HTTPConnection(urlsplit(state.url).netloc, timeout=20)
 
-        def one() -> str:
+        def send() -> str:
             try:
                 connection.request("POST", "/predictions/mlp", archive.golden, headers)
                 answer = connection.getresponse()
@@ -130,38 +125,32 @@ def raw(state: State, archive: Archive) -> Asking:
                 return repr(error)
 
         with closing(connection):
-            yield one
+            yield send
 
-    return ask
+    return requests
 
 
-def test_ten_deployments_lose_no_request(server: State, archives: list[Path]) -> None:
-    with Load(raw(server, read_archive(archives[0]))) as load:
-        seconds = []
-        for number in range(1, 11):
-            mar = archives[number % 2]
-            done = deploy(mar)
-            assert done["version"] == mar.parent.name
-            assert versions(server) == {mar.parent.name}
+@pytest.mark.parametrize("times", [2, pytest.param(10, marks=pytest.mark.nightly)])
+def test_deployments_lose_no_request(server: State, archives: list[Path], times: int) -> None:
+    # With two workers, the old version's queue and both workers must be drained.
+    ask(server, "/models/mlp?min_worker=2&max_worker=2&synchronous=true", method="PUT")
+    seconds = []
+    with Load(without_retries(server, read_archive(archives[0]))) as load:
+        for _ in range(times):
+            old = describe_version(server)["modelVersion"]
+            done = deploy(next(mar for mar in archives if mar.parent.name != old))
+            assert done["replaced"] == old
+            assert registered_versions(server) == {done["version"]}
             seconds.append(done["seconds"])
-    assert set(load.told) == {"right"}
-    # None waited until a worker was there, which is most of what a deployment takes.
+    workers = describe_version(server)["workers"]
+    ask(server, "/models/mlp?min_worker=1&max_worker=1&synchronous=true", method="PUT")
+    assert [worker["status"] for worker in workers] == ["READY", "READY"]
+    assert set(load.results) == {"right"}
+    # No request waited for a worker to load, which is most of a deployment's time.
     assert load.slowest < min(seconds) / 2
 
 
-def test_as_many_workers_as_the_old_version_has(server: State, archives: list[Path]) -> None:
-    old = describe_version(server)["modelVersion"]
-    scale = "/models/mlp?min_worker={0}&max_worker={0}&synchronous=true"
-    ask(server, scale.format(2), method="PUT")
-    with Load(raw(server, read_archive(archives[0]))) as load:
-        deploy(next(mar for mar in archives if mar.parent.name != old))
-    workers = describe_version(server)["workers"]
-    ask(server, scale.format(1), method="PUT")
-    assert [worker["status"] for worker in workers] == ["READY", "READY"]
-    assert set(load.told) == {"right"}
-
-
-def test_what_goes_wrong_leaves_the_old_version_answering(
+def test_failed_deployment_keeps_the_old_version(
     server: State, archives: list[Path], trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     old = describe_version(server)["modelVersion"]
@@ -169,86 +158,89 @@ def test_what_goes_wrong_leaves_the_old_version_answering(
     wrong = replace(other.spec, golden_probabilities=other.spec.golden_probabilities[::-1])
     shutil.copytree(trained.bundle, tmp_path / "bundle")
     (tmp_path / "bundle/bundle.json").write_text(json.dumps(wrong.to_json()))
-    broken = built(trained, "broken", tmp_path, tmp_path / "bundle")
-    drain, drained = deployment._drain, []
+    broken = build(trained, "broken", tmp_path, tmp_path / "bundle")
+    drain, calls = deployment._drain, []
 
-    def interrupted(*given: Any) -> None:
-        drained.append(given)
-        if len(drained) == 1:
+    def interrupt_once(*given: Any) -> None:
+        calls.append(given)
+        if len(calls) == 1:
             raise KeyboardInterrupt
         drain(*given)
 
-    with Load(raw(server, read_archive(archives[0]))) as load:
-        with pytest.raises(ServerError, match=rf"(?s)broken was not deployed, {old} goes on.*golden image"):
+    with Load(without_retries(server, read_archive(archives[0]))) as load:
+        with pytest.raises(
+            ServerError, match=rf"(?s)broken was not deployed; version {old} is.*golden image"
+        ):
             deploy(broken)
         killed = subprocess.Popen([sys.executable, "-m", "serve.server", "deploy", str(other.path)])
-        while killed.poll() is None and len(versions(server)) == 1:
+        while killed.poll() is None and len(registered_versions(server)) == 1:
             time.sleep(0.05)
         killed.kill()
         assert killed.wait() == -signal.SIGKILL
-        assert versions(server) == {old, other.version}
-        with monkeypatch.context() as patch:
-            patch.setattr(deployment, "read_archive", lambda _: replace(other, spec=wrong))
-            with pytest.raises(ServerError, match=rf"{other.version} was not deployed.*golden image"):
-                deploy(other.path)
-            patch.undo()
-            patch.setattr(deployment, "_drain", interrupted)
-            with pytest.raises(KeyboardInterrupt):
-                deploy(other.path)
-        assert versions(server) == {old}
-    assert set(load.told) == {"right"}
+        assert registered_versions(server) == {old, other.version}
+        monkeypatch.setattr(deployment, "_drain", interrupt_once)
+        with pytest.raises(KeyboardInterrupt):
+            deploy(other.path)
+        assert registered_versions(server) == {old}
+    assert set(load.results) == {"right"}
 
 
-def test_what_is_not_another_version_of_the_model(
+def test_archive_or_server_does_not_fit(
     server: State, archives: list[Path], trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     old = describe_version(server)["modelVersion"]
-    with pytest.raises(UsageError, match=rf"version {old} is what is served"):
+    with pytest.raises(UsageError, match=rf"version {old} is already served"):
         deploy(next(mar for mar in archives if mar.parent.name == old))
     digits = build_archive(trained.bundle, "digits", "3", tmp_path)
     with pytest.raises(UsageError, match="holds the model 'digits', but 'mlp' is served"):
         deploy(digits)
     replace(server, deployable=False).save()
-    with pytest.raises(UsageError, match="was not started with --deployable"):
+    with pytest.raises(UsageError, match="was started without --deployable"):
         deploy(digits)
     server.save()
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(UsageError, match="no server runs that was started here"):
+    with pytest.raises(UsageError, match="no server is running here"):
         deploy(digits)
 
 
-def test_models_are_taken_with_the_management_key_alone(server: State) -> None:
+def test_models_come_from_the_own_store_with_the_management_key_only(
+    server: State, archives: list[Path], serve_files: Callable[..., Any]
+) -> None:
     version = describe_version(server)["modelVersion"]
     for key in ("", read_key(server.key_file).value):
         for method, path in (("POST", "/models?url=mlp.mar"), ("DELETE", f"/models/mlp/{version}")):
             status, body = _send(server, path, method, key, 10)
             assert (status, json.loads(body)["type"]) == (400, "InvalidKeyException")
-    key = read_key(server.key_file, "management").value
-    status, body = _send(server, "/models?url=http://127.0.0.1:1/mlp.mar", "POST", key, 10)
-    assert status == 404
-    assert b"does not match any allowed URL" in body
+    mirror = serve_files({"other.mar": archives[0].read_bytes()})
+    for place in (f"{mirror.url}other.mar", f"file://{archives[0]}", str(archives[0]), "../one/mlp.mar"):
+        path = f"/models?url={quote(place, safe='')}&model_name=other&initial_workers=1&synchronous=true"
+        with pytest.raises(ManagementError) as refused:
+            ask(server, path, method="POST")
+        assert refused.value.status in (400, 403, 404), place
+    assert mirror.requests == []
+    assert [model["modelName"] for model in ask(server, "/models")["models"]] == ["mlp"]
 
 
-def test_the_clients_lose_nothing_where_a_worker_is_killed(server: State, archives: list[Path]) -> None:
+def test_client_survives_a_killed_worker(server: State, archives: list[Path]) -> None:
     archive = read_archive(archives[0])
 
     @contextmanager
-    def patient() -> Iterator[Callable[[], str]]:
-        client = client_of(server)
+    def with_retries() -> Iterator[Callable[[], str]]:
+        client = Client.of(server)
 
-        def one() -> str:
+        def send() -> str:
             try:
                 archive.check(client.predict(archive.golden, preprocess=EXACT))
                 return "right"
             except (ServerError, BundleError) as error:
                 return repr(error)
 
-        yield one
+        yield send
 
-    with Load(raw(server, archive)) as impatient, Load(patient) as load:
+    with Load(without_retries(server, archive)) as impatient, Load(with_retries) as load:
         [worker] = describe_version(server)["workers"]
         psutil.Process(worker["pid"]).send_signal(signal.SIGKILL)
         time.sleep(5)
-    assert set(load.told) == {"right"}
-    # So something was lost that a client which asks once would have missed.
-    assert set(impatient.told) > {"right"}
+    assert set(load.results) == {"right"}
+    # The kill did cost requests.
+    assert set(impatient.results) > {"right"}
