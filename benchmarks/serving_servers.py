@@ -18,7 +18,7 @@ import torch
 from mlp_dist.core.errors import ServerError
 from mlp_dist.core.spec import SPEC, WEIGHTS
 from mlp_dist.data.datasets import default_data_dir
-from serve.answering.manifest import MANIFEST
+from serve.inference.checksums import MANIFEST
 from serve.package import seal
 from serve.server import running
 
