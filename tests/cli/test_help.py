@@ -23,9 +23,7 @@ HEIGHTS = {
         (f"-m mlp_dist.{name}" for name in ("sweep", "compare", "promote", "sync", "show_data")), 33
     ),
     "launch/demo.py": 33,
-    **dict.fromkeys(
-        (f"-m serve.{name}" for name in ("package", "server", "client", "draw")), 33
-    ),
+    **dict.fromkeys((f"-m serve.{name}" for name in ("package", "server", "client", "draw")), 33),
     **dict.fromkeys((f"-m serve.server {action}" for action in ACTIONS), 18),
 }
 """Each command, and the lines that its help may have."""
