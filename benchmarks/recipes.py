@@ -26,7 +26,7 @@ from mlp_dist.core.errors import UsageError
 from mlp_dist.data.datasets import default_data_dir, prepare_dataset, read_dataset
 from mlp_dist.data.image_set import Dataset
 from mlp_dist.recipes import PUBLISHED, TUTORIALS, get_recipe
-from mlp_dist.training.start import settle
+from mlp_dist.training.setup import complete_config
 from mlp_dist.training.trainer import Trainer
 
 COLUMNS = "{:<24} {:>6}  {:>9}  {:>17}  {:>10}  {:<5}  {:>10}"
@@ -84,7 +84,7 @@ def measure(recipe: TrainConfig, data: Dataset, num_seeds: int) -> RecipeRow:
     accuracies, seconds = [], []
     with tempfile.TemporaryDirectory() as directory, processes.StopSignals() as signals:
         for seed in range(num_seeds):
-            config, normalized = settle(replace(recipe, seed=seed), data)
+            config, normalized = complete_config(replace(recipe, seed=seed), data)
             trainer = Trainer(config, normalized, accelerator, Path(directory))
             for _ in range(config.epochs):
                 record = trainer.train_epoch(signals)

@@ -1,8 +1,8 @@
-"""Named functions, each returning one complete TrainConfig. A variant is a `replace` of another.
+"""Named training configurations, and the command lines that reproduce one.
 
-Those below `mnist` are the perceptrons of tutorials, built and trained as their authors did: on all training
-images, without validation, tested after each epoch. From `mnist_best` on stand those made to reach what one
-perceptron can.
+A recipe is a function that returns a complete TrainConfig. The recipes from `mnist_500` to
+`mnist_128_64_adam` reproduce tutorials as published: trained on all images, without validation, tested after
+each epoch. Those from `mnist_best` on aim at the best accuracy of a single perceptron.
 """
 
 from collections.abc import Callable
@@ -16,7 +16,7 @@ from mlp_dist.core.spec import ModelSpec
 
 
 def mnist() -> TrainConfig:
-    """784-500-10 with ReLU on MNIST, plain SGD: five epochs to about 97.8%."""
+    """784-500-10 with ReLU on MNIST, plain SGD: about 97.8 % after five epochs."""
     return TrainConfig(
         recipe="mnist",
         dataset="mnist",
@@ -30,23 +30,17 @@ def mnist() -> TrainConfig:
 
 
 def mnist_500() -> TrainConfig:
-    """784-500-10 of nn.Linear, on what ToTensor gives, for one epoch."""
-    return replace(
-        mnist(),
-        recipe="mnist-500",
-        normalize=TO_TENSOR,
-        val_size=0,
-        epochs=1,
-    )
+    """784-500-10 of nn.Linear on ToTensor's output, for one epoch."""
+    return replace(mnist(), recipe="mnist-500", normalize=TO_TENSOR, val_size=0, epochs=1)
 
 
 def mnist_500_4epochs() -> TrainConfig:
-    """The same for four epochs."""
+    """mnist-500 for four epochs."""
     return replace(mnist_500(), recipe="mnist-500-4epochs", epochs=4)
 
 
 def mnist_500_slow() -> TrainConfig:
-    """The same for four epochs at a tenth of the learning rate."""
+    """mnist-500 for four epochs at a tenth of the learning rate."""
     return replace(mnist_500(), recipe="mnist-500-slow", lr=0.01, epochs=4)
 
 
@@ -68,7 +62,7 @@ def mnist_500_normalized() -> TrainConfig:
 
 
 def mnist_tensor_normalized() -> TrainConfig:
-    """Its twin in raw tensor operations; weights normal * 0.01, biases zero."""
+    """mnist-500-normalized in raw tensor operations; weights normal * 0.01, biases zero."""
     return replace(
         mnist_500_normalized(),
         recipe="mnist-tensor-normalized",
@@ -92,7 +86,7 @@ def mnist_100_adam() -> TrainConfig:
 
 
 def mnist_scratch_256_64() -> TrainConfig:
-    """784-256-64-10 of written-out layers, drawn from normal * 0.1, with the written-out SGD."""
+    """784-256-64-10 of core/layers.py, weights normal * 0.1, with the written-out SGD."""
     return replace(
         mnist_500(),
         recipe="mnist-scratch-256-64",
@@ -121,10 +115,10 @@ def mnist_128_64_adam() -> TrainConfig:
 
 
 def mnist_best() -> TrainConfig:
-    """784-1024-1024-10 without augmentation, trained on adversarial images: what is best for one perceptron.
+    """784-1024-1024-10 with adversarial training (Goodfellow et al. 2015), without augmentation.
 
-    Adversarial training (Goodfellow et al. 2015), dropout, averaged weights, AdamW on a cosine, in bfloat16.
-    Chosen on 5,000 validation images; trained on all 60,000, the last epoch kept.
+    Dropout, averaged weights, AdamW with a cosine schedule, in bfloat16. Chosen on 5,000 validation images,
+    trained on all 60,000; the last epoch is kept.
     """
     return replace(
         mnist(),
@@ -160,7 +154,7 @@ def mnist_deformed() -> TrainConfig:
 
 
 def mnist_deformed_full() -> TrainConfig:
-    """Ciresan's 784-2500-2000-1500-1000-500-10 of 12 million weights, on deformed images; for a GPU."""
+    """Ciresan's 784-2500-2000-1500-1000-500-10, 12 million weights, on deformed images; for a GPU."""
     return replace(
         mnist_deformed(),
         recipe="mnist-deformed-full",
@@ -171,7 +165,7 @@ def mnist_deformed_full() -> TrainConfig:
 
 
 def fashion_best() -> TrainConfig:
-    """The settings of mnist-best on Fashion-MNIST, for which they were not chosen."""
+    """mnist-best's settings on Fashion-MNIST, without further tuning."""
     return replace(mnist_best(), recipe="fashion-best", dataset="fashion_mnist")
 
 
@@ -197,7 +191,7 @@ RECIPES: dict[str, Callable[[], TrainConfig]] = {
 }
 
 BEST = ("mnist-best", "mnist-deformed", "mnist-deformed-full", "fashion-best")
-"""Those made for the best accuracy; they take minutes."""
+"""The recipes made for the best accuracy; they take minutes."""
 
 TUTORIALS = tuple(name for name in RECIPES if name not in ("mnist", *BEST))
 
@@ -209,11 +203,11 @@ PUBLISHED = {
     "mnist-scratch-256-64": 0.9562,
     "mnist-128-64-adam": 0.9733,
 }
-"""The test accuracy that a recipe's author published, where one did."""
+"""Recipe -> the test accuracy that its author published."""
 
 
 def get_recipe(name: str) -> TrainConfig:
-    """Raises UsageError, naming the known ones, for any other name."""
+    """Raises UsageError, with the known names, for an unknown recipe."""
     if name not in RECIPES:
         raise UsageError(unknown("recipe", name, RECIPES))
     return RECIPES[name]()
@@ -223,7 +217,7 @@ _BUILT = {"module": "nn.Module", "tensor": "raw tensors", "layers": "core/layers
 
 
 def recipe_table() -> str:
-    """One line a recipe: what it builds and how, on which data, how it trains, what its author reached."""
+    """One line per recipe: model, data, training, and the published accuracy."""
     rows = [("recipe", "model", "built of", "parameters", "data", "training", "published")]
     for name in RECIPES:
         config = get_recipe(name)
@@ -247,10 +241,10 @@ def recipe_table() -> str:
 
 
 def overrides(config: TrainConfig) -> dict[str, Any]:
-    """The fields, in TrainConfig's order, in which `config` differs from its recipe; none of WHERE.
+    """The fields, in TrainConfig's order and without WHERE, in which `config` differs from its recipe.
 
-    `config` is what was asked for: a Trainer's own has the data set and val_size filled in. One that names
-    no known recipe overrides nothing.
+    `config` is the requested configuration, before start_training sets the data set and val_size. Empty for
+    an unknown recipe.
     """
     if config.recipe not in RECIPES:
         return {}
@@ -260,21 +254,21 @@ def overrides(config: TrainConfig) -> dict[str, Any]:
 
 
 def flags(changes: dict[str, Any]) -> list[str]:
-    """The words on the command line of mlp_dist.train that give fields these values.
+    """The command-line words of mlp_dist.train that set these fields.
 
-    Raises ValueError for a value that no flag gives, as None for val_size.
+    Raises ValueError for a value that no flag can set, such as None for val_size.
     """
     return [word for name, value in changes.items() for word in _flag(name, value)]
 
 
 def training_command(config: TrainConfig) -> list[str]:
-    """The words that train `config` again, but for WHERE."""
+    """The command line that repeats the training, without WHERE."""
     words = ["accelerate", "launch", "-m", "mlp_dist.train", "--recipe"]
     return [*words, config.recipe, *flags(overrides(config))]
 
 
-def shown(value: object) -> str:
-    """A field's value as the command line takes it: widths as 256,64 or none."""
+def format_value(value: object) -> str:
+    """A field's value as written on the command line: hidden sizes as 256,64 or none."""
     return ",".join(map(str, value)) or "none" if isinstance(value, tuple) else str(value)
 
 
@@ -285,6 +279,7 @@ def _flag(name: str, value: object) -> list[str]:
     if name == "normalize" and value is None:
         return [flag, "data"]
     if value is None or value is False:
-        raise ValueError(f"no flag of mlp_dist.train makes {name} {value!r}")
-    # A mean below 0 would be taken for a flag.
-    return [f"{flag}={shown(value)}"] if shown(value).startswith("-") else [flag, shown(value)]
+        raise ValueError(f"no flag of mlp_dist.train sets {name} to {value!r}")
+    text = format_value(value)
+    # A negative mean would be parsed as a flag.
+    return [f"{flag}={text}"] if text.startswith("-") else [flag, text]

@@ -7,7 +7,7 @@ from pathlib import Path
 from benchmarks.peers.cases import Case, Timing, Train
 from mlp_dist.config import TO_TENSOR
 from mlp_dist.recipes import get_recipe
-from mlp_dist.training.start import start_training
+from mlp_dist.training.setup import start_training
 
 
 def prepare(case: Case) -> Train:

@@ -146,7 +146,7 @@ def _print(*lines: str) -> None:
 def _is_reported_here(error: Exception) -> bool:
     """True if this process prints the error; the main one prints those that occur in all processes."""
     if isinstance(error, ProcessLostError):
-        return error.speaks
+        return error.is_reporter
     return is_main() or not isinstance(error, MlpDistError | MemoryError | OSError)
 
 

@@ -53,11 +53,11 @@ class TrainingError(MlpDistError):
 
 
 class ProcessLostError(TrainingError):
-    """Another process of the training has died; of those that notice, one `speaks`."""
+    """Another process of the training has died; one survivor per machine `is_reporter`."""
 
-    def __init__(self, lost: list[str], *, speaks: bool) -> None:
+    def __init__(self, lost: list[str], *, is_reporter: bool) -> None:
         super().__init__(f"{' and '.join(lost)} of this training died, so it cannot go on")
-        self.speaks = speaks
+        self.is_reporter = is_reporter
 
 
 class TrackingError(MlpDistError):

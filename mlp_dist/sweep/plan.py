@@ -12,7 +12,7 @@ from mlp_dist.config import DEFAULT_EXPERIMENT, TrainConfig
 from mlp_dist.core.catalog import CATALOG
 from mlp_dist.core.errors import DownloadError, UsageError
 from mlp_dist.core.io import try_to_lock
-from mlp_dist.recipes import flags, shown, training_command
+from mlp_dist.recipes import flags, format_value, training_command
 from mlp_dist.sweep.space import Space, read_space
 from mlp_dist.tracking.run_dir import PLAN, RECORD, write_json
 
@@ -56,7 +56,9 @@ class Plan:
             fallback_dataset=None,
             data_dir=None if self.data_dir is None else Path(self.data_dir),
             experiment=self.experiment,
-            run_name=" ".join([f"trial {number}", *(f"{name}={shown(values[name])}" for name in values)]),
+            run_name=" ".join(
+                [f"trial {number}", *(f"{name}={format_value(values[name])}" for name in values)]
+            ),
             output_dir=self.directory / f"trial-{number:04}",
         )
 

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from mlp_dist.config import SWEPT, WHERE, TrainConfig, absolute_dataset, field_value, is_number, is_whole
 from mlp_dist.core.errors import UsageError, unknown
-from mlp_dist.recipes import get_recipe, shown
+from mlp_dist.recipes import format_value, get_recipe
 
 if TYPE_CHECKING:
     from optuna.trial import Trial
@@ -82,7 +82,7 @@ class Choices:
     values: tuple[Any, ...]
 
     def __post_init__(self) -> None:
-        texts = [shown(value) for value in self.values]
+        texts = [format_value(value) for value in self.values]
         _check(len(texts) > 1, f"{self.name} has a single value: put it in [fixed], or list two or more")
         repeated = next((text for text in texts if texts.count(text) > 1), None)
         _check(repeated is None, f"{self.name} lists {repeated} twice: remove one")
@@ -92,13 +92,13 @@ class Choices:
         return self.values
 
     def suggest(self, trial: "Trial") -> str:
-        return trial.suggest_categorical(self.name, [shown(value) for value in self.values])
+        return trial.suggest_categorical(self.name, [format_value(value) for value in self.values])
 
     def value(self, suggested: str) -> Any:
-        return next(value for value in self.values if shown(value) == suggested)
+        return next(value for value in self.values if format_value(value) == suggested)
 
     def __str__(self) -> str:
-        return " or ".join(map(shown, self.values))
+        return " or ".join(map(format_value, self.values))
 
 
 Parameter = Range | Choices

@@ -43,7 +43,7 @@ def train(trial: "Trial", plan: Plan) -> None:
     """Train a trial from its last checkpoint, if any. A training error fails only this trial."""
     import torch
 
-    from mlp_dist.training.start import start_training
+    from mlp_dist.training.setup import start_training
 
     # The run records sys.argv as its command.
     sys.argv = plan.command(trial.values)[3:]

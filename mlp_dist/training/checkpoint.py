@@ -1,4 +1,4 @@
-"""The resumable state of a training in one file, written so that a crash never costs the one before."""
+"""The resumable state of a training in one file; a crash while writing never damages the one before."""
 
 import json
 import os
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+import mlp_dist
 from mlp_dist.config import TrainConfig
 from mlp_dist.core.errors import CheckpointError, UsageError
 from mlp_dist.core.io import replacing_file
@@ -18,25 +19,26 @@ if TYPE_CHECKING:
 
 CHECKPOINT = "last.pt"
 PREVIOUS = "previous.pt"
-"""The checkpoint before, for the case that a disk or a hand damages the last one."""
+"""The checkpoint before the last, in case the last one is damaged."""
 
 METRICS = "metrics.jsonl"
 
 _FORMAT = "mlp_dist checkpoint 1"
+_VERSION_WITHOUT_FIELD = "0.1.0"
+"""Of checkpoints that do not name the version that wrote them."""
 
 StateDict = dict[str, torch.Tensor]
 
 
 @dataclass
 class Checkpoint:
-    """A training after `len(history)` epochs, and the steps of one more that `epoch_steps` holds.
+    """A training after `len(history)` epochs and the steps in `epoch_steps`.
 
-    `history` has one record an epoch: epoch (from 1), losses, accuracies, learning rate, samples_per_second,
-    train_seconds, evaluate_seconds, images_seen and steps_taken since the start, the time it ended in
-    milliseconds since 1970, and the losses told of its `steps`. `run_key` is that of its RunRecord. `kept` is
-    the index in the history of the epoch whose weights are in `best`. `data_digest` is Dataset.digest().
-    `average` is the state of the weights' moving average, `scaler` that of fp16's loss scaling, `epoch_steps`
-    that of an EpochSteps; each empty where there is none. `workers` tells on what it ran.
+    `history` has one record per epoch: epoch (from 1), losses, accuracies, learning_rate, samples_per_second,
+    train_seconds, evaluate_seconds, images_seen and steps_taken since the start, timestamp_ms since 1970 and
+    the logged losses of its `steps`. `run_key` is the RunRecord's. `kept` is the index in `history` of the
+    epoch whose weights are `best`. `data_digest` is Dataset.digest(). `average`, `scaler` (of fp16) and
+    `epoch_steps` are state_dicts, or None. `workers` describes the hardware.
     """
 
     config: TrainConfig
@@ -71,7 +73,7 @@ class Checkpoint:
 
 
 def capture(trainer: "Trainer") -> Checkpoint:
-    """The trainer's state as it is now; all processes come here together."""
+    """The trainer's state; all processes call this together."""
     steps, scaler = trainer.epoch_steps, trainer.accelerator.scaler
     return Checkpoint(
         config=trainer.config,
@@ -90,7 +92,7 @@ def capture(trainer: "Trainer") -> Checkpoint:
 
 
 def restore(trainer: "Trainer", checkpoint: Checkpoint) -> None:
-    """Give a new trainer the state of one that has stopped."""
+    """Load the checkpoint into a new trainer."""
     trainer.module.load_state_dict(checkpoint.model)
     trainer.torch_optimizer.load_state_dict(checkpoint.optimizer)
     if trainer.average is not None and checkpoint.average is not None:
@@ -108,11 +110,15 @@ def cpu_copy(state_dict: StateDict) -> StateDict:
 
 
 def save_checkpoint(checkpoint: Checkpoint, directory: Path) -> None:
-    """Write DIR/last.pt, with the one before as DIR/previous.pt, and the history as DIR/metrics.jsonl.
+    """Write DIR/last.pt and the history as DIR/metrics.jsonl; the old last.pt becomes DIR/previous.pt.
 
-    Raises CheckpointError where they cannot be written; what was there stays.
+    Raises CheckpointError if they cannot be written; the old files stay.
     """
-    state = {"format": _FORMAT, **vars(checkpoint), "config": json.dumps(checkpoint.config.to_json())}
+    state = {
+        **{"format": _FORMAT, "version": mlp_dist.__version__},
+        **vars(checkpoint),
+        "config": json.dumps(checkpoint.config.to_json()),
+    }
     try:
         with replacing_file(directory / CHECKPOINT) as path:
             with path.open("wb") as file:
@@ -120,7 +126,7 @@ def save_checkpoint(checkpoint: Checkpoint, directory: Path) -> None:
             _keep_previous(directory)
         with replacing_file(directory / METRICS) as path:
             path.write_text("".join(json.dumps(record) + "\n" for record in checkpoint.history))
-    # RuntimeError is what torch makes of the system's error.
+    # torch turns the system's error into a RuntimeError.
     except (OSError, RuntimeError) as error:
         reason = error.__context__ if isinstance(error.__context__, OSError) else error
         raise CheckpointError(
@@ -129,7 +135,7 @@ def save_checkpoint(checkpoint: Checkpoint, directory: Path) -> None:
 
 
 def _keep_previous(directory: Path) -> None:
-    """A second name for the last checkpoint, so that there is one under its first name at any moment."""
+    """Add a second name for the last checkpoint, so that last.pt exists at any moment."""
     with suppress(FileNotFoundError), replacing_file(directory / PREVIOUS) as path:
         os.link(directory / CHECKPOINT, path)
 
@@ -139,14 +145,14 @@ def has_checkpoint(directory: Path) -> bool:
 
 
 def load_checkpoint(directory: Path) -> tuple[Checkpoint, str]:
-    """Read DIR/last.pt onto the CPU, or DIR/previous.pt where that is damaged; the second value says why.
+    """Read DIR/last.pt onto the CPU, or DIR/previous.pt if that is damaged; the second value says why.
 
-    Raises UsageError where there is neither, CheckpointError where none is whole and one of ours.
+    Raises UsageError if neither exists, CheckpointError if none can be read.
     """
     last, previous = directory / CHECKPOINT, directory / PREVIOUS
     if not has_checkpoint(directory):
         raise UsageError(
-            f"{directory} holds no {CHECKPOINT}, so there is nothing to resume; "
+            f"{directory} has no {CHECKPOINT}, so there is nothing to resume; "
             "to start a run, leave --resume out"
         )
     try:
@@ -155,11 +161,11 @@ def load_checkpoint(directory: Path) -> tuple[Checkpoint, str]:
         if not previous.exists():
             raise
         checkpoint = _read(previous)
-        return checkpoint, f"{error}; going on from the checkpoint before it, of {checkpoint.progress}"
+        return checkpoint, f"{error}; resuming from the checkpoint before it, of {checkpoint.progress}"
 
 
 def set_aside_damaged(directory: Path) -> None:
-    """Give DIR/last.pt another name, so that it does not take the place of the whole one before it."""
+    """Rename DIR/last.pt, so that the next checkpoint does not move it to DIR/previous.pt."""
     with suppress(FileNotFoundError):
         (directory / CHECKPOINT).replace(directory / f"{CHECKPOINT}.damaged")
 
@@ -169,13 +175,17 @@ def _read(path: Path) -> Checkpoint:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
         raise CheckpointError(f"{path} is missing") from error
-    # torch.load raises what it happens to meet in a file that is cut off or foreign.
+    # A truncated or foreign file makes torch.load raise many types of error.
     except Exception as error:
         raise CheckpointError(f"{path} cannot be read: it is damaged, or not a checkpoint") from error
     if not isinstance(state, dict) or state.pop("format", None) != _FORMAT:
         raise CheckpointError(f"{path} is not a checkpoint of this package")
+    version = state.pop("version", _VERSION_WITHOUT_FIELD)
     try:
         config = TrainConfig.from_json(json.loads(state.pop("config")))
         return Checkpoint(config=config, **state)
     except (CheckpointError, UsageError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{path} does not fit this version: {error}") from error
+        raise CheckpointError(
+            f"{path} was written by mlp_dist {version}; "
+            f"mlp_dist {mlp_dist.__version__} cannot resume it: {error}"
+        ) from error

@@ -1,4 +1,4 @@
-"""The directory of a run: a new one, or one to go on in. On the main process."""
+"""A run's output directory: a new one, or the one to resume. Used on the main process."""
 
 import contextlib
 import itertools
@@ -27,18 +27,20 @@ from mlp_dist.training.distributed.rendezvous import recall, remember
 OUTPUTS = Path("outputs")
 
 _REMEMBERED = "output_dir"
-"""The launcher's name for the directory, which it keeps for the attempts that follow."""
-
+"""The key under which the launcher's store keeps the directory for restarts."""
 
 _LONGEST_NAME = 200
-"""Bytes; file systems have 255, and a number may come behind it."""
+"""Bytes; file systems allow 255, and a number may be appended."""
 
 _claims: dict[Path, int] = {}
-"""What holds the locks of this process's directories."""
+"""The directories that this process has locked -> their descriptors."""
 
 
 def new_output_dir(config: TrainConfig) -> Path:
-    """The one asked for, or a new one named after the run. An unfinished run in it is not overwritten."""
+    """Make and lock `config.output_dir`, or a new directory named after the run.
+
+    Raises UsageError if it is in use, holds a sweep, or a run that is unfinished or not yet in MLflow.
+    """
     name = config.run_name or f"{config.recipe}-{datetime.now():%Y%m%d-%H%M%S}"
     directory = config.output_dir or OUTPUTS / _file_name(name)
     try:
@@ -47,7 +49,7 @@ def new_output_dir(config: TrainConfig) -> Path:
         directory.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UsageError(
-            f"the output directory {directory.absolute()} cannot be made ({error.strerror}); "
+            f"cannot create the output directory {directory.absolute()} ({error.strerror}); "
             "choose another --output-dir"
         ) from error
     _claim(directory)
@@ -63,7 +65,7 @@ def _file_name(name: str) -> str:
 
 
 def make_new(wanted: Path) -> Path:
-    """Make `wanted`, or with the first number behind it that is free."""
+    """Make `wanted`, or, if it exists, `wanted-2`, `wanted-3`, ..."""
     wanted.parent.mkdir(parents=True, exist_ok=True)
     for number in itertools.count(1):
         directory = wanted if number == 1 else wanted.with_name(f"{wanted.name}-{number}")
@@ -74,15 +76,15 @@ def make_new(wanted: Path) -> Path:
 
 
 def _claim(directory: Path) -> None:
-    """Lock the directory until this process ends: two trainings in it would overwrite each other."""
+    """Lock the directory until this process ends, so that no other training writes to it."""
     if (lock := try_to_lock(directory)) is None:
-        raise UsageError(f"another training runs in {directory}; choose another --output-dir")
+        raise UsageError(f"another training is running in {directory}; choose another --output-dir")
     _claims[directory.absolute()] = lock
     remove_left(directory)
 
 
 def release(directory: Path) -> None:
-    """Undo what claimed the directory of a run that is over, for a process that goes on to others."""
+    """Unlock the directory of a finished run."""
     os.close(_claims.pop(directory.absolute()))
 
 
@@ -91,25 +93,22 @@ def _check_finished(directory: Path) -> None:
         before, _ = load_checkpoint(directory)
     except CheckpointError as error:
         raise UsageError(
-            f"a run in {directory} would overwrite what is there ({error}); choose another --output-dir"
+            f"{directory} holds a checkpoint that cannot be read ({error}); choose another --output-dir"
         ) from error
     if before.has_begun and not before.is_over:
         raise UsageError(
             f"{directory} holds a run that stopped after {before.progress} of {before.config.epochs}: "
-            "go on with it by --resume, or choose another --output-dir"
+            "continue it with --resume, or choose another --output-dir"
         )
     if before.has_begun and has_record(directory) and not is_sent(directory):
         raise UsageError(
-            f"{directory} holds a run that MLflow has not got whole: "
+            f"{directory} holds a run that is not fully uploaded to MLflow: upload it with "
             f"python -m mlp_dist.sync {shlex.quote(str(directory))}, or choose another --output-dir"
         )
 
 
-# Going on
-
-
 def find_checkpoint(config: TrainConfig, *, resume: str) -> tuple[Path | None, Checkpoint | None]:
-    """The directory to go on in and what is there; (None, None) for a new run."""
+    """The directory to resume and its checkpoint; (None, None) for a new run."""
     directory = config.output_dir
     if (before := recall(_REMEMBERED)) is not None:
         directory = Path(before)
@@ -117,7 +116,7 @@ def find_checkpoint(config: TrainConfig, *, resume: str) -> tuple[Path | None, C
         return None, None
     elif resume == "auto":
         if directory is None:
-            raise UsageError("resume is auto; it needs --output-dir, where there may be a run to go on with")
+            raise UsageError("resume is auto; it needs --output-dir, where there may be a run to resume")
         if not has_checkpoint(directory):
             return None, None
     elif directory is None:
@@ -139,8 +138,11 @@ def _newest_output_dir() -> Path:
     return found[-1].parent
 
 
-def continued(checkpoint: Checkpoint, config: TrainConfig, given: Set[str]) -> TrainConfig:
-    """The checkpoint's configuration with what may change and was asked for."""
+def resumed_config(checkpoint: Checkpoint, config: TrainConfig, given: Set[str]) -> TrainConfig:
+    """The checkpoint's configuration, with the fields in `given` taken from `config`.
+
+    Raises UsageError if one of them differs that must not.
+    """
     saved = checkpoint.config
     asked = {name: getattr(config, name) for name in given - {"output_dir"}}
     other = {name: value for name, value in asked.items() if value != getattr(saved, name)}
@@ -148,22 +150,22 @@ def continued(checkpoint: Checkpoint, config: TrainConfig, given: Set[str]) -> T
     if fixed:
         differences = ", ".join(f"{name} {getattr(saved, name)}, not {other[name]}" for name in fixed)
         raise UsageError(
-            f"the run was started with {differences}: leave that out to go on with it, "
+            f"the run was started with {differences}: leave that out to continue it, "
             "or leave --resume out to start a new run"
         )
     if "epochs" in other and saved.schedule != "constant":
         raise UsageError(
             f"the run's {saved.schedule} schedule ends with epoch {saved.epochs}, "
-            f"so {other['epochs']} epochs would be another training: leave --epochs out to go on with it"
+            f"so {other['epochs']} epochs would be another training: leave --epochs out to continue it"
         )
     if other.get("epochs", saved.epochs) < checkpoint.num_epochs:
         raise UsageError(
-            f"the run has trained {checkpoint.num_epochs} epochs already, "
-            f"more than the {other['epochs']} asked for"
+            f"the run has already trained {checkpoint.num_epochs} epochs, "
+            f"more than the {other['epochs']} requested"
         )
     return replace(saved, **other)
 
 
 def remember_output_dir(directory: Path) -> None:
-    """From here on an attempt that follows this one finds something to go on from."""
+    """Let a restart by the launcher resume this directory."""
     remember(_REMEMBERED, str(directory))

@@ -1,4 +1,4 @@
-"""What a run is called, and what is said of it beside its figures."""
+"""Run name, description, tags and git state."""
 
 import os
 import platform
@@ -23,19 +23,19 @@ _GIT_SECONDS = 5.0
 
 
 def run_name(config: Any, num_images: int) -> str:
-    """The recipe, what was asked for otherwise, and the seed: "mnist lr=0.05 seed=1".
+    """The recipe, what differs from it, and the seed: "mnist lr=0.05 seed=1".
 
-    `num_images` are there to train on and to hold out of.
+    `num_images` is the number of training images before the validation images are held out.
     """
-    asked = overrides(config)
+    changes = overrides(config)
     if config.val_size == usual_val_size(num_images):
-        asked.pop("val_size", None)
-    told = [f"{name}={_short(value)}" for name, value in {**asked, "seed": config.seed}.items()]
-    return " ".join([config.recipe, *told])
+        changes.pop("val_size", None)
+    words = [f"{name}={_short(value)}" for name, value in {**changes, "seed": config.seed}.items()]
+    return " ".join([config.recipe, *words])
 
 
 def _short(value: Any) -> str:
-    """Sizes as 256-64; of the path in folder:/data/pets its last part."""
+    """256-64 for (256, 64), and folder:pets for folder:/data/pets."""
     if isinstance(value, tuple):
         return "-".join(map(str, value))
     kind, _, path = str(value).rpartition(":")
@@ -43,7 +43,7 @@ def _short(value: Any) -> str:
 
 
 def description(trainer: "Trainer") -> str:
-    """In Markdown, as MLflow shows it above a run's figures."""
+    """Markdown, shown by MLflow above a run's metrics."""
     config, data = trainer.config, trainer.data
     images = f"{len(trainer.train_set):,} training, {len(trainer.val_set):,} validation and "
     return (
@@ -55,12 +55,12 @@ def description(trainer: "Trainer") -> str:
 
 
 def command() -> list[str]:
-    """What a person typed to start this."""
+    """The command line that started this training."""
     return [*launch_command().split(), *sys.argv[1:]]
 
 
 def tags(trainer: "Trainer") -> dict[str, str]:
-    """Where the run was trained, by what."""
+    """The run's command, machine, versions and git state."""
     return {
         **started_by(command()),
         "recipe": trainer.config.recipe,
@@ -70,8 +70,7 @@ def tags(trainer: "Trainer") -> dict[str, str]:
 
 
 def started_by(words: list[str]) -> dict[str, str]:
-    """The tags of what this command starts here and now; MLflow's page has a place for those that begin with
-    mlflow."""
+    """Tags of a run started by the command line `words`; MLflow's page shows those named mlflow.*."""
     commit, dirty = git_state(Path(mlp_dist.__file__).parent)
     found = {
         "mlflow.source.name": shlex.join(words),
@@ -88,9 +87,9 @@ def started_by(words: list[str]) -> dict[str, str]:
 
 
 def git_state(directory: Path) -> tuple[str, bool]:
-    """The commit of the repository that the directory is in, and whether tracked files differ from it.
+    """The commit of the directory's repository, and whether tracked files differ from it.
 
-    ("", False) where it is in none, or git cannot tell.
+    ("", False) outside a repository, or without git.
     """
     try:
         commit = _git(directory, "rev-parse", "HEAD")
@@ -106,7 +105,7 @@ def _git(directory: Path, *words: str) -> str:
         text=True,
         check=True,
         timeout=_GIT_SECONDS,
-        # It must not wait for, or write, the index of someone who works there.
+        # Do not lock or write the index of a repository in use.
         env={**os.environ, "GIT_OPTIONAL_LOCKS": "0"},
     )
     return done.stdout.strip()
@@ -117,7 +116,7 @@ def _user() -> str:
 
     try:
         return getpass.getuser()
-    # Of a container's user there may be nothing but a number.
+    # In a container, the user may have an ID without a name.
     except (KeyError, OSError):
         return str(os.getuid())
 

@@ -1,7 +1,7 @@
-"""A run, as the training writes it into its directory. A process of its own draws, and brings it to MLflow.
+"""The training's side of tracking: it writes the run's record, and a second process uploads it to MLflow.
 
-The training waits for that process at its end alone, and never depends on it: what MLflow has not got stays
-in the directory.
+That process, tracking/recording.py, also draws the figures. The training waits for it only at its end, for a
+few seconds: what MLflow does not have yet stays in the run's directory.
 """
 
 import atexit
@@ -27,30 +27,31 @@ from mlp_dist.core.errors import TrackingError
 from mlp_dist.tracking.delivery import Outcome
 from mlp_dist.tracking.run_dir import FAILED, FINISHED, KILLED, RunRecord
 
-_DYING_SECONDS = 1.0
+_EXIT_SECONDS = 1.0
 
 PATIENCE, IMPATIENCE, LEAST_PATIENCE = 5.0, 2.0, 0.25
-"""Seconds that a run waits for an MLflow that cannot be reached, and one that must stop. Where that was in
-vain, it and those nested in the same run wait half as long the next time, down to the last.
+"""Seconds to wait for an unreachable MLflow: for a finished run, for an interrupted one, and at the least.
+
+After each wait in vain, the process's next wait is half as long.
 """
 
 
 class Recorder:
-    """The process, and the connection to it."""
+    """The second process and the connection to it."""
 
     def __init__(self) -> None:
         self._connection, theirs = Pipe()
         self.patience = PATIENCE
         words = [sys.executable, "-u", "-P", "-m", "mlp_dist.tracking.recording", str(theirs.fileno())]
-        # It finds the modules that this process finds.
+        # The process must find the same modules as this one.
         path = os.pathsep.join(entry or str(Path.cwd()) for entry in sys.path)
-        # What stops the training is sent to all its processes; this one stays until it has stored the rest.
+        # Signals that stop the training reach all its processes; this one must stay to upload the rest.
         blocked = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
         try:
             self._process = subprocess.Popen(
                 words,
                 stdin=subprocess.DEVNULL,
-                # stdout is the result's.
+                # stdout is for the result.
                 stdout=2,
                 # Jupyter exports an MPLBACKEND that this Python may lack.
                 env={**os.environ, "PYTHONPATH": path, "MPLBACKEND": "agg"},
@@ -59,7 +60,7 @@ class Recorder:
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
             theirs.close()
-        # A signal that interrupts this process must not leave half a request behind.
+        # In a thread, so that a signal cannot interrupt half a request.
         self._thread = ThreadPoolExecutor(1, "recorder")
         atexit.register(self.close)
 
@@ -67,39 +68,38 @@ class Recorder:
     def is_alive(self) -> bool:
         return self._process.poll() is None
 
-    def ask(self, what: str, *arguments: Any) -> "Future[Any]":
-        """What comes of `what`, a method of recording.Recording; TrackingError where the process is gone."""
-        # Now, since the training goes on and changes what it has told.
-        return self._thread.submit(self._ask, pickle.dumps((what, *arguments)))
+    def request(self, method: str, *arguments: Any) -> "Future[Any]":
+        """Call a public method of recording.Recording; TrackingError if the process has died."""
+        # Pickled now, since the training goes on to change the arguments.
+        return self._thread.submit(self._request, pickle.dumps((method, *arguments)))
 
-    def _ask(self, request: bytes) -> Any:
+    def _request(self, request: bytes) -> Any:
         try:
             self._connection.send_bytes(request)
             return self._connection.recv()
         except (EOFError, OSError) as error:
             raise TrackingError(
-                f"the process that brings the run to MLflow (pid {self._process.pid}) {self._ending()}"
+                f"the process that uploads to MLflow (pid {self._process.pid}) {self._exit_reason()}"
             ) from error
 
-    def _ending(self) -> str:
+    def _exit_reason(self) -> str:
         with suppress(subprocess.TimeoutExpired):
-            code = self._process.wait(_DYING_SECONDS)
-            return f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with {code}"
-        return "does not answer"
+            code = self._process.wait(_EXIT_SECONDS)
+            return f"was killed by {signal.Signals(-code).name}" if code < 0 else f"exited with {code}"
+        return "does not respond"
 
     def close(self) -> None:
-        """End the process; runs that are still open stay so."""
+        """Kill the process; runs that are open stay open."""
         self._process.kill()
         self._process.wait()
 
 
 _recorder: Recorder | None = None
-_open_runs: "dict[Path, RunTracker]" = {}
 _starting = threading.Lock()
 
 
 def start() -> Recorder:
-    """This process's recorder, which is started where there is none."""
+    """This process's recorder, started if needed."""
     global _recorder
     with _starting:
         if _recorder is None or not _recorder.is_alive:
@@ -108,28 +108,25 @@ def start() -> Recorder:
 
 
 class RunTracker:
-    """A run whose directory goes to MLflow. `record` may be changed; `changed` tells of it.
+    """An open run. After changing `record` or files of the run, call `changed`.
 
-    Nothing here raises an error because of MLflow, or waits for it, but `run_id` and `end` for a few seconds.
+    No method raises an error because of MLflow, and only `run_id` and `end` wait for it, a few seconds.
     """
 
     def __init__(self, directory: Path, record: RunRecord) -> None:
         self.directory, self.record = directory.absolute(), record
-        self._run_id, self._lives, self._has_rest = "", 3, False
+        self._run_id, self._starts_left = "", 3
         self._saved: dict[str, Any] = {}
         self._save()
         self._open()
-        if record.parent is None:
-            self._recorder.patience = PATIENCE
-        _open_runs[self.directory] = self
 
     def _open(self) -> None:
-        self._recorder, self._lives = start(), self._lives - 1
+        self._recorder, self._starts_left = start(), self._starts_left - 1
         variables = {name: value for name, value in os.environ.items() if name.startswith("MLFLOW_")}
-        # A notebook may have told mlflow itself where runs are kept.
+        # A notebook may have called mlflow.set_tracking_uri.
         if "mlflow" in sys.modules:
             variables["MLFLOW_TRACKING_URI"] = sys.modules["mlflow"].get_tracking_uri()
-        self._tell("open", str(Path.cwd()), sys.argv, variables)
+        self._send("open", str(Path.cwd()), sys.argv, variables)
 
     def _save(self) -> None:
         if (now := asdict(self.record)) != self._saved:
@@ -137,57 +134,49 @@ class RunTracker:
             self._saved = deepcopy(now)
 
     def changed(self) -> None:
-        """The record, what it names, or the epochs."""
+        """Save the record, and have it and the files that it names uploaded."""
         self._save()
-        self._tell("changed")
+        self._send("changed")
 
-    def draw(self, name: str, *shown: Any) -> None:
-        """Have the one of figures.FIGURES drawn from arrays; the next `changed` adds it to the run."""
+    def draw(self, name: str, *arrays: Any) -> None:
+        """Have a figure of plots.FIGURES drawn; the next `changed` adds it to the run."""
         self.record.add(f"figures/{name}.png")
-        self._tell("draw", name, shown)
+        self._send("draw", name, arrays)
 
-    def _tell(self, what: str, *arguments: Any) -> "Future[Any]":
-        # It may have been killed. What it had not sent yet, another one does.
-        if not self._recorder.is_alive and self._lives > 0:
+    def _send(self, method: str, *arguments: Any) -> "Future[Any]":
+        # If the process was killed, a new one uploads what is missing.
+        if not self._recorder.is_alive and self._starts_left > 0:
             self._open()
-        return self._recorder.ask(what, self.directory, *arguments)
+        return self._recorder.request(method, self.directory, *arguments)
 
     def run_id(self) -> str | None:
-        """MLflow's id of the run; None where it could not be reached yet."""
+        """MLflow's ID of the run; None if MLflow could not be reached yet."""
         if not self._run_id:
-            self._run_id = self._asked("settle").run_id
+            self._run_id = self._wait_for("settle").run_id
         return self._run_id or None
 
     def end(self, status: str) -> None:
-        """Tells on stderr where MLflow has not got all, of it or of those nested in it."""
+        """Close the run; says on stderr if MLflow does not have all of it."""
         self.record.end(status)
         if status == FINISHED:
             self._save()
         else:
-            # What has ended the run is told, and not that the disk is full.
+            # A full disk must not hide the error that ended the run.
             with suppress(OSError):
                 self._save()
-        with progress.stages("MLflow gets the run"):
-            outcome = self._asked("end", PATIENCE if status == FINISHED else IMPATIENCE)
-        _open_runs.pop(self.directory, None)
-        if outcome.problem or self._has_rest:
-            self._tell_rest()
+        with progress.stages("uploading the run to MLflow"):
+            outcome = self._wait_for("end", PATIENCE if status == FINISHED else IMPATIENCE)
+        if outcome.problem:
+            command = f"python -m mlp_dist.sync {shlex.quote(str(self.directory))}"
+            print(f"MLflow does not have all of this run; upload the rest with: {command}", file=sys.stderr)
 
-    def _tell_rest(self) -> None:
-        if self.record.parent is not None and (around := _open_runs.get(Path(self.record.parent))):
-            # One command sends all.
-            around._has_rest = True
-            return
-        rest = f"{'python -m mlp_dist.sync'} {shlex.quote(str(self.directory))}"
-        print(f"MLflow has not got all of the run; send the rest by {rest}", file=sys.stderr, flush=True)
-
-    def _asked(self, what: str, patience: float = PATIENCE) -> Outcome:
+    def _wait_for(self, method: str, patience: float = PATIENCE) -> Outcome:
         while True:
             try:
                 patience = min(patience, self._recorder.patience)
-                outcome: Outcome = self._tell(what, patience).result()
+                outcome: Outcome = self._send(method, patience).result()
             except TrackingError as error:
-                if self._lives:
+                if self._starts_left:
                     continue
                 outcome = Outcome(problem=str(error))
                 print(f"warning: {error}", file=sys.stderr, flush=True)
@@ -197,10 +186,7 @@ class RunTracker:
 
 @contextmanager
 def open_run(directory: Path, record: RunRecord) -> Iterator[RunTracker]:
-    """The run that `record` describes, in `directory`; it ends as what happens inside says.
-
-    FINISHED; KILLED on KeyboardInterrupt; FAILED on any other exception.
-    """
+    """An open run, which ends with the context: FINISHED, KILLED on KeyboardInterrupt, else FAILED."""
     run, status = RunTracker(directory, record), FAILED
     try:
         yield run

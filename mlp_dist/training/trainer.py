@@ -1,4 +1,4 @@
-"""The training loop, the same for one process or many."""
+"""The training loop, on one process or many."""
 
 import math
 import time
@@ -27,16 +27,16 @@ from mlp_dist.training.ema import MovingAverage
 from mlp_dist.training.engines import Job, build_engine
 from mlp_dist.training.optim import build_optimizer
 from mlp_dist.training.precision import settle
-from mlp_dist.training.report import Report, training_bar
+from mlp_dist.training.report import Report
 from mlp_dist.training.schedule import learning_rate
 from mlp_dist.training.steps import EpochSteps, Pace, Record, chunks
 
 
 class Trainer:
-    """Trains one model; made by `start_training`. With a checkpoint it goes on from there.
+    """Trains one model; `start_training` makes it. With a checkpoint, training continues from there.
 
-    `config` has its val_size filled in; `workers` tells what it runs on, `parent` is the directory of the run
-    that it is a part of.
+    `config` has its val_size set. `workers` describes the hardware. `parent` is the directory of the run in
+    which this run is nested.
     """
 
     def __init__(
@@ -69,7 +69,7 @@ class Trainer:
             initialization=config.initialization,
         ).to(self.device)
         self.average = MovingAverage(self.module, config.ema_decay) if config.ema_decay else None
-        # Takes the weights to evaluate: the average where there is one, and never with dropout.
+        # A second module, so that evaluation has no dropout and can use the averaged weights.
         self.evaluated = build_model(self.spec).to(self.device)
         self.torch_optimizer = build_optimizer(config, self.module.parameters())
         self.pace = Pace()
@@ -97,47 +97,47 @@ class Trainer:
             self.epoch_steps.load_state_dict(checkpoint.epoch_steps, is_main=accelerator.is_main_process)
 
     def fit(self, after_epoch: Callable[[Report], None] = lambda report: None) -> Record:
-        """Train the steps that are left, then test the kept weights and write the bundle.
+        """Train the remaining steps, then test the kept weights and write the bundle. Returns the result.
 
-        `after_epoch` is called on the main process when an epoch is saved and told; it may end the training
-        by an exception. Returns what the command's last line shows; on other processes than the main one {}.
-        Raises Interrupted on one of STOP_SIGNALS, when all processes have agreed on a step and a checkpoint
-        is written; TrainingError when the loss is not finite, ProcessLostError when a process has died.
+        `after_epoch` is called on the main process after each epoch's checkpoint; an exception in it ends the
+        training. Raises Interrupted on one of STOP_SIGNALS, once all processes have stopped at the same step
+        and a checkpoint is written; TrainingError if the loss is not finite; ProcessLostError if a process
+        has died.
         """
         with StopSignals() as signals, Report(self) as report, self.peers.watched(signals):
             if not self.saved:
                 self.save()
             self.peers.on_main(lambda: remember_output_dir(self.output_dir))
             self.peers.on_main(report.open)
-            with training_bar([self]) as self.bar:
+            with self._progress_bar() as self.bar:
                 while not self.config.is_over(len(self.history), self.kept):
                     self.keep(self.train_epoch(signals) | self.evaluate())
                     self.save()
                     self.peers.on_main(report.epoch)
                     self.peers.on_main(lambda: after_epoch(report))
-            return self.peers.on_main(lambda: report.finish(signals))
+            return self.peers.on_main(lambda: report.result(signals))
 
     def train_epoch(self, signals: StopSignals) -> Record:
-        """The steps that are left of one pass over the training images."""
+        """Take the remaining steps of one pass over the training images."""
         epoch, steps = len(self.history), self.epoch_steps
         order = order_of(self.train_set, seed=self.config.seed, epoch=epoch)
-        chunks, before = self.portions(self.engine.steps_at_once), steps.seconds
-        rows = (self.engine.rows(self._batches(order, chunk)) for chunk in chunks)
+        portions, before = self._portions(), steps.seconds
+        rows = (self.engine.rows(self._batches(order, portion)) for portion in portions)
         started = time.perf_counter()
         self.bar.set_description(f"epoch {epoch + 1}/{self.config.epochs}", refresh=False)
         with closing(fetched(self.train_set, rows)) as fetching:
-            for chunk, images in zip(chunks, fetching, strict=True):
-                sizes = steps.batch_sizes[chunk.start : chunk.stop]
-                steps.add(self.engine.train(steps.first_step + chunk.start, sizes, images))
+            for portion, images in zip(portions, fetching, strict=True):
+                sizes = steps.batch_sizes[portion.start : portion.stop]
+                steps.add(self.engine.train(steps.first_step + portion.start, sizes, images))
                 steps.seconds = before + time.perf_counter() - started
                 self.bar.update(sum(sizes))
-                self.after_steps(len(chunk), signals)
-        self.ask_others(signals)
+                self.after_steps(len(portion), signals)
+        self._synchronize(signals)
         steps.seconds = before + time.perf_counter() - started
         return self.record()
 
     def evaluate(self) -> Record:
-        """Loss and accuracy on validation and test images, each counted once; None where there are none."""
+        """Loss and accuracy on the validation and the test images; None for an empty set."""
         started = time.perf_counter()
         self.evaluated.load_state_dict(self.weights())
         record: Record = {}
@@ -149,7 +149,7 @@ class Trainer:
         return record | {"evaluate_seconds": time.perf_counter() - started}
 
     def weights(self) -> StateDict:
-        """What is evaluated and kept: the model's weights, or their moving average."""
+        """The weights to evaluate and keep: the model's, or their moving average."""
         return self.module.state_dict() if self.average is None else self.average.averaged()
 
     def _loss_and_accuracy(self, part: ImageSet) -> tuple[float, float]:
@@ -157,8 +157,8 @@ class Trainer:
         totals = torch.zeros(2, dtype=torch.float64, device=self.device)
         if len(share):
             totals += loss_and_correct(self.evaluated, share, self.data.image)
-        loss_mean, accuracy = (self.total(totals) / len(part)).tolist()
-        return loss_mean, accuracy
+        loss, accuracy = (self.total(totals) / len(part)).tolist()
+        return loss, accuracy
 
     def _set_learning_rate(self, step: int) -> float:
         config, steps = self.config, self.steps_per_epoch
@@ -173,40 +173,42 @@ class Trainer:
             group["lr"] = rate
         return rate
 
-    def portions(self, size: int) -> list[range]:
-        """The steps left of the epoch, at most `size` together; a portion ends where something is to be told
-        or saved."""
+    def _progress_bar(self) -> progress.Bar:
+        num_images, steps = len(self.train_set), self.epoch_steps
+        done = len(self.history) * num_images + sum(steps.batch_sizes[: steps.done])
+        total = self.config.epochs * num_images
+        return progress.bar("training", total, " images", initial=done, unit_scale=True)
+
+    def _portions(self) -> list[range]:
+        """The epoch's remaining steps, split where losses are logged or a checkpoint is written."""
         steps, config = self.epoch_steps, self.config
         every = (
             (config.log_every, steps.done),
             (config.checkpoint_every_steps, steps.first_step + steps.done),
         )
-        return chunks(range(steps.done, self.steps_per_epoch), size, every)
+        return chunks(range(steps.done, self.steps_per_epoch), self.engine.steps_at_once, every)
 
-    def _batches(self, order: Order, chunk: range) -> list[torch.Tensor]:
+    def _batches(self, order: Order, steps: range) -> list[torch.Tensor]:
         size = self.config.batch_size
-        rows = order[chunk.start * size : min(chunk.stop * size, len(self.train_set))]
+        rows = order[steps.start * size : min(steps.stop * size, len(self.train_set))]
         return list(torch.split(rows.to(self.device), size))
 
     def after_steps(self, number: int, signals: StopSignals) -> None:
-        """Tell and save what is due, after the `number` of steps that were added last."""
-        steps, log_every, save_every = (
-            self.epoch_steps,
-            self.config.log_every,
-            self.config.checkpoint_every_steps,
-        )
-        if log_every and steps.done % log_every == 0:
-            told = steps.mean_loss(log_every, self.total)
+        """Log and save if due, after `number` more steps."""
+        steps, config = self.epoch_steps, self.config
+        if config.log_every and steps.done % config.log_every == 0:
+            logged = steps.mean_loss(config.log_every, self.total)
             if self.accelerator.is_main_process:
-                progress.tell(f"  step {told['step']}  loss {told['loss']:.4f}")
-        save = save_every > 0 and (steps.first_step + steps.done) % save_every == 0
+                progress.tell(f"  step {logged['step']}  loss {logged['loss']:.4f}")
+        every = config.checkpoint_every_steps
+        save = every > 0 and (steps.first_step + steps.done) % every == 0
         if self.pace.due(number) or save:
-            self.ask_others(signals)
+            self._synchronize(signals)
         if save:
             self.save()
 
-    def ask_others(self, signals: StopSignals) -> None:
-        """Stop here, all processes together, where one has got a signal or met a loss that is not finite."""
+    def _synchronize(self, signals: StopSignals) -> None:
+        """Stop all processes here if one received a signal or met a loss that is not finite."""
         signum, wrong, seconds = self.peers.largest(
             signals.received or 0, -self.epoch_steps.first_not_finite(), self.pace.elapsed()
         )
@@ -220,7 +222,7 @@ class Trainer:
             raise Interrupted(int(signum))
 
     def record(self) -> Record:
-        """What the epoch's steps have cost: loss and accuracy are means over it, as the weights went."""
+        """The epoch's training metrics; loss and accuracy are means over its steps."""
         steps, num_images = self.epoch_steps, len(self.train_set)
         loss, correct = steps.totals(self.total).sum(dim=0).tolist()
         return {
@@ -236,7 +238,7 @@ class Trainer:
         }
 
     def keep(self, record: Record) -> None:
-        """The best epoch by validation accuracy, of equals the first; without validation the last."""
+        """Add the epoch to the history; keep its weights if it validates best, or without validation."""
         record["timestamp_ms"] = int(time.time() * 1000)
         self.history.append(record)
         self.epoch_steps = self._new_epoch()
@@ -251,7 +253,7 @@ class Trainer:
         return EpochSteps(len(self.history), sizes, self.device)
 
     def save(self) -> None:
-        """Write a checkpoint. Raises TrainingError where the weights are not finite."""
+        """Write a checkpoint. Raises TrainingError if the weights are not finite."""
         if not all(parameter.isfinite().all() for parameter in self.module.parameters()):
             step = self.epoch_steps.first_step + self.epoch_steps.done
             raise self._not_finite(f"the weights after step {step} are not finite")
@@ -259,11 +261,12 @@ class Trainer:
         self.peers.on_main(lambda: save_checkpoint(checkpoint, self.output_dir))
         self.saved = checkpoint.progress
 
-    def _not_finite(self, what: str) -> TrainingError:
+    def _not_finite(self, problem: str) -> TrainingError:
         rate = self.torch_optimizer.param_groups[0]["lr"]
         kept = f" (the checkpoint of {self.saved} is kept in {self.output_dir})" if self.saved else ""
         return TrainingError(
-            f"{what} at learning rate {rate:g}; try a smaller --lr, --clip-norm 1 or --warmup-epochs 1{kept}"
+            f"{problem} at learning rate {rate:g}; "
+            f"try a smaller --lr, --clip-norm 1 or --warmup-epochs 1{kept}"
         )
 
     def total(self, tensor: torch.Tensor) -> torch.Tensor:

@@ -223,7 +223,7 @@ def test_a_crash_ends_the_run_failed(tmp_path: Path) -> None:
     script = (
         "import sys, mlp_dist.training.report\n"
         "def broken(*a, **k): raise RuntimeError('the disk is gone')\n"
-        "mlp_dist.training.report.finish = broken\n"
+        "mlp_dist.training.report.write_outputs = broken\n"
         "from mlp_dist import train; train.main()\n"
     )
     words = [sys.executable, "-c", script, *DATASET, "--epochs", "1", "--output-dir", str(output)]

@@ -132,7 +132,7 @@ def test_a_server_that_is_down_gets_the_run_later(server: Server, client: Any, t
     assert result(done)["run_id"] is None
     assert done.stderr.count("warning") == 1
     assert f"MLflow at {server.uri} cannot take the run: Connection refused" in done.stderr
-    assert f"send the rest by python launch/sync.py {tmp_path / 'output'}" in done.stderr
+    assert f"upload the rest with: python -m mlp_dist.sync {tmp_path / 'output'}" in done.stderr
     server.start()
     run_id = sync(server, tmp_path)
     check_all_is_there(client, run_id, tmp_path / "output")

@@ -89,5 +89,5 @@ def test_a_database_that_is_not_there_costs_one_warning(tmp_path: Path) -> None:
     assert result(done)["run_id"] is None
     assert done.stderr.lower().count("warning") == 1
     assert "Connection refused" in done.stderr
-    assert f"send the rest by python launch/sync.py {tmp_path / 'output'}" in done.stderr
+    assert f"upload the rest with: python -m mlp_dist.sync {tmp_path / 'output'}" in done.stderr
     assert PASSWORD not in done.stdout + done.stderr

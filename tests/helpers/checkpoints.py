@@ -1,4 +1,4 @@
-"""A small training's checkpoints."""
+"""Checkpoints of a small training."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -28,22 +28,6 @@ CONFIG = TrainConfig(
 )
 
 
-def trained(config: TrainConfig = CONFIG) -> tuple[torch.nn.Module, torch.optim.Optimizer]:
-    model = build_model(ModelSpec((6, 8, 3)), generator=torch.Generator().manual_seed(0))
-    optimizer = build_optimizer(config, model.parameters())
-    train(model, optimizer, steps=3)
-    return model, optimizer
-
-
-def train(model: torch.nn.Module, optimizer: torch.optim.Optimizer, *, steps: int) -> None:
-    generator = torch.Generator().manual_seed(1)
-    for _ in range(steps):
-        inputs, labels = torch.randn(8, 6, generator=generator), torch.randint(3, (8,), generator=generator)
-        functional.cross_entropy(model(inputs), labels).backward()
-        optimizer.step()
-        optimizer.zero_grad()
-
-
 def record(epoch: int) -> dict[str, Any]:
     return {
         "epoch": epoch,
@@ -54,8 +38,11 @@ def record(epoch: int) -> dict[str, Any]:
 
 
 def of_epoch(number: int) -> Checkpoint:
-    """The checkpoint after `number` epochs; of each number it holds other weights."""
-    model, optimizer = trained()
+    """The checkpoint after `number` epochs, each with other weights."""
+    model = build_model(ModelSpec((6, 8, 3)), generator=torch.Generator().manual_seed(0))
+    optimizer = build_optimizer(CONFIG, model.parameters())
+    functional.cross_entropy(model(torch.eye(6)), torch.arange(6) % 3).backward()
+    optimizer.step()
     weights = {name: tensor + number for name, tensor in model.state_dict().items()}
     best = {name: tensor / 2 for name, tensor in weights.items()}
     history = [record(epoch) for epoch in range(1, number + 1)]
@@ -65,14 +52,34 @@ def of_epoch(number: int) -> Checkpoint:
 
 
 def within_epoch(number: int, *, steps: int) -> Checkpoint:
-    """A checkpoint with every field that not all have."""
-    totals = torch.arange(2 * steps, dtype=torch.float64).view(steps, 2)
-    told = [{"step": 1, "loss": 0.5, "timestamp_ms": 1_700_000_000_000}]
+    """A checkpoint with every optional field."""
     before = of_epoch(number - 1)
     return replace(
         before,
         average={"num_updates": 3, "average": before.best},
         scaler={"scale": 1024.0, "_growth_tracker": 2},
-        epoch_steps={"totals": totals, "losses": told, "seconds": 1.5},
+        epoch_steps={
+            "totals": torch.arange(2 * steps, dtype=torch.float64).view(steps, 2),
+            "losses": [{"step": 1, "loss": 0.5, "timestamp_ms": 1_700_000_000_000}],
+            "seconds": 1.5,
+        },
         workers="2 CPU processes of 1 thread",
     )
+
+
+def assert_same_tensors(one: Any, other: Any) -> None:
+    """Both are equal, and so are their tensors, bit for bit."""
+    assert type(one) is type(other)
+    if isinstance(one, torch.Tensor):
+        assert one.dtype == other.dtype
+        assert torch.equal(one, other)
+    elif isinstance(one, dict):
+        assert list(one) == list(other)
+        for name in one:
+            assert_same_tensors(one[name], other[name])
+    elif isinstance(one, list):
+        assert len(one) == len(other)
+        for each, another in zip(one, other, strict=True):
+            assert_same_tensors(each, another)
+    else:
+        assert one == other

@@ -22,7 +22,7 @@ PHASES = {
     "saving": "mlp_dist.training.trainer:save_checkpoint",
     "evaluating": "mlp_dist.training.trainer:Trainer.evaluate",
     "logging": "mlp_dist.training.recorder:RunTracker.changed",
-    "finishing": "mlp_dist.training.report:finish",
+    "finishing": "mlp_dist.training.report:write_outputs",
 }
 """What marks each but "starting", which is the time from here on."""
 

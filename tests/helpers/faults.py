@@ -51,7 +51,7 @@ MOMENTS: dict[str, dict[str, tuple[int, int]]] = {
     "training": {"": FIRST},
     "saving": {"": ANY, "torch:save": ANY, "os:link": ANY, "os:replace": (1, 24), "os:fsync": (1, 48)},
     "evaluating": {"": (1, 2), "torch.nn.functional:cross_entropy": (1, 4)},
-    "logging": {"": (1, 3), "mlp_dist.training.recorder:Recorder._ask": (1, 2)},
+    "logging": {"": (1, 3), "mlp_dist.training.recorder:Recorder._request": (1, 2)},
     "finishing": {
         "": FIRST,
         "torch:save": (1, 3),
@@ -60,7 +60,7 @@ MOMENTS: dict[str, dict[str, tuple[int, int]]] = {
         "mlp_dist.training.recorder:RunTracker.draw": FIRST,
         "mlp_dist.training.recorder:RunTracker.run_id": FIRST,
         "mlp_dist.training.recorder:RunTracker.end": FIRST,
-        "mlp_dist.training.recorder:Recorder._ask": (1, 8),
+        "mlp_dist.training.recorder:Recorder._request": (1, 8),
     },
 }
 """Where in each phase a kill comes: before the n-th call of one of these, n from and to; "": of its own."""

@@ -18,7 +18,7 @@ from mlp_dist.data.image_set import Dataset
 from mlp_dist.training.checkpoint import Checkpoint
 from mlp_dist.training.distributed.peers import Peers
 from mlp_dist.training.distributed.rendezvous import join
-from mlp_dist.training.start import settle
+from mlp_dist.training.setup import complete_config
 from mlp_dist.training.trainer import Trainer
 
 # 1310 training images in batches of 119: the last one is of a single image. Neither the batches nor the 127
@@ -101,7 +101,7 @@ def trainer(
     """On the processes there are."""
     AcceleratorState._reset_state(reset_partial_state=not cpu)
     accelerator = Accelerator(cpu=cpu, mixed_precision=config.mixed_precision)
-    config, data = settle(config, digits())
+    config, data = complete_config(config, digits())
     try:
         yield Trainer(config, data, accelerator, directory, peers=Peers(), checkpoint=checkpoint)
     finally:

@@ -138,7 +138,7 @@ def test_what_cannot_be_sent_stays_until_it_can(mlflow: Any, tmp_path: Path, tol
     said = told()
     assert "Not a directory" in said
     assert said.count("warning") == 1
-    assert f"send the rest by python launch/sync.py {tmp_path}\n" in said
+    assert f"upload the rest with: python -m mlp_dist.sync {tmp_path}\n" in said
     with pytest.raises(TrackingError, match=r"cannot take the run: .*Not a directory"):
         sync(tmp_path)
     in_the_way.unlink()
@@ -152,14 +152,14 @@ def test_many_runs_wait_little_where_mlflow_cannot_be_reached(
     mlflow: Any, tmp_path: Path, told: Callable[[], str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     waits: list[float] = []
-    tell = recorder.RunTracker._tell
+    send = recorder.RunTracker._send
 
     def counting(run: recorder.RunTracker, what: str, *arguments: Any) -> Any:
         if what in ("settle", "end"):
             waits.append(arguments[0])
-        return tell(run, what, *arguments)
+        return send(run, what, *arguments)
 
-    monkeypatch.setattr(recorder.RunTracker, "_tell", counting)
+    monkeypatch.setattr(recorder.RunTracker, "_send", counting)
     monkeypatch.setattr(mlflow, "get_tracking_uri", lambda: "http://127.0.0.1:9")
     with recorder.open_run(tmp_path, new_record()) as around, contextlib.ExitStack() as closing:
         for number in range(5):
@@ -172,8 +172,8 @@ def test_many_runs_wait_little_where_mlflow_cannot_be_reached(
     assert len(waits) == 12
     said = told()
     assert said.count("warning") == 1
-    assert said.count("send the rest by") == 1
-    assert f"send the rest by python launch/sync.py {tmp_path}\n" in said
+    assert said.count("upload the rest with") == 6
+    assert f"upload the rest with: python -m mlp_dist.sync {tmp_path}\n" in said
 
 
 def test_a_picture_that_cannot_be_drawn_is_told(mlflow: Any, tmp_path: Path, told: Callable[[], str]) -> None:

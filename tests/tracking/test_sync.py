@@ -14,7 +14,7 @@ from mlp_dist.tracking.run_dir import FINISHED, RunRecord
 from mlp_dist.tracking.store import shown
 from mlp_dist.tracking.sync import runs_in, sync
 from mlp_dist.tracking.upload import send
-from mlp_dist.training.finish import metric_names
+from mlp_dist.training.outputs import metric_names
 from tests.helpers.launching import ROOT, launch, result, run
 
 SYNC = [sys.executable, str(ROOT / "launch/sync.py")]

@@ -7,7 +7,7 @@ from mlp_dist.config import TrainConfig
 from mlp_dist.core.errors import UsageError
 from mlp_dist.tracking.run_dir import PLAN
 from mlp_dist.training.checkpoint import Checkpoint
-from mlp_dist.training.directories import continued, new_output_dir
+from mlp_dist.training.directories import new_output_dir, resumed_config
 
 CONFIG = TrainConfig(
     recipe="small",
@@ -26,23 +26,22 @@ def of_epoch(number: int, config: TrainConfig = CONFIG) -> Checkpoint:
     return Checkpoint(config, "run-id", {}, {}, {}, 0, history)
 
 
-def test_what_was_not_asked_for_is_the_run_s() -> None:
+def test_fields_that_were_not_given_are_ignored() -> None:
     other = replace(CONFIG, lr=0.2, seed=7, epochs=1)
-    assert continued(of_epoch(2), other, set()) == CONFIG
+    assert resumed_config(of_epoch(2), other, set()) == CONFIG
 
 
-def test_what_may_change_changes() -> None:
-    asked = replace(CONFIG, epochs=9, log_every=3, checkpoint_every_steps=4, data_dir=Path("/data"))
+def test_free_fields_may_change() -> None:
+    config = replace(CONFIG, epochs=9, log_every=3, checkpoint_every_steps=4, data_dir=Path("/data"))
     given = {"epochs", "log_every", "checkpoint_every_steps", "data_dir"}
-    assert continued(of_epoch(2), asked, given) == asked
+    assert resumed_config(of_epoch(2), config, given) == config
 
 
 @pytest.mark.parametrize(
     ("config", "change", "message"),
     [
         (CONFIG, {"lr": 0.2}, "the run was started with lr 0.1, not 0.2: leave that out"),
-        (CONFIG, {"gradient_dtype": "float32"}, "started with gradient_dtype float64, not float32"),
-        (CONFIG, {"epochs": 2}, "the run has trained 3 epochs already, more than the 2 asked for"),
+        (CONFIG, {"epochs": 2}, "the run has already trained 3 epochs, more than the 2 requested"),
         (
             replace(CONFIG, schedule="cosine"),
             {"epochs": 9},
@@ -50,20 +49,20 @@ def test_what_may_change_changes() -> None:
         ),
     ],
 )
-def test_what_would_be_another_training_is_refused(
+def test_refuses_to_resume_as_another_training(
     config: TrainConfig, change: dict[str, object], message: str
 ) -> None:
     with pytest.raises(UsageError, match=message):
-        continued(of_epoch(3, config), replace(config, **change), set(change))  # type: ignore[arg-type]
+        resumed_config(of_epoch(3, config), replace(config, **change), set(change))  # type: ignore[arg-type]
 
 
-def test_the_directory_of_a_sweep_is_not_taken_for_a_training(tmp_path: Path) -> None:
+def test_refuses_the_directory_of_a_sweep(tmp_path: Path) -> None:
     (tmp_path / PLAN).write_text("{}")
     with pytest.raises(UsageError, match="holds a sweep; choose another --output-dir"):
         new_output_dir(replace(CONFIG, output_dir=tmp_path))
 
 
-def test_a_long_name_makes_a_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_long_run_names_are_shortened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     config = replace(CONFIG, output_dir=None, run_name="本/" * 125)
     first, second = new_output_dir(config), new_output_dir(config)

@@ -13,18 +13,17 @@ from mlp_dist.training.identity import git_state, run_name
     ("changes", "name"),
     [
         ({}, "mnist seed=0"),
-        ({"lr": 0.05, "seed": 1}, "mnist lr=0.05 seed=1"),
-        ({"hidden_sizes": (256, 64), "val_size": 100}, "mnist hidden_sizes=256-64 seed=0"),
+        ({"hidden_sizes": (256, 64), "lr": 0.05, "seed": 1}, "mnist hidden_sizes=256-64 lr=0.05 seed=1"),
         ({"val_size": 50}, "mnist val_size=50 seed=0"),
         ({"dataset": "folder:/data/pets"}, "mnist dataset=folder:pets seed=0"),
         ({"output_dir": Path("/there"), "experiment": "x", "log_every": 5}, "mnist seed=0"),
     ],
 )
-def test_a_run_is_called_by_what_it_is(changes: dict[str, Any], name: str) -> None:
+def test_run_names(changes: dict[str, Any], name: str) -> None:
     assert run_name(replace(get_recipe("mnist"), **{"val_size": 100, **changes}), 1200) == name
 
 
-def test_what_git_knows_of_a_directory(tmp_path: Path) -> None:
+def test_git_state(tmp_path: Path) -> None:
     assert git_state(tmp_path) == ("", False)
     git = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b.invalid"]
     file = tmp_path / "file"
@@ -33,7 +32,7 @@ def test_what_git_knows_of_a_directory(tmp_path: Path) -> None:
         subprocess.run([*git, *words], check=True)
     commit, dirty = git_state(tmp_path)
     assert (len(commit), dirty) == (40, False)
-    (tmp_path / "beside").touch()
+    (tmp_path / "untracked").touch()
     assert git_state(tmp_path) == (commit, False)
     file.write_text("two")
     assert git_state(tmp_path) == (commit, True)

@@ -1,1 +1,1 @@
-"""How the processes of a training find and hear each other."""
+"""How the processes of a training connect and communicate."""

@@ -1,4 +1,4 @@
-"""Over which network the machines of a training meet."""
+"""The network interface that connects the machines of a training."""
 
 import contextlib
 import ipaddress
@@ -10,15 +10,15 @@ from typing import Any
 from mlp_dist.console.processes import world_size
 
 _FAR_AWAY = ("192.0.2.1", "2001:db8::1")
-"""Addresses kept for documentation: they are routed as any that is far away, and nobody has them."""
+"""Documentation addresses (RFC 5737, RFC 3849): routed like any remote address, used by nobody."""
 
 
 def choose_interface() -> None:
-    """Name to gloo and NCCL the interface from which the main machine is reached, where gloo needs that.
+    """Set GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME to the interface that leads to the main machine.
 
-    Gloo tells the others the address of this machine's own name. Where that is loopback, as /etc/hosts often
-    has it, they cannot come back. Does nothing where one machine trains alone or no interface is found, and
-    leaves GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME as they are where they are set.
+    Gloo announces the address of the host name. If that is loopback, as /etc/hosts often has it, other
+    machines cannot connect. Does nothing for a training on one machine, for a host name with a reachable
+    address, or if no interface is found. Variables that are set stay.
     """
     master = os.environ.get("MASTER_ADDR", "")
     several = world_size() > int(os.environ.get("LOCAL_WORLD_SIZE", 1))
@@ -26,7 +26,7 @@ def choose_interface() -> None:
         return
     if (interface := _interface_towards(master)) is not None:
         os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
-        # NCCL takes a bare name as the beginning of many.
+        # NCCL matches a bare name as a prefix.
         os.environ.setdefault("NCCL_SOCKET_IFNAME", f"={interface}")
 
 
@@ -39,7 +39,7 @@ def _is_loopback(address: str) -> bool:
 
 
 def _own_name_is_loopback() -> bool:
-    """Whether the first address of the host name that can be bound, which gloo takes, is a loopback one."""
+    """Whether gloo's address is loopback: it takes the first address of the host name that can be bound."""
     try:
         found = socket.getaddrinfo(socket.gethostname(), None, type=socket.SOCK_STREAM)
     except (OSError, UnicodeError):
@@ -52,7 +52,7 @@ def _own_name_is_loopback() -> bool:
 
 
 def _interface_towards(master: str) -> str | None:
-    # On the main machine its name may be loopback, which is where nobody else comes from.
+    # On the main machine itself, the name may resolve to loopback.
     for target in (master, *_FAR_AWAY):
         for local in _local_addresses(target):
             if not _is_loopback(local[0]) and (interface := _interface_of(local)) is not None:
@@ -61,7 +61,7 @@ def _interface_towards(master: str) -> str | None:
 
 
 def _local_addresses(target: str) -> list[tuple[Any, ...]]:
-    """The socket addresses from which `target` is reached; connecting a UDP socket sends nothing."""
+    """The local socket addresses of routes to `target`. Connecting a UDP socket sends nothing."""
     addresses = []
     with contextlib.suppress(OSError, UnicodeError):
         for family, kind, protocol, _, address in socket.getaddrinfo(target, 9, type=socket.SOCK_DGRAM):
@@ -72,9 +72,9 @@ def _local_addresses(target: str) -> list[tuple[Any, ...]]:
 
 
 def _interface_of(address: tuple[Any, ...]) -> str | None:
-    """The interface that has a socket address."""
+    """The name of the interface with this socket address."""
     if len(address) == 4 and address[3]:
-        # A link-local address, which may stand on several interfaces.
+        # A link-local address, which several interfaces may have.
         return socket.if_indextoname(address[3])
     import psutil
 
@@ -91,7 +91,7 @@ def _without_scope(address: str) -> ipaddress.IPv4Address | ipaddress.IPv6Addres
 
 
 def machine() -> str:
-    """What two processes have in common if, and only if, one's process ids mean the same to the other."""
+    """The same text for two processes if and only if they share their process IDs."""
     parts = [socket.gethostname()]
     with contextlib.suppress(OSError):
         parts.append(Path("/proc/sys/kernel/random/boot_id").read_text().strip())

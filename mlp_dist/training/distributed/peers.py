@@ -1,4 +1,4 @@
-"""The other processes of a training: what they say, and which of them have ended."""
+"""The other processes of a training: agreement among them, and which of them have died."""
 
 import contextlib
 import os
@@ -13,16 +13,16 @@ from mlp_dist.training.distributed.network import machine
 
 T = TypeVar("T")
 
-_POLL = 0.01
-GRACE = 1.0
-"""Seconds for which `lost` waits for a process to end: its connections close before it does."""
+_POLL_SECONDS = 0.01
+GRACE_SECONDS = 1.0
+"""How long `lost` waits for a process to end: its connections close first."""
 
 
 class Peers:
-    """All processes of the training, of which `rank` is this one.
+    """All processes of the training; this one has `rank`.
 
-    Made on all of them at the same time, once a process group exists; without one the training is this
-    process. What they exchange here goes over gloo and CPU memory: it waits for no GPU.
+    To be made on all processes together, after the process group. Without a group, this process is alone.
+    Messages go over gloo, so they wait for no GPU.
     """
 
     def __init__(self) -> None:
@@ -30,27 +30,28 @@ class Peers:
 
         self.rank, self.size = 0, 1
         self._group: Any = None
-        self._speaks: bool | None = None
+        self._is_reporter: bool | None = None
         self._pids: dict[int, int] = {}
-        self._told: int | None = None
+        self._file: int | None = None
         if distributed.is_initialized():
             self.rank, self.size = distributed.get_rank(), distributed.get_world_size()
         if self.size == 1:
             return
         self._group = distributed.new_group(backend="gloo")
-        told = os.memfd_create("told") if hasattr(os, "memfd_create") else None
+        own_file = os.memfd_create("speakers") if hasattr(os, "memfd_create") else None
         found: list[Any] = [None] * self.size
-        distributed.all_gather_object(found, (machine(), os.getpid(), told), group=self._group)
+        distributed.all_gather_object(found, (machine(), os.getpid(), own_file), group=self._group)
         here = {rank: (pid, file) for rank, (where, pid, file) in enumerate(found) if where == machine()}
         self._pids = {rank: pid for rank, (pid, _) in here.items()}
+        # The processes of a machine share the file of their first one.
         pid, file = here[min(here)]
         with contextlib.suppress(OSError):
-            self._told = os.open(f"/proc/{pid}/fd/{file}", os.O_RDWR | os.O_APPEND)
+            self._file = os.open(f"/proc/{pid}/fd/{file}", os.O_RDWR | os.O_APPEND)
 
     def largest(self, *values: float) -> list[float]:
-        """The largest of each value over all processes, which all call this alike; the same on all.
+        """The maximum of each value over all processes, which all call this together.
 
-        Raises RuntimeError where one of them has ended.
+        Raises RuntimeError if a process has died.
         """
         if self.size == 1:
             return [float(value) for value in values]
@@ -62,9 +63,9 @@ class Peers:
         return [float(value) for value in tensor]
 
     def on_main(self, work: Callable[[], T]) -> T:
-        """What `work` returns on the main process, or the error that it raises there: on all processes.
+        """Call `work` on the main process; returns its result, or raises its error, on all processes.
 
-        An error that is none of ours is raised on the main process alone; on the others a MlpDistError.
+        An error of another package is raised on the main process only; the others raise MlpDistError.
         """
         if self.size == 1:
             return work()
@@ -87,15 +88,15 @@ class Peers:
 
     @contextlib.contextmanager
     def watched(self, signals: StopSignals | None = None) -> Iterator[None]:
-        """Where what is inside fails because another process has ended, raise ProcessLostError.
+        """Turn a RuntimeError into ProcessLostError if another process has died.
 
-        Interrupted where this process has got one of the `signals`.
+        Into Interrupted, if this process received one of the `signals`.
         """
         try:
             yield
         except RuntimeError as error:
             if lost := self.lost():
-                raise ProcessLostError(lost, speaks=self.speaks()) from error
+                raise ProcessLostError(lost, is_reporter=self.is_reporter()) from error
             if signals is not None:
                 signals.check()
             raise
@@ -103,39 +104,39 @@ class Peers:
     def lost(self) -> list[str]:
         """The other processes of this machine that have ended, as "process 1 (pid 4711)".
 
-        Waits a second for the first to end; those of other machines are never among them.
+        Waits up to GRACE_SECONDS for the first one.
         """
-        deadline = time.monotonic() + GRACE
+        deadline = time.monotonic() + GRACE_SECONDS
         while not (ended := self._ended()) and len(self._pids) > 1 and time.monotonic() < deadline:
-            time.sleep(_POLL)
+            time.sleep(_POLL_SECONDS)
         return [f"process {rank} (pid {self._pids[rank]})" for rank in ended]
 
-    def speaks(self) -> bool:
-        """Whether this is the one of this machine's processes that tells what happened to the others.
+    def is_reporter(self) -> bool:
+        """Whether this process reports the loss: the lowest surviving rank of this machine does.
 
-        That is the lowest of those that are left. Waits as `lost` does, and always answers the same.
+        Waits as `lost` does; the answer never changes.
         """
-        if self._speaks is None:
+        if self._is_reporter is None:
             self.lost()
             ended = self._ended()
             lowest = min((rank for rank in self._pids if rank not in ended), default=self.rank)
-            self._speaks = lowest == self.rank and self._is_first()
-            # Whoever speaks must not take those for lost that have nothing to say and end.
-            deadline = time.monotonic() + GRACE
-            while self._told is not None and not os.fstat(self._told).st_size and time.monotonic() < deadline:
-                time.sleep(_POLL)
-        return self._speaks
+            self._is_reporter = lowest == self.rank and self._is_first()
+            # Wait for the report before ending, or the reporting process counts this one as lost.
+            deadline = time.monotonic() + GRACE_SECONDS
+            while self._file is not None and not os.fstat(self._file).st_size and time.monotonic() < deadline:
+                time.sleep(_POLL_SECONDS)
+        return self._is_reporter
 
     def _ended(self) -> list[int]:
         return [rank for rank, pid in self._pids.items() if rank != self.rank and _has_ended(pid)]
 
     def _is_first(self) -> bool:
-        """Whether none of this machine has spoken: one that has, and then ended, looks like a lost one."""
-        if self._told is None:
+        """False if a process of this machine has already reported, and perhaps ended since."""
+        if self._file is None:
             return True
-        # The file is all processes', and no two appended bytes come to the same place.
-        os.write(self._told, b".")
-        return os.lseek(self._told, 0, os.SEEK_CUR) == 1
+        # Appending is atomic, so one process alone finds its byte at the start.
+        os.write(self._file, b".")
+        return os.lseek(self._file, 0, os.SEEK_CUR) == 1
 
 
 def _has_ended(pid: int) -> bool:
@@ -145,7 +146,7 @@ def _has_ended(pid: int) -> bool:
         return True
     except PermissionError:
         return False
-    # A zombie takes signals until its parent has asked for its exit code. The name before may hold brackets.
+    # A zombie still accepts signals. The process's name, before its state, may contain brackets.
     try:
         return Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()[0] in "ZX"
     except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""How the processes of a training find each other, and what the launcher keeps for those that follow them."""
+"""Joining the process group, and values that the launcher keeps across restarts."""
 
 import contextlib
 import functools
@@ -17,18 +17,17 @@ _POLL = 0.01
 
 
 def join(use_cpu: bool) -> None:
-    """Make torch.distributed's process group of all processes, on gloo or NCCL; Accelerate then uses it.
+    """Make torch.distributed's process group on gloo or NCCL, which Accelerate then uses.
 
-    Sets LOCAL_RANK and LOCAL_WORLD_SIZE where the launcher did not. Does nothing for one process, where a
-    group exists, and where the launcher names no meeting place. Raises TimeoutError or RuntimeError where
-    not all processes come.
+    Sets LOCAL_RANK and LOCAL_WORLD_SIZE if the launcher did not. Does nothing for one process, if a group
+    exists, or if the launcher gave no address. Raises TimeoutError or RuntimeError if a process is missing.
     """
     import torch
     from torch import distributed
     from torch.distributed.rendezvous import rendezvous
 
-    told = all(name in os.environ for name in ("RANK", "MASTER_ADDR", "MASTER_PORT"))
-    if world_size() == 1 or not told or distributed.is_initialized():
+    has_address = all(name in os.environ for name in ("RANK", "MASTER_ADDR", "MASTER_PORT"))
+    if world_size() == 1 or not has_address or distributed.is_initialized():
         return
     launcher, rank, size = next(rendezvous("env://"))
     store = _part(launcher, _agree(_part(launcher, "join"), rank, size))
@@ -44,12 +43,11 @@ def join(use_cpu: bool) -> None:
 
 
 def _agree(store: "Store", rank: int, size: int) -> str:
-    """A name that exactly the processes which are joining now have in common.
+    """A name that only the processes of this attempt share.
 
-    The launcher's store outlives its processes: after a restart it still holds the addresses of those that
-    have ended, and whoever reads these cannot connect. TORCHELASTIC_RESTART_COUNT does not tell attempts
-    apart, as each machine counts for itself. So each process asks under a name of its own, and rank 0
-    answers whatever it finds until all of its own attempt have heard it.
+    The launcher's store outlives its processes: after a restart it still holds the addresses of dead ones.
+    TORCHELASTIC_RESTART_COUNT does not identify an attempt, since each machine counts its own restarts. So
+    each process asks with a unique question, and rank 0 answers all questions until all ranks have confirmed.
     """
     if rank:
         question = uuid.uuid4().hex
@@ -68,7 +66,7 @@ def _agree(store: "Store", rank: int, size: int) -> str:
         time.sleep(_POLL)
         missing = [other for other in missing if not store.check([f"heard/{name}/{other}"])]
         if time.monotonic() > deadline:
-            raise TimeoutError(f"processes {missing} of {size} have not come within {default_pg_timeout}")
+            raise TimeoutError(f"processes {missing} of {size} did not join within {default_pg_timeout}")
     return name
 
 
@@ -78,19 +76,16 @@ def _part(store: "Store", name: str) -> "Store":
     return PrefixStore(f"mlp_dist/{name}", store)
 
 
-# What outlives them
-
-
 def remember(name: str, text: str) -> None:
-    """Keep `text` for the attempts that follow under the launcher's --max_restarts, if it can restart."""
+    """Keep `text` for later attempts, if the launcher can restart the training (--max_restarts)."""
     if (store := _launcher_store()) is not None:
-        # One that has died restarts nothing.
+        # A launcher that has died will not restart.
         with contextlib.suppress(RuntimeError):
             store.set(name, text.encode(errors="surrogateescape"))  # type: ignore[arg-type]
 
 
 def recall(name: str) -> str | None:
-    """What this attempt or one before it remembered last; None where there is nothing or no such launcher."""
+    """The last text remembered under `name` by this attempt or an earlier one, or None."""
     store = _launcher_store()
     if store is None or not store.check([name]):
         return None
@@ -99,7 +94,7 @@ def recall(name: str) -> str | None:
 
 @functools.cache
 def _launcher_store() -> "Store | None":
-    """The store that lives in the launcher; None where there is none, or it ends with the processes."""
+    """The launcher's store, if it outlives the training's processes."""
     if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
         return None
     from torch.distributed.rendezvous import rendezvous

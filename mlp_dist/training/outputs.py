@@ -1,4 +1,4 @@
-"""The end of a training: the kept weights tested, the bundle written, and what people compare."""
+"""After the last epoch: test the kept weights, write the bundle, and record the run's results."""
 
 import math
 import platform
@@ -17,36 +17,36 @@ from mlp_dist.core.spec import BundleSpec
 from mlp_dist.data.calibration import model_temperature
 from mlp_dist.data.evaluate import Evaluation, evaluate, predict
 from mlp_dist.tracking.run_dir import BUNDLE, CHECKPOINTS, TABLES, write_json
-from mlp_dist.training import pictured, tables
+from mlp_dist.training import artifacts
 from mlp_dist.training.checkpoint import StateDict, cpu_copy
 from mlp_dist.training.recorder import RunTracker
 
 if TYPE_CHECKING:
     from mlp_dist.training.trainer import Trainer
 
-_MOST_CLASSES = 100
-"""A figure for each of more classes would hide what a run is compared by; the table has them all."""
+_MAX_CLASSES = 100
+"""With more classes, per-class metrics would bury the others; the table has them."""
 
 
-def finish(trainer: "Trainer", run: RunTracker) -> dict[str, Any]:
-    """On the main process, after the last epoch; returns what the command's last line shows."""
-    history, kept = trainer.history, trainer.history[trainer.kept]
-    model = build_model(trainer.spec).to(trainer.accelerator.device)
+def write_outputs(trainer: "Trainer", run: RunTracker) -> dict[str, Any]:
+    """Runs on the main process; returns the command's result."""
+    history, best = trainer.history, trainer.history[trainer.kept]
+    model = build_model(trainer.spec).to(trainer.device)
     model.load_state_dict(trainer.best)
-    # What is drawn first is drawn while the test images are predicted.
-    run.draw("learning_curves", history, kept["epoch"])
-    run.draw("first_layer", *pictured.largest_units(first_layer(model, trainer.spec)), trainer.data.image)
+    # The recorder draws these while the test images are predicted.
+    run.draw("learning_curves", history, best["epoch"])
+    run.draw("first_layer", *artifacts.largest_units(first_layer(model, trainer.spec)), trainer.data.image)
     temperature = model_temperature(model, trainer.val_set, trainer.data.image)
     logits = predict(model, trainer.test_set, trainer.data.image)
     test = evaluate(logits, trainer.test_set.labels, temperature=temperature)
-    _show(trainer, run, test, to_probabilities(logits, temperature))
+    _write_artifacts(trainer, run, test, to_probabilities(logits, temperature))
     for name, state_dict in (("best", trainer.best), ("last", trainer.module.state_dict())):
         run.record.add(_write_weights(trainer.output_dir, name, state_dict))
     run_id = run.run_id()
     _write_bundle(trainer, model.cpu(), test, run_id)
     run.record.add(BUNDLE)
-    run.record.models = [{"name": "best", "epoch": kept["epoch"], "files": BUNDLE}]
-    if kept["epoch"] < len(history):
+    run.record.models = [{"name": "best", "epoch": best["epoch"], "files": BUNDLE}]
+    if best["epoch"] < len(history):
         run.record.models += [{"name": "last", "epoch": len(history), "files": f"{CHECKPOINTS}/last"}]
     run.record.summary = _summary(trainer, test)
     train_seconds = sum(record["train_seconds"] for record in history)
@@ -57,61 +57,63 @@ def finish(trainer: "Trainer", run: RunTracker) -> dict[str, Any]:
         "num_parameters": trainer.spec.num_parameters,
         "num_processes": trainer.world_size,
         "epochs": len(history),
-        "best_epoch": kept["epoch"],
-        "train_loss": kept["train_loss"],
-        "train_accuracy": kept["train_accuracy"],
-        "val_accuracy": kept["val_accuracy"],
-        "test_loss": test.loss,
-        "test_accuracy": test.accuracy,
-        "test_ece": test.ece,
-        "test_ece_uncalibrated": test.uncalibrated_ece,
-        "temperature": test.temperature,
+        "best_epoch": best["epoch"],
+        "train_loss": best["train_loss"],
+        "train_accuracy": best["train_accuracy"],
+        "val_accuracy": best["val_accuracy"],
+        **_test_metrics(test),
         "train_seconds": round(train_seconds, 3),
         "samples_per_second": round(len(trainer.train_set) * len(history) / train_seconds, 1),
         "output_dir": str(trainer.output_dir),
     }
 
 
-def _show(trainer: "Trainer", run: RunTracker, test: Evaluation, probabilities: torch.Tensor) -> None:
-    """Pictures and tables of what the kept weights answer for the test images."""
+def _test_metrics(test: Evaluation) -> dict[str, Any]:
+    return {
+        "test_loss": test.loss,
+        "test_accuracy": test.accuracy,
+        "test_ece": test.ece,
+        "test_ece_uncalibrated": test.uncalibrated_ece,
+        "temperature": test.temperature,
+    }
+
+
+def _write_artifacts(
+    trainer: "Trainer", run: RunTracker, test: Evaluation, probabilities: torch.Tensor
+) -> None:
+    """Figures and tables of the kept weights' predictions for the test images."""
     images, classes = trainer.data.test, trainer.data.classes
-    run.draw("confusion_matrix", pictured.array(test.confusion), classes)
-    run.draw("reliability", pictured.array(test.calibration))
+    run.draw("confusion_matrix", artifacts.to_numpy(test.confusion), classes)
+    run.draw("reliability", artifacts.to_numpy(test.calibration))
     run.draw("class_accuracy", test.class_accuracy, test.class_precision, test.accuracy, classes)
-    run.draw("predictions", *pictured.first(images, probabilities), classes)
-    run.draw("mistakes", *pictured.mistakes(images, probabilities), classes)
+    run.draw("predictions", *artifacts.first_images(images, probabilities), classes)
+    run.draw("mistakes", *artifacts.mistakes(images, probabilities), classes)
     by_class, mistakes = TABLES
-    write_json(trainer.output_dir / by_class, tables.class_table(test, classes))
-    write_json(trainer.output_dir / mistakes, tables.mistakes_table(probabilities, images.labels, classes))
+    write_json(trainer.output_dir / by_class, artifacts.class_table(test, classes))
+    write_json(trainer.output_dir / mistakes, artifacts.mistakes_table(probabilities, images.labels, classes))
     run.record.add(*TABLES)
     run.changed()
 
 
 def _summary(trainer: "Trainer", test: Evaluation) -> dict[str, float]:
-    """The figures that runs are compared by."""
-    kept = trainer.history[trainer.kept]
+    """The metrics that runs are compared by."""
+    best, classes = trainer.history[trainer.kept], trainer.data.classes
     summary = {
-        "best_epoch": kept["epoch"],
-        "best_val_accuracy": kept["val_accuracy"],
-        "best_val_loss": kept["val_loss"],
-        "test_accuracy": test.accuracy,
-        "test_loss": test.loss,
-        "test_ece": test.ece,
-        "test_ece_uncalibrated": test.uncalibrated_ece,
-        "temperature": test.temperature,
+        "best_epoch": best["epoch"],
+        "best_val_accuracy": best["val_accuracy"],
+        "best_val_loss": best["val_loss"],
+        **_test_metrics(test),
     }
-    if len(trainer.data.classes) <= _MOST_CLASSES:
-        names = metric_names(trainer.data.classes)
-        summary |= {
-            f"test_class_accuracy/{name}": accuracy
-            for name, accuracy in zip(names, test.class_accuracy, strict=True)
-        }
+    if len(classes) <= _MAX_CLASSES:
+        names = (f"test_class_accuracy/{name}" for name in metric_names(classes))
+        summary |= zip(names, test.class_accuracy, strict=True)
     return {name: value for name, value in summary.items() if value is not None and math.isfinite(value)}
 
 
 def metric_names(classes: Sequence[str]) -> list[str]:
-    """The classes' names as parts of a metric's: MLflow takes few characters there, and no path that leads
-    elsewhere. Where two become the same, their numbers are added.
+    """The class names, with characters replaced that MLflow refuses in metric names.
+
+    Names that become equal, or "." or "..", are made unique and valid.
     """
     names = [re.sub(r"[^\w\-. :]", "_", name) for name in classes]
     names = [name if name.strip(".") else "_" for name in names]
@@ -119,14 +121,14 @@ def metric_names(classes: Sequence[str]) -> list[str]:
 
 
 def _write_weights(directory: Path, name: str, state_dict: StateDict) -> str:
-    """As `mlflow.pytorch.log_state_dict` writes them; returns the directory's name."""
+    """Write them as `mlflow.pytorch.log_state_dict` does; returns the directory's name."""
     with replacing_file(directory / CHECKPOINTS / name / "state_dict.pth") as path:
         torch.save(cpu_copy(state_dict), path)
     return f"{CHECKPOINTS}/{name}"
 
 
 def _write_bundle(trainer: "Trainer", model: torch.nn.Module, test: Evaluation, run_id: str | None) -> None:
-    """Write the bundle and read it back: what it answers must be what the trained model answers."""
+    """Write the bundle, read it back, and compare its prediction with the trained model's."""
     directory, data = trainer.output_dir / BUNDLE, trainer.data
     golden = data.test[:1].images[0]
     probabilities = to_probabilities(predict(model, golden[None], data.image), test.temperature)[0].tolist()

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from torch.distributed import HashStore, TCPStore
 
-from mlp_dist.training.distributed import rendezvous as joining
+from mlp_dist.training.distributed import rendezvous
 from mlp_dist.training.distributed.rendezvous import join, recall, remember
 from tests.helpers.launching import objects, run
 
@@ -15,17 +15,17 @@ def bare_environment(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     launcher = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
     for name in (*launcher, "TORCHELASTIC_USE_AGENT_STORE"):
         monkeypatch.delenv(name, raising=False)
-    joining._launcher_store.cache_clear()
+    rendezvous._launcher_store.cache_clear()
     yield
-    joining._launcher_store.cache_clear()
+    rendezvous._launcher_store.cache_clear()
 
 
 @pytest.mark.parametrize(
     "variables",
     [{}, {"WORLD_SIZE": "1", "RANK": "0", "MASTER_ADDR": "x", "MASTER_PORT": "1"}, {"WORLD_SIZE": "2"}],
-    ids=["no launcher", "one process", "no meeting place"],
+    ids=["no launcher", "one process", "no address"],
 )
-def test_one_process_joins_nothing(monkeypatch: pytest.MonkeyPatch, variables: dict[str, str]) -> None:
+def test_a_single_process_makes_no_group(monkeypatch: pytest.MonkeyPatch, variables: dict[str, str]) -> None:
     from torch import distributed
 
     for name, value in variables.items():
@@ -35,11 +35,11 @@ def test_one_process_joins_nothing(monkeypatch: pytest.MonkeyPatch, variables: d
 
 
 def agreed(store: HashStore, size: int) -> list[str]:
-    """What `size` processes agree on, which come one after the other, rank 0 last."""
+    """The names that `size` processes get, which join one after the other, rank 0 last."""
     names = [""] * size
 
     def agree(rank: int) -> None:
-        names[rank] = joining._agree(store, rank, size)
+        names[rank] = rendezvous._agree(store, rank, size)
 
     threads = [threading.Thread(target=agree, args=(rank,)) for rank in reversed(range(size))]
     for thread in threads:
@@ -49,24 +49,22 @@ def agreed(store: HashStore, size: int) -> list[str]:
     return names
 
 
-def test_each_attempt_agrees_on_a_name_of_its_own() -> None:
+def test_each_attempt_gets_a_new_name() -> None:
     store, found = HashStore(), set()
     for _ in range(3):
         # Left by a process that ended before it was answered.
-        store.set("question/2", "nobody hears the answer")
+        store.set("question/2", "without a reader")
         names = agreed(store, 3)
         assert len(set(names)) == 1
         found.add(names[0])
     assert len(found) == 3
 
 
-# A launcher that restarts
-
 RESTARTED = """
 import json, os
 from accelerate import Accelerator
-from mlp_dist.joining import join, recall, remember
-from mlp_dist.peers import Peers
+from mlp_dist.training.distributed.peers import Peers
+from mlp_dist.training.distributed.rendezvous import join, recall, remember
 
 attempt, rank = int(os.environ["TORCHELASTIC_RESTART_COUNT"]), int(os.environ["RANK"])
 join(use_cpu=True)
@@ -88,7 +86,7 @@ accelerator.end_training()
 
 
 @pytest.mark.slow
-def test_a_training_that_is_restarted_comes_together_again_and_finds_what_it_remembered(
+def test_a_restarted_training_joins_again_and_recalls(
     tmp_path: Path,
 ) -> None:
     script = tmp_path / "restarted.py"
@@ -108,7 +106,7 @@ def test_a_training_that_is_restarted_comes_together_again_and_finds_what_it_rem
     assert objects(done.stdout) == [{"rank": rank, "local": rank, **expected} for rank in (0, 1)]
 
 
-def test_a_launcher_without_a_store_remembers_nothing() -> None:
+def test_without_a_launcher_nothing_is_remembered() -> None:
     remember("directory", "out")
     assert recall("directory") is None
 
@@ -123,5 +121,5 @@ def test_the_last_value_is_recalled(monkeypatch: pytest.MonkeyPatch) -> None:
     remember("directory", "second")
     assert recall("directory") == "second"
     # Another process, which connects for itself.
-    joining._launcher_store.cache_clear()
+    rendezvous._launcher_store.cache_clear()
     assert recall("directory") == "second"

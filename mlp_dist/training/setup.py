@@ -1,7 +1,7 @@
-"""What comes before the first step: all processes agree on configuration, data, state and directory.
+"""Before the first step: all processes agree on configuration, data, state and output directory.
 
-Files are read where they are, by the main process or, for data, by one process a machine; what the others
-need is sent to them, so machines need no common disk.
+The main process reads the checkpoint and sends it to the others, and each machine reads its own copy of the
+data set, so machines need no shared disk.
 """
 
 import os
@@ -23,7 +23,7 @@ from mlp_dist.data.batches import usual_val_size
 from mlp_dist.data.datasets import default_data_dir, prepare_dataset, read_dataset
 from mlp_dist.data.image_set import Dataset
 from mlp_dist.training.checkpoint import Checkpoint
-from mlp_dist.training.directories import continued, find_checkpoint, new_output_dir
+from mlp_dist.training.directories import find_checkpoint, new_output_dir, resumed_config
 from mlp_dist.training.distributed import rendezvous
 from mlp_dist.training.distributed.network import choose_interface
 from mlp_dist.training.distributed.peers import Peers
@@ -37,15 +37,14 @@ def start_training(
     given: Set[str] = frozenset(),
     parent: Path | None = None,
 ) -> Trainer:
-    """A Trainer for `config` on the processes that the launcher started.
+    """A Trainer for `config`, on the processes that the launcher started.
 
-    With `resume`, one of RESUME, the one that stopped in `config.output_dir`, or in the newest directory
-    under `outputs`; of `config` only the fields in `given` count then, and only those of FREE_ON_RESUME may
-    differ. Restarted by the launcher, it goes on in the directory of the attempt before. `parent` is the
-    directory of a run that it is a part of.
+    With `resume`, one of RESUME, it continues the run in `config.output_dir`, or in the newest directory
+    under `outputs`. Of `config`, only the fields in `given` are used then; only FREE_ON_RESUME may differ.
+    After a restart by the launcher, it continues the previous attempt's run. `parent` is the directory of the
+    run in which this run is nested.
 
-    Raises UsageError, CheckpointError or DataError, on every process alike; ProcessLostError where one of
-    them has died.
+    Raises UsageError, CheckpointError or DataError on all processes; ProcessLostError if one has died.
     """
     processes.check_launcher()
     use_cpu = processes.use_cpu()
@@ -56,12 +55,12 @@ def start_training(
     state = PartialState(cpu=use_cpu)
     if state.num_processes != processes.world_size():
         raise UsageError(
-            f"{processes.world_size()} processes were started, but Accelerate sees {state.num_processes}; "
+            f"{processes.world_size()} processes were started, but Accelerate found {state.num_processes}; "
             "start them with accelerate launch --multi_gpu --num_processes N"
         )
     peers = Peers()
     with peers.watched():
-        return _agreed(config, state, peers, resume=resume, given=given, parent=parent)
+        return _build_trainer(config, state, peers, resume=resume, given=given, parent=parent)
 
 
 def _check_machine(config: TrainConfig, use_cpu: bool) -> None:
@@ -70,12 +69,12 @@ def _check_machine(config: TrainConfig, use_cpu: bool) -> None:
     compiler = os.environ.get("CXX", "g++")
     if config.compile and shutil.which(compiler) is None:
         raise UsageError(
-            f"compile needs a C++ compiler, and there is no {compiler}: install one, name another by CXX, "
+            f"compile needs a C++ compiler, and {compiler} was not found: install it, set CXX to another, "
             "or leave --compile out"
         )
 
 
-def _agreed(
+def _build_trainer(
     config: TrainConfig,
     state: PartialState,
     peers: Peers,
@@ -86,7 +85,7 @@ def _agreed(
 ) -> Trainer:
     output_dir, checkpoint = peers.on_main(lambda: find_checkpoint(config, resume=resume))
     if checkpoint is not None:
-        config = continued(checkpoint, config, given)
+        config = resumed_config(checkpoint, config, given)
     config, data = _load_data(state, config)
     if checkpoint is not None:
         _check_same_data(checkpoint, data)
@@ -101,15 +100,12 @@ def _agreed(
         output_dir,
         peers=peers,
         checkpoint=checkpoint,
-        workers=_workers(accelerator),
+        workers=_hardware(accelerator),
         parent=parent,
     )
     if state.is_main_process:
         _announce(trainer, checkpoint)
     return trainer
-
-
-# Data
 
 
 def _load_data(state: PartialState, config: TrainConfig) -> tuple[TrainConfig, Dataset]:
@@ -123,13 +119,13 @@ def _load_data(state: PartialState, config: TrainConfig) -> tuple[TrainConfig, D
         data = _read_in_turn(state, config)
     if isinstance(data, DataError):
         raise data
-    return settle(config, data)
+    return complete_config(config, data)
 
 
-def settle(config: TrainConfig, data: Dataset) -> tuple[TrainConfig, Dataset]:
-    """What was left to the data is settled by them: the normalization, the number of validation images.
+def complete_config(config: TrainConfig, data: Dataset) -> tuple[TrainConfig, Dataset]:
+    """Set what depends on the data: val_size in the configuration, `normalize` in the data's image format.
 
-    Raises UsageError where nothing would be left to train on.
+    Raises UsageError if no training images would be left.
     """
     if config.normalize is not None:
         mean, std = config.normalize
@@ -145,10 +141,9 @@ def settle(config: TrainConfig, data: Dataset) -> tuple[TrainConfig, Dataset]:
 
 
 def _read_in_turn(state: PartialState, config: TrainConfig) -> Dataset | DataError:
-    """The data set, or the error that a process met: on all processes alike.
+    """The data set, or the first error of any process; the same on all processes.
 
-    First one process a machine, which may have to download it or to decode a folder; then the others, who
-    find that done.
+    One process per machine reads first, since it may have to download files or decode images.
     """
     outcome: Dataset | DataError | None = None
     for first in (True, False):
@@ -179,18 +174,18 @@ def _read(config: TrainConfig) -> Dataset | DataError:
 def _check_same_data(checkpoint: Checkpoint, data: Dataset) -> None:
     if checkpoint.data_digest not in ("", data.digest()):
         raise CheckpointError(
-            f"{data.title} has changed since the run was started: going on would mix two data sets; "
+            f"{data.title} has changed since the run was started: resuming would mix two data sets; "
             "leave --resume out to start a new run"
         )
 
 
-def _workers(accelerator: Accelerator) -> str:
+def _hardware(accelerator: Accelerator) -> str:
     number, device, threads = accelerator.num_processes, accelerator.device, torch.get_num_threads()
     kind = "CPU" if device.type == "cpu" else torch.cuda.get_device_name(device)
-    workers = f"{number} {kind} process{'es' * (number > 1)}"
+    hardware = f"{number} {kind} process{'es' * (number > 1)}"
     if device.type == "cpu":
-        workers += f" of {threads} thread{'s' * (threads > 1)}"
-    return workers
+        hardware += f" of {threads} thread{'s' * (threads > 1)}"
+    return hardware
 
 
 def _announce(trainer: Trainer, checkpoint: Checkpoint | None) -> None:
@@ -211,12 +206,12 @@ def _announce(trainer: Trainer, checkpoint: Checkpoint | None) -> None:
         print(f"resumed after {checkpoint.progress} of {config.epochs}", flush=True)
         if checkpoint.workers not in ("", trainer.workers):
             print(
-                f"the run was on {checkpoint.workers}: its weights can't be promised to be those of a run "
-                "that was never interrupted to the last bit, but to rounding",
+                f"the run was on {checkpoint.workers}: its weights will equal those of an uninterrupted run "
+                "up to rounding, not bit for bit",
                 flush=True,
             )
     if not len(trainer.val_set):
         print(
-            "no validation images: the last epoch's weights are kept, and its probabilities as they are",
+            "no validation images: the last epoch's weights are kept, and probabilities are not calibrated",
             flush=True,
         )
