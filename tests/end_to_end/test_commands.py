@@ -1,7 +1,6 @@
-"""The commands of README and docs, typed as they stand in a copy of the checkout.
+"""The commands on the pages run as they are, in a copy of the checkout.
 
-Blocks marked `bash` are those that run as they stand; what needs a name or a file of one's own is in plain
-blocks, and those that are not run here are listed with the reason.
+Only blocks marked `bash` are run. Commands that need a name or a file of the user's are in unmarked blocks.
 """
 
 import os
@@ -18,38 +17,28 @@ from tests.helpers.checkouts import copy_checkout
 from tests.helpers.default_ports import alone
 from tests.helpers.launching import BIN, ROOT, environment
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
-
 NOT_RUN = {
-    "make ": "makes an environment, or runs all tests; CI calls it",
-    "for seed in": "half a minute of trainings that differ in their seed",
-    "python launch/sweep.py": "two minutes; tests/test_sweep_command.py types shorter ones",
-    "mlflow ui": "runs until Ctrl-C; tests/test_browser.py opens its pages",
+    "make ": "creates an environment, or runs all tests",
+    "python launch/sweep.py": "takes minutes; tests/sweep runs shorter ones",
+    "mlflow ui": "runs until Ctrl-C; test_browser.py opens its pages",
 }
-"""Lines that begin so."""
-
-PAGES = ["README.md", *(f"docs/{path.name}" for path in sorted((ROOT / "docs").glob("*.md")))]
+"""Beginnings of lines that are left out, with the reason."""
 
 
-def blocks(page: str) -> list[list[str]]:
-    """The lines of each."""
-    found = re.findall(r"```bash\n(.*?)```", (ROOT / page).read_text(), flags=re.DOTALL)
-    return [block.splitlines() for block in found]
-
-
-def run_of(page: str) -> list[str]:
-    """What is run of a page's blocks, in order."""
-    kept = [[line for line in block if not line.startswith(tuple(NOT_RUN))] for block in blocks(page)]
+def commands(page: str) -> list[str]:
+    """The page's blocks without the lines of NOT_RUN."""
+    blocks = re.findall(r"```bash\n(.*?)```", (ROOT / page).read_text(), flags=re.DOTALL)
+    kept = [[line for line in block.splitlines() if not line.startswith(tuple(NOT_RUN))] for block in blocks]
     return ["\n".join(lines) for lines in kept if lines]
 
 
-# tests/test_extending.py runs the page that changes the checkout.
-RUN = [page for page in PAGES if run_of(page) and page != "docs/extending.md"]
+# test_extending.py runs the page that changes the checkout.
+PAGES = sorted(f"docs/{page.name}" for page in (ROOT / "docs").glob("*.md") if page.name != "extending.md")
 
 
 @pytest.fixture
 def checkout(tmp_path: Path, empty_store: Path) -> Iterator[Path]:
-    """With an environment that is this one."""
+    """A copy whose .venv is this environment."""
     directory = copy_checkout(tmp_path / "checkout")
     shutil.copy(empty_store, directory)
     activate = directory / ".venv/bin/activate"
@@ -61,16 +50,16 @@ def checkout(tmp_path: Path, empty_store: Path) -> Iterator[Path]:
         f"export VIRTUAL_ENV={directory}/.venv PATH={BIN}:$PATH\n. {directory}/launch/environment.sh\n"
     )
     yield directory
-    type_(directory, "torchserve --stop; python -m serve.server stop", check=False)
+    run_commands(directory, "torchserve --stop; python -m serve.server stop", check=False)
 
 
-def type_(directory: Path, text: str, *, check: bool = True) -> None:
-    """Commands in a shell of their own, in which the environment is active."""
+def run_commands(directory: Path, text: str, *, check: bool = True) -> None:
+    """Run commands in a new shell with the environment active."""
     env = environment(TEMP=str(directory.parent))
     env["VIRTUAL_ENV"] = str(BIN.parent)
     if "MLP_DIST_DATA" in os.environ:
         env["MLP_DIST_DATA"] = str(Path(os.environ["MLP_DIST_DATA"]).resolve())
-    # A file, since servers that go on running would keep a pipe open.
+    # Servers that keep running would keep a pipe open.
     output = directory.parent / "output"
     with output.open("w") as file:
         done = subprocess.run(
@@ -85,18 +74,24 @@ def type_(directory: Path, text: str, *, check: bool = True) -> None:
     assert not check or done.returncode == 0, f"{text}\n{output.read_text()}"
 
 
-@pytest.mark.parametrize("page", RUN)
-def test_each_command_runs_as_it_stands(page: str, checkout: Path) -> None:
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize(
+    "page",
+    [
+        pytest.param("README.md", marks=pytest.mark.slow),
+        *(pytest.param(page, marks=pytest.mark.nightly) for page in PAGES if commands(page)),
+    ],
+)
+def test_commands_run(page: str, checkout: Path) -> None:
     if page not in ("README.md", "docs/index.md"):
-        type_(checkout, "accelerate launch launch/train.py --dataset digits --epochs 1")
-    for block in run_of(page):
-        # It returns before it listens, and the next command would take its ports.
+        run_commands(checkout, "accelerate launch launch/train.py --dataset digits --epochs 1")
+    for block in commands(page):
+        # `torchserve --start` returns before it listens; other servers must not take its ports meanwhile.
         with alone() if "torchserve --start" in block else nullcontext():
-            type_(checkout, block)
+            run_commands(checkout, block)
 
 
-def test_nothing_is_left_out_that_is_not_there() -> None:
-    lines = [line for page in PAGES for block in blocks(page) for line in block]
+def test_every_exception_is_on_a_page() -> None:
+    lines = "".join((ROOT / page).read_text() for page in ("README.md", *PAGES)).splitlines()
     for beginning in NOT_RUN:
         assert any(line.startswith(beginning) for line in lines), beginning
-    assert {"README.md", "docs/index.md", "docs/training.md", "docs/recipes.md", "docs/data.md"} <= set(RUN)

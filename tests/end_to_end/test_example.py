@@ -1,4 +1,4 @@
-"""The notebook, executed from top to bottom, does what it says; what is committed with it is of its cells."""
+"""The notebook runs from top to bottom, and its committed outputs belong to its cells."""
 
 import json
 import os
@@ -17,25 +17,25 @@ from tests.helpers.execute_notebook import DIGEST, NOTEBOOK, execute, read, sour
 from tests.helpers.launching import ROOT
 
 ROUNDING = 1e-3
-"""What sums in another order come to over 600 steps, in losses and weights of about 1."""
+"""Tolerance for losses and weights of about 1 after 600 steps with sums in another order."""
 
 RESULTS = ("tensor_run", "default_run", "faster_run")
 DIFFERENCES = ("of_losses", "of_weights", "from_recipe", "from_server")
-STATED = ("tensor_accuracy", "module_accuracy", *RESULTS, *DIFFERENCES)
-STATE = f"print(json.dumps({{name: globals()[name] for name in {STATED}}}))"
+NAMES = ("tensor_accuracy", "module_accuracy", *RESULTS, *DIFFERENCES)
+PRINT_NAMES = f"print(json.dumps({{name: globals()[name] for name in {NAMES}}}))"
 
-BROKEN = "Client.predict = lambda *_: 1 / 0"
-"""A question that fails, while the server runs."""
+BREAK_CLIENT = "Client.predict = lambda *_: 1 / 0"
+"""Makes a request fail while the server runs."""
 
 NO_NETWORK = {name: "http://127.0.0.1:9" for name in ("http_proxy", "https_proxy")}
 
 
-def shown_text(cell: NotebookNode) -> str:
+def text_output(cell: NotebookNode) -> str:
     return "".join(output.get("text", "") for output in cell.outputs)
 
 
-def kinds(notebook: NotebookNode) -> dict[str, set[str]]:
-    """What each cell shows: text, tables, pictures."""
+def output_kinds(notebook: NotebookNode) -> dict[str, set[str]]:
+    """The stream names and MIME types of each code cell's outputs."""
     return {
         cell.id: {kind for output in cell.outputs for kind in output.get("data", [output.get("name")])}
         for cell in notebook.cells
@@ -43,37 +43,30 @@ def kinds(notebook: NotebookNode) -> dict[str, set[str]]:
     }
 
 
-def running_in(directory: Path) -> Iterator[psutil.Process]:
+def processes_in(directory: Path) -> Iterator[psutil.Process]:
     for process in psutil.process_iter():
         with suppress(psutil.Error):
             if Path(process.cwd()).is_relative_to(directory):
                 yield process
 
 
-@pytest.fixture(scope="module")
-def executed(
-    tmp_path_factory: pytest.TempPathFactory, shared_ports: None
-) -> Iterator[tuple[NotebookNode, list[psutil.Process]]]:
-    """With what it states and a failing question at its end, and the processes that it left behind."""
-    directory = tmp_path_factory.mktemp("notebook")
+@pytest.mark.nightly
+def test_notebook_runs(tmp_path: Path, shared_ports: None) -> None:
     notebook = read()
-    [ask] = [cell.source for cell in notebook.cells if cell.id == "ask"]
-    failing = new_code_cell(f"{BROKEN}\n{ask}", metadata={"tags": ["raises-exception"]})
-    notebook.cells += [new_code_cell(STATE), failing]
+    cells = list(notebook.cells)
+    [ask] = [cell.source for cell in cells if cell.id == "ask"]
+    failing = new_code_cell(f"{BREAK_CLIENT}\n{ask}", metadata={"tags": ["raises-exception"]})
+    values = new_code_cell(PRINT_NAMES)
+    notebook.cells = [*cells, values, failing]
     data = Path(os.environ.get("MLP_DIST_DATA") or ROOT / "data").resolve()
     try:
-        execute(notebook, directory, MLP_DIST_DATA=str(data), **NO_NETWORK)
-        yield notebook, list(running_in(directory))
+        execute(notebook, tmp_path, MLP_DIST_DATA=str(data), **NO_NETWORK)
+        assert list(processes_in(tmp_path)) == []
     finally:
-        for process in running_in(directory):
+        for process in processes_in(tmp_path):
             process.kill()
 
-
-@pytest.mark.slow
-def test_it_does_what_it_says(executed: tuple[NotebookNode, list[psutil.Process]]) -> None:
-    notebook, left = executed
-    *cells, stated, failed = notebook.cells
-    found = json.loads(shown_text(stated))
+    found = json.loads(text_output(values))
     tensor, default, faster = (found[name] for name in RESULTS)
     by_hand = found["tensor_accuracy"]
     assert by_hand == pytest.approx(found["module_accuracy"], abs=2e-3)
@@ -83,28 +76,26 @@ def test_it_does_what_it_says(executed: tuple[NotebookNode, list[psutil.Process]
     assert min(default["test_accuracy"], faster["test_accuracy"]) > (0.97 if on_mnist else 0.93)
     assert found["from_server"] <= PROBABILITY_TOLERANCE
     assert max(found["of_losses"], found["of_weights"], found["from_recipe"]) < ROUNDING
-    assert failed.outputs[-1].ename == "ZeroDivisionError"
-    assert "has ended" in shown_text(failed)
-    assert left == []
+    assert failing.outputs[-1].ename == "ZeroDivisionError"
     if on_mnist:
         notebook.cells = cells
-        assert kinds(notebook) == kinds(read())
+        assert output_kinds(notebook) == output_kinds(read())
 
 
-def test_the_committed_outputs_are_of_the_committed_cells() -> None:
+def test_committed_outputs_belong_to_the_cells() -> None:
     notebook = read()
-    again = "run: python tests/helpers/execute_notebook.py"
-    assert notebook.metadata.get(DIGEST) == sources_sha256(notebook), again
+    fix = "run: python tests/helpers/execute_notebook.py"
+    assert notebook.metadata.get(DIGEST) == sources_sha256(notebook), fix
     cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
-    assert [cell.execution_count for cell in cells] == list(range(1, len(cells) + 1)), again
+    assert [cell.execution_count for cell in cells] == list(range(1, len(cells) + 1)), fix
     assert "error" not in {output.output_type for cell in cells for output in cell.outputs}
-    shown = kinds(notebook).values()
-    assert not any("stderr" in each for each in shown)
-    assert sum("image/png" in each for each in shown) >= 4
+    kinds = output_kinds(notebook).values()
+    assert not any("stderr" in each for each in kinds)
+    assert sum("image/png" in each for each in kinds) >= 4
 
 
-def test_it_is_small_and_names_no_machine() -> None:
+def test_notebook_is_small_and_names_no_machine() -> None:
     text = NOTEBOOK.read_text()
     assert len(text) < 400_000
-    without_pictures = re.sub(r'"image/png": ".*"', "", text)
-    assert re.findall(r"(?<![\w.:/<])/\w[\w.-]*/.*", without_pictures) == []
+    without_images = re.sub(r'"image/png": ".*"', "", text)
+    assert re.findall(r"(?<![\w.:/<])/\w[\w.-]*/.*", without_images) == []

@@ -1,8 +1,7 @@
-"""What is released: the wheel, the source distribution, and what they do where no checkout is."""
+"""The wheel and the source distribution, and what an installation without a checkout does."""
 
 import email
 import email.message
-import json
 import os
 import re
 import shutil
@@ -20,9 +19,8 @@ import pytest
 from packaging.specifiers import SpecifierSet
 
 import mlp_dist
+from tests.helpers.checkouts import copy_checkout, tracked_files
 from tests.helpers.launching import BIN, ROOT, environment, result, run
-
-pytestmark = pytest.mark.slow
 
 NAME = f"mlp_dist-{mlp_dist.__version__}"
 GENERATED = ("PKG-INFO", "setup.cfg", "mlp_dist.egg-info/")
@@ -31,23 +29,24 @@ LEFT_BEHIND = (
     *("model_store/mlp.mar", "data/MNIST/raw/x.gz", "build/lib/mlp_dist/old.py", "dist/old.whl"),
     *("mlp_dist/__pycache__/x.pyc", "tests/__pycache__/x.pyc", "launch/__pycache__/x.pyc"),
 )
-"""What a checkout in use holds beside its files."""
+"""Files of a used checkout that must not be released."""
 
 
-def test_what_is_pinned_installs_on_the_oldest_python_that_is_promised() -> None:
-    wanted = {each.name: "".join(each.metadata.get_all("Requires-Python", [])) for each in distributions()}
-    assert wanted["mlp_dist"] == ">=3.11"
-    assert {name: text for name, text in wanted.items() if "3.11.0" not in SpecifierSet(text)} == {}
+def test_pinned_packages_support_the_oldest_python() -> None:
+    required = {each.name: "".join(each.metadata.get_all("Requires-Python", [])) for each in distributions()}
+    assert required["mlp_dist"] == ">=3.11"
+    assert {name: text for name, text in required.items() if "3.11.0" not in SpecifierSet(text)} == {}
 
 
-def tracked() -> list[str]:
-    words = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
-    listed = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    return [name for name in listed.splitlines() if os.path.lexists(ROOT / name)]
+def test_changelog_starts_with_this_version() -> None:
+    heading, *_ = re.findall(r"^## (.*)$", (ROOT / "CHANGELOG.md").read_text(), flags=re.MULTILINE)
+    version, _, when = heading.partition(" - ")
+    assert version == mlp_dist.__version__
+    assert when == "Unreleased" or date.fromisoformat(when)
 
 
 def build(directory: Path, *flags: str) -> str:
-    """Returns what was said."""
+    """Build into dist; returns the output."""
     env = environment()
     env.pop("PYTHONDONTWRITEBYTECODE", None)
     words = [sys.executable, "-W", "error", "-m", "build", "--no-isolation", "--outdir", "dist", *flags]
@@ -62,88 +61,55 @@ def contents(wheel: Path) -> dict[str, bytes]:
 
 
 @pytest.fixture(scope="module")
-def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of this one in which people have worked; its distributions are in dist."""
-    directory = tmp_path_factory.mktemp("release") / "checkout"
-    for name in tracked():
-        (directory / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy2(ROOT / name, directory / name, follow_symlinks=False)
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Built beside the source distribution in a used copy of this checkout."""
+    checkout = copy_checkout(tmp_path_factory.mktemp("release") / "checkout")
     for name in LEFT_BEHIND:
-        (directory / name).parent.mkdir(parents=True, exist_ok=True)
-        (directory / name).write_text("left behind")
-    said = build(directory)
-    assert "warn" not in said.lower(), said
-    assert "deprecat" not in said.lower(), said
-    return directory
-
-
-@pytest.fixture(scope="module")
-def wheel(checkout: Path) -> Path:
+        (checkout / name).parent.mkdir(parents=True, exist_ok=True)
+        (checkout / name).write_text("left behind")
+    output = build(checkout).lower()
+    assert "warn" not in output, output
+    assert "deprecat" not in output, output
     return checkout / f"dist/{NAME}-py3-none-any.whl"
 
 
-def test_the_source_distribution_holds_what_the_repository_does(checkout: Path) -> None:
-    with tarfile.open(checkout / f"dist/{NAME}.tar.gz") as archive:
-        members = [member for member in archive.getmembers() if not member.isdir()]
-    assert all(member.isfile() for member in members)
-    names = {member.name.removeprefix(f"{NAME}/") for member in members}
-    expected = {name for name in tracked() if not (ROOT / name).is_symlink()}
-    expected |= {
-        str(path.relative_to(ROOT)) for path in (ROOT / "mlp_dist/launch").glob("*/*") if path.is_file()
-    }
-    made = {name for name in names if name.startswith(GENERATED)}
-    assert names - made == expected - {"setup.cfg"}
+@pytest.mark.nightly
+def test_source_distribution_has_the_tracked_files(wheel: Path) -> None:
+    with tarfile.open(wheel.with_name(f"{NAME}.tar.gz")) as archive:
+        names = {member.name.removeprefix(f"{NAME}/") for member in archive.getmembers() if member.isfile()}
+    generated = {name for name in names if name.startswith(GENERATED)}
+    assert names - generated == set(tracked_files()) - {"setup.cfg"}
 
 
-def test_the_wheel_is_the_same_from_either(checkout: Path, wheel: Path, tmp_path: Path) -> None:
-    # `build` makes the wheel of the source distribution; this one is of the files.
-    directory = tmp_path / "files"
-    shutil.copytree(checkout, directory, symlinks=True, ignore=shutil.ignore_patterns("build", "dist"))
-    build(directory, "--wheel")
-    assert contents(directory / "dist" / wheel.name) == contents(wheel)
-
-
-def test_the_wheel_holds_the_packages_and_their_data(wheel: Path) -> None:
+@pytest.mark.nightly
+def test_wheel_has_the_packages(wheel: Path, tmp_path: Path) -> None:
     files = contents(wheel)
     names = {name for name in files if ".dist-info/" not in name}
-    packages = {name for name in tracked() if name.startswith(("mlp_dist/", "serve/"))}
-    links = {name for name in packages if (ROOT / name).is_symlink()}
-    data = {f"{link}/{path.name}" for link in links for path in (ROOT / link).iterdir() if path.is_file()}
-    assert names == packages - links | data
-    assert files["mlp_dist/launch/configs/cpu.yaml"] == (ROOT / "launch/configs/cpu.yaml").read_bytes()
+    assert names == {name for name in tracked_files() if name.startswith(("mlp_dist/", "serve/"))}
     assert b"left behind" not in files.values()
+    # `build` makes the first wheel from the source distribution; this one comes from the files.
+    shutil.copytree(wheel.parents[1], tmp_path / "files", ignore=shutil.ignore_patterns("build", "dist"))
+    build(tmp_path / "files", "--wheel")
+    assert contents(tmp_path / "files/dist" / wheel.name) == files
 
 
-@pytest.fixture(scope="module")
-def metadata(wheel: Path) -> email.message.Message:
-    return email.message_from_bytes(contents(wheel)[f"{NAME}.dist-info/METADATA"])
-
-
-def test_the_metadata_says_what_it_is(metadata: email.message.Message) -> None:
-    assert metadata["Name"] == "mlp_dist"
-    assert metadata["Version"] == mlp_dist.__version__
-    assert metadata["License-Expression"] == "Apache-2.0"
-    assert metadata["License-File"] == "LICENSE"
+@pytest.mark.nightly
+def test_metadata(wheel: Path) -> None:
+    metadata: email.message.Message = email.message_from_bytes(contents(wheel)[f"{NAME}.dist-info/METADATA"])
+    assert (metadata["Name"], metadata["Version"]) == ("mlp_dist", mlp_dist.__version__)
+    assert (metadata["License-Expression"], metadata["License-File"]) == ("Apache-2.0", "LICENSE")
     assert metadata["Requires-Python"] == ">=3.11"
-    assert metadata["Description-Content-Type"] == "text/markdown"
     description = metadata.get_payload(decode=True)
     assert isinstance(description, bytes)
     assert description.decode().strip() == (ROOT / "README.md").read_text().strip()
-    assert {"bench", "dev"} <= set(metadata.get_all("Provides-Extra", []))
+    assert {"bench", "demo", "dev", "docs", "notebook"} == set(metadata.get_all("Provides-Extra", []))
     assert metadata.get_all("Project-URL", []) + metadata.get_all("Home-page", []) == []
-    assert "Programming Language :: Python :: 3.11" in metadata.get_all("Classifier", [])
-
-
-def test_the_changelog_has_a_heading_for_this_version() -> None:
-    heading, *_ = re.findall(r"^## (.*)$", (ROOT / "CHANGELOG.md").read_text(), flags=re.MULTILINE)
-    version, _, when = heading.partition(" - ")
-    assert version == mlp_dist.__version__
-    assert when == "Unreleased" or date.fromisoformat(when)
 
 
 class Installation:
-    """A virtual environment with the wheel, and this one's packages but for the project's own; `directory` is
-    an empty one beside it.
+    """A virtual environment with the wheel and this environment's packages except the project's own.
+
+    Commands run in `directory`, which is empty at first.
     """
 
     def __init__(self, place: Path, wheel: Path) -> None:
@@ -151,7 +117,7 @@ class Installation:
         self.directory.mkdir()
         subprocess.run([sys.executable, "-m", "venv", "--without-pip", place / "venv"], check=True)
         [site] = (place / "venv/lib").glob("python*/site-packages")
-        # As a line it adds the directory, but not the editable installation that a .pth file in there names.
+        # A line in a .pth file adds a directory, but not the editable installation that a .pth in it names.
         (site / "others.pth").write_text(f"{sysconfig.get_path('purelib')}\n")
         pip = [sys.executable, "-m", "pip", f"--python={self.bin / 'python'}", "--disable-pip-version-check"]
         subprocess.run([*pip, "install", "-q", "--no-deps", "--no-index", str(wheel)], check=True, timeout=60)
@@ -160,13 +126,10 @@ class Installation:
             (self.bin / name).write_text(f"#!{self.bin / 'python'}\n{code}")
             (self.bin / name).chmod(0o755)
 
-    def run(self, *words: str, **changes: str) -> subprocess.CompletedProcess[str]:
+    def run(self, *words: str) -> subprocess.CompletedProcess[str]:
         path = f"{self.bin}{os.pathsep}{os.defpath}"
-        return run(
-            ["env", "--unset=PYTHONPATH", "--unset=VIRTUAL_ENV", *words],
-            self.directory,
-            **{"PATH": path, **changes},
-        )
+        unset = ["env", "--unset=PYTHONPATH", "--unset=VIRTUAL_ENV"]
+        return run([*unset, *words], self.directory, PATH=path)
 
 
 @pytest.fixture(scope="module")
@@ -178,81 +141,34 @@ def installed(
     installation.run("python", "-m", "serve.server", "stop")
 
 
-@pytest.fixture(scope="module")
-def trained(installed: Installation) -> dict[str, object]:
+@pytest.mark.nightly
+def test_installation_trains_packages_and_serves(installed: Installation) -> None:
+    code = "import mlp_dist, serve; print(mlp_dist.__file__, serve.__file__)"
+    packages = installed.run("python", "-c", code).stdout.split()
+    assert all(path.startswith(str(installed.bin.parent / "lib")) for path in packages)
+
     flags = ("--dataset", "digits", "--epochs", "3")
-    return result(installed.run("accelerate", "launch", "--quiet", "-m", "mlp_dist.cli.train", *flags))
-
-
-def test_nothing_of_the_checkout_is_used(installed: Installation) -> None:
-    code = "import sys, mlp_dist, serve; print(mlp_dist.__file__, serve.__file__, *sys.path)"
-    package, service, *path = installed.run("python", "-c", code).stdout.split()
-    site = str(installed.bin.parent / "lib")
-    assert package.startswith(site)
-    assert service.startswith(site)
-    assert str(ROOT) not in path
-
-
-def test_an_installation_trains_compares_and_promotes(
-    installed: Installation, trained: dict[str, object]
-) -> None:
-    assert Path(str(trained["output_dir"])).is_relative_to(installed.directory)
-    page = installed.run("python", "-m", "mlp_dist.cli.compare", "--html", "page.html")
-    assert str(trained["run_id"])[:8] in page.stdout, page.stderr
-    assert "<html" in (installed.directory / "page.html").read_text()
-    promoted = result(installed.run("python", "-m", "mlp_dist.cli.promote", str(trained["run_id"])))
+    launched = installed.run("accelerate", "launch", "--quiet", "-m", "mlp_dist.train", *flags)
+    trained = result(launched)
+    assert Path(trained["output_dir"]).is_relative_to(installed.directory)
+    assert ".py" not in launched.stdout
+    compared = installed.run("python", "-m", "mlp_dist.compare")
+    assert trained["run_id"][:8] in compared.stdout, compared.stderr
+    promoted = result(installed.run("python", "-m", "mlp_dist.promote", trained["run_id"]))
     assert promoted["version"] == "1"
 
-
-def test_an_installation_packages_serves_and_answers(
-    installed: Installation, trained: dict[str, object]
-) -> None:
     assert result(installed.run("python", "-m", "serve.package"))["run_id"] == trained["run_id"]
     started = result(installed.run("python", "-m", "serve.server", "start"))
-    golden = Path(str(trained["output_dir"])) / "bundle/golden.png"
+    golden = Path(trained["output_dir"]) / "bundle/golden.png"
     answer = result(installed.run("python", "-m", "serve.client", str(golden), "--url", started["url"]))
     assert sum(answer["probabilities"].values()) == pytest.approx(1, abs=1e-4)
     assert result(installed.run("python", "-m", "serve.server", "stop")) == {"stopped": True}
 
 
-def test_a_shell_of_an_installation_is_told_torchserves_settings(installed: Installation) -> None:
+@pytest.mark.nightly
+def test_installation_sets_torchserve_up(installed: Installation) -> None:
     shell = 'eval "$(python -m serve.environment)"; echo "$TS_CONFIG_FILE"; echo "$MLFLOW_DISABLE_TELEMETRY"'
     config, telemetry = installed.run("bash", "-c", shell).stdout.splitlines()
     assert Path(config).is_relative_to(installed.bin.parent)
     assert "disable_token_authorization=false" in Path(config).read_text()
     assert telemetry == "true"
-
-
-def test_the_templates_of_an_installation_name_its_commands(installed: Installation) -> None:
-    done = installed.run("python", "-m", "mlp_dist.cli.templates")
-    written = [installed.directory / line for line in done.stdout.splitlines()]
-    originals = [path for path in (ROOT / "mlp_dist/launch").glob("*/*") if path.is_file()]
-    assert {path.name for path in written} == {path.name for path in originals}
-    assert all("launch/train.py" not in path.read_text() for path in written)
-    launching = ("accelerate", "launch", "--quiet", "--config_file", "launch/configs/cpu.yaml")
-    recipes = installed.run(*launching, "-m", "mlp_dist.cli.train", "--list-recipes", OMP_NUM_THREADS="1")
-    assert "mnist-best" in recipes.stdout, recipes.stderr
-    flags = ("--trials", "1", "--workers", "1")
-    swept = installed.run("python", "-m", "mlp_dist.cli.sweep", "launch/sweeps/digits.toml", *flags)
-    assert "to train the best again: accelerate launch -m mlp_dist.train --recipe" in swept.stdout, (
-        swept.stderr
-    )
-    assert json.loads(swept.stdout.splitlines()[-1])["best_value"] > 0.5
-    again = installed.run("python", "-m", "mlp_dist.cli.templates")
-    assert again.returncode == 2
-    assert "launch/configs/bf16.yaml, " in again.stderr
-
-
-@pytest.mark.parametrize(
-    ("words", "told"),
-    [
-        (("mlp_dist.cli.train", "--help"), "accelerate launch -m mlp_dist.train"),
-        (("mlp_dist.cli.sweep",), "python -m mlp_dist.sweep SPACE.toml"),
-    ],
-)
-def test_hints_of_an_installation_name_what_is_there(
-    installed: Installation, words: tuple[str, ...], told: str
-) -> None:
-    done = installed.run("python", "-m", *words)
-    assert told in done.stdout + done.stderr
-    assert ".py" not in done.stdout + done.stderr

@@ -1,4 +1,4 @@
-"""The notebook with its outputs, made again: `python tests/helpers/execute_notebook.py`."""
+"""Execute the notebook and store its outputs: `python tests/helpers/execute_notebook.py`."""
 
 import hashlib
 import tempfile
@@ -14,7 +14,7 @@ from tests.helpers.launching import ROOT, environment
 NOTEBOOK = ROOT / "examples/mnist_mlp.ipynb"
 
 DIGEST = "executed_sources_sha256"
-"""In the notebook's metadata: of which sources the outputs are."""
+"""Key in the notebook's metadata: the hash of the sources that produced the outputs."""
 
 
 def read() -> NotebookNode:
@@ -27,10 +27,7 @@ def sources_sha256(notebook: NotebookNode) -> str:
 
 
 def execute(notebook: NotebookNode, directory: Path, **changes: str) -> None:
-    """Run all cells from top to bottom, as in a clone at `directory` in which nothing was trained yet.
-
-    Raises CellExecutionError; what the notebook started has ended then too.
-    """
+    """Run all cells from top to bottom, as in a new clone at `directory`. Raises CellExecutionError."""
     (directory / "launch").symlink_to(ROOT / "launch")
     examples = directory / "examples"
     examples.mkdir()

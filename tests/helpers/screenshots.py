@@ -1,6 +1,6 @@
-"""The README's pictures of pages: `python tests/helpers/screenshots.py STORE DIRECTORY`.
+"""Take the screenshots in docs/images: `python tests/helpers/screenshots.py STORE DIRECTORY`.
 
-STORE holds the mlflow.db of trainings, and model_store/mlp.mar of one.
+STORE contains the mlflow.db of some trainings, and model_store/mlp.mar.
 """
 
 import io
@@ -18,10 +18,10 @@ from tests.helpers.strokes import WAYS, drawn
 
 METRICS = ("best_val_accuracy", "test_accuracy", "test_ece")
 PARAMS = ("batch_size", "hidden_sizes", "lr", "optimizer", "seed")
-_DRAWING = 2500
-"""Milliseconds until charts stand still."""
+_SETTLE_MS = 2500
+"""Milliseconds until charts stop moving."""
 
-# The assistant's button lies over what is shown.
+# The assistant's button covers part of the page.
 _NO_BUTTON = """addEventListener("DOMContentLoaded", () => document.head.append(Object.assign(
     document.createElement("style"), {textContent: "button[data-assistant-ui] { display: none }"})))"""
 
@@ -33,9 +33,9 @@ _SHOW_COLUMNS = """columns => {
 
 
 def take(page: Page, path: Path) -> None:
-    """In 256 colours, which is a third of the size."""
+    """Save in 256 colors, a third of the size."""
     page.mouse.move(0, 0)
-    page.wait_for_timeout(_DRAWING)
+    page.wait_for_timeout(_SETTLE_MS)
     image = Image.open(io.BytesIO(page.screenshot())).convert("RGB")
     image.quantize(256, dither=Image.Dither.NONE).save(path, optimize=True)
 
@@ -58,7 +58,6 @@ def run_list(pages: Pages) -> None:
 
 
 def comparison(pages: Pages) -> None:
-    """Their curves, and what they differ in."""
     page = pages.page
     page.set_viewport_size({"width": 1400, "height": 1090})
     page.goto(f"{page.url}&compareRunsMode=CHART")
@@ -72,7 +71,7 @@ def comparison(pages: Pages) -> None:
     dialog.get_by_text("Show change from baseline").click()
     dialog.get_by_role("button", name="Add chart").click()
     page.get_by_placeholder("Search metric charts").fill("^val/|difference")
-    page.wait_for_timeout(_DRAWING)
+    page.wait_for_timeout(_SETTLE_MS)
     corner = page.get_by_test_id("draggable-card-resize-handle").last
     corner.scroll_into_view_if_needed()
     box = corner.bounding_box()
@@ -84,15 +83,6 @@ def comparison(pages: Pages) -> None:
     page.mouse.up()
 
 
-def pictures(pages: Pages, best: str) -> None:
-    page = pages.page
-    page.set_viewport_size({"width": 1400, "height": 850})
-    page.get_by_role("link", name=best, exact=True).first.click()
-    page.get_by_role("tab", name="Artifacts").click()
-    page.get_by_text("figures", exact=True).click()
-    page.get_by_text("mistakes.png", exact=True).click()
-
-
 def main() -> None:
     store, directory = map(Path, sys.argv[1:])
     directory.mkdir(parents=True, exist_ok=True)
@@ -101,11 +91,8 @@ def main() -> None:
         pages.page.add_init_script(_NO_BUTTON)
         run_list(pages)
         take(pages.page, directory / "runs.png")
-        best = pages.runs()[0]
         comparison(pages)
         take(pages.page, directory / "compare.png")
-        pictures(pages, best)
-        take(pages.page, directory / "pictures.png")
 
 
 if __name__ == "__main__":

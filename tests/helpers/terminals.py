@@ -1,4 +1,4 @@
-"""Commands in a terminal of 100 columns, and what a person sees of them there."""
+"""Run commands in a terminal of 100 columns."""
 
 import fcntl
 import os
@@ -17,7 +17,7 @@ VARIABLES = ("NO_COLOR", "FORCE_COLOR", "RANK")
 
 @dataclass(frozen=True)
 class Seen:
-    """`written`: all that came into the terminal. `stdout`: what was written there, where that was a pipe."""
+    """`written`: everything sent to the terminal. `stdout`: the separate stdout, if it was a pipe."""
 
     code: int
     written: str
@@ -25,16 +25,16 @@ class Seen:
 
     @property
     def screen(self) -> list[str]:
-        """The lines that stand there at the end."""
-        return [_left(line) for line in self.written.split("\r\n")]
+        """The lines that are visible at the end."""
+        return [_visible(line) for line in self.written.split("\r\n")]
 
 
-def _left(line: str) -> str:
-    """What is left of a line that was written over after each carriage return."""
-    left = ""
+def _visible(line: str) -> str:
+    """A line whose beginning was overwritten after each carriage return."""
+    visible = ""
     for part in line.split("\r"):
-        left = part + left[len(part) :]
-    return left.rstrip()
+        visible = part + visible[len(part) :]
+    return visible.rstrip()
 
 
 def in_terminal(words: list[str], cwd: Path, *, piped: bool = False, **changes: str) -> Seen:
@@ -53,7 +53,6 @@ def in_terminal(words: list[str], cwd: Path, *, piped: bool = False, **changes: 
     os.close(slave)
     with process, os.fdopen(master, "rb", buffering=0) as terminal:
         written = b""
-        # A terminal that nobody writes to any more ends with an error on Linux.
         while chunk := _read(terminal.fileno()):
             written += chunk
         stdout = process.stdout.read().decode() if process.stdout else ""
@@ -61,6 +60,7 @@ def in_terminal(words: list[str], cwd: Path, *, piped: bool = False, **changes: 
 
 
 def _read(descriptor: int) -> bytes:
+    """Empty at the end: Linux raises EIO once no process has the terminal open."""
     try:
         return os.read(descriptor, 65536)
     except OSError:
