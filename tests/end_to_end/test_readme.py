@@ -9,12 +9,7 @@ import pytest
 
 from tests.helpers.launching import ROOT
 
-BEING_REWRITTEN = ("serving.md", "tracking.md")
-PAGES = "".join(
-    page.read_text()
-    for page in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
-    if page.name not in BEING_REWRITTEN
-)
+PAGES = "".join(page.read_text() for page in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))))
 
 COMMAND = re.compile(
     r"(?P<name>launch/\w+\.py|-m (?:mlp_dist|serve|benchmarks|tests)(?:\.\w+)+(?: (?:start|deploy|logs))?)"
@@ -58,6 +53,7 @@ def test_every_path_on_a_page_exists() -> None:
 
 def test_every_module_on_a_page_exists() -> None:
     modules = set(re.findall(r"(?<![\w/.-])(?:mlp_dist|serve|benchmarks|tests)(?:\.\w+)+", PAGES))
+    modules.remove("mlp_dist.key")  # a tag in MLflow
     assert len(modules) > 10
     assert [name for name in sorted(modules) if not importable(name)] == []
 
