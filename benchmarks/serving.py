@@ -34,8 +34,8 @@ from benchmarks.training import machine
 from mlp_dist.console import command
 from mlp_dist.core.bundle import load_bundle
 from mlp_dist.core.errors import ServerError, UsageError
-from mlp_dist.core.golden import GOLDEN
 from mlp_dist.core.image import encode_png
+from mlp_dist.core.spec import GOLDEN
 from mlp_dist.data.batches import generator
 from mlp_dist.data.datasets import default_data_dir, read_dataset
 

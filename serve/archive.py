@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mlp_dist.core.errors import BundleError, PackagingError, UsageError
-from mlp_dist.core.golden import GOLDEN, check_probabilities
-from mlp_dist.core.spec import SPEC, BundleSpec
+from mlp_dist.core.spec import GOLDEN, SPEC, BundleSpec, check_probabilities
 from serve.inference.checksums import MANIFEST
 
 MAR = Path("model_store/mlp.mar")

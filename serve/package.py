@@ -25,9 +25,8 @@ import mlp_dist
 from mlp_dist.config import DEFAULT_EXPERIMENT
 from mlp_dist.console import command, progress
 from mlp_dist.core.errors import BundleError, PackagingError, UsageError
-from mlp_dist.core.golden import GOLDEN, check_probabilities
 from mlp_dist.core.io import replacing_file
-from mlp_dist.core.spec import SPEC, WEIGHTS
+from mlp_dist.core.spec import GOLDEN, SPEC, WEIGHTS, check_probabilities
 from mlp_dist.tracking import find, next_steps, registry
 from serve.archive import MAR
 from serve.inference.checksums import MANIFEST, SUMS, sha256_sums

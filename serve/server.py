@@ -20,8 +20,7 @@ from typing import Any
 
 from mlp_dist.console import command, progress
 from mlp_dist.core.errors import MlpDistError, ServerError, UsageError
-from mlp_dist.core.golden import GOLDEN
-from mlp_dist.core.spec import EXACT
+from mlp_dist.core.spec import EXACT, GOLDEN
 from mlp_dist.tracking import next_steps
 from serve.archive import MAR, Archive, model_name, read_archive
 from serve.client import Client

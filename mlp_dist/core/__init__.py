@@ -1,4 +1,4 @@
-"""What training and serving share; copied whole into every model archive.
+"""Code shared by training and serving, copied into every model archive.
 
-Imports torch, numpy, Pillow and the standard library, and nothing else of mlp_dist.
+Imports only torch, numpy, Pillow, the standard library, and core itself.
 """

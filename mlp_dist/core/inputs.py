@@ -1,4 +1,4 @@
-"""What people have of images -> a model's input: paths, PIL images, numpy arrays, tensors, lists of these."""
+"""Paths, PIL images, numpy arrays, tensors and lists of these -> a model's input."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from mlp_dist.core.errors import ImageError
-from mlp_dist.core.image import AS_IT_IS, Reading, decode_image, normalize, to_pixels
+from mlp_dist.core.image import DEFAULT_READING, Reading, decode_image, normalize, to_pixels
 from mlp_dist.core.spec import AUTO, ImageSpec
 
 OneOrBatch = str | Path | Image.Image | np.ndarray | torch.Tensor
@@ -18,21 +18,21 @@ Images = OneOrBatch | Sequence[OneOrBatch]
 _CHANNELS_FIRST, _CHANNELS_LAST = (1, 3, 4), (1, 2, 3, 4)
 
 _ROUNDING = 1e-6
-"""How far float images may lie outside 0 to 1, as they do after an interpolation."""
+"""How far floats may exceed 0 to 1, as after an interpolation."""
 
 
-def model_input(images: Images, spec: ImageSpec, reading: Reading = AS_IT_IS) -> torch.Tensor:
-    """Normalized float32 (N, C*H*W) on the CPU, one row an image, in order.
+def model_input(images: Images, spec: ImageSpec, reading: Reading = DEFAULT_READING) -> torch.Tensor:
+    """Normalized float32 (N, C*H*W) on the CPU, one row per image.
 
-    What arrays and tensors may look like is told at Bundle.predict_proba. Raises ImageError.
+    Bundle.predict_proba documents the shapes and types. Raises ImageError for others.
     """
     parts = images if isinstance(images, list | tuple) else [images]
     if not parts:
-        raise ImageError("there is no image to answer: the list is empty")
+        raise ImageError("there is no image: the list is empty")
     return torch.cat([normalize(read_images(part, spec, reading), spec) for part in parts])
 
 
-def read_images(part: Any, spec: ImageSpec, reading: Reading = AS_IT_IS) -> torch.Tensor:
+def read_images(part: Any, spec: ImageSpec, reading: Reading = DEFAULT_READING) -> torch.Tensor:
     """One of OneOrBatch -> (N, C, H, W), uint8 or float32 from 0 to 1. Raises ImageError."""
     if isinstance(part, str | Path):
         try:
@@ -46,18 +46,18 @@ def read_images(part: Any, spec: ImageSpec, reading: Reading = AS_IT_IS) -> torc
             return to_pixels(part, spec, reading)[None]
         except ImageError:
             raise
-        # A PIL image is read from its file only now, and its decoders raise what they please.
+        # A lazily opened PIL image is decoded here, and damaged ones raise various exceptions.
         except Exception as error:
             raise ImageError(f"the image is damaged: {error}") from error
     if isinstance(part, np.ndarray):
         part = _tensor(part)
     if isinstance(part, torch.Tensor):
         return _converted(_as_batch(_checked(part), spec), spec, reading)
-    raise ImageError(f"{type(part).__name__} is no image; give a path, a PIL image, an array or a tensor")
+    raise ImageError(f"{type(part).__name__} is not an image; give a path, a PIL image, an array or a tensor")
 
 
 def _tensor(array: np.ndarray) -> torch.Tensor:
-    """Copied, since torch takes neither negative strides nor every byte order and type."""
+    """A copy, because torch does not take negative strides, and not every byte order and type."""
     if array.dtype.kind not in "uif":
         raise ImageError(f"an array of {array.dtype} holds no image; give uint8 from 0 to 255")
     if array.dtype.itemsize <= 2 and array.dtype.kind == "u":
@@ -66,7 +66,7 @@ def _tensor(array: np.ndarray) -> torch.Tensor:
 
 
 def _checked(values: torch.Tensor) -> torch.Tensor:
-    """uint8 as it is; integers from 0 to 255 as uint8, uint16 scaled to it; float from 0 to 1 as float32."""
+    """Integers from 0 to 255 as uint8, uint16 scaled to uint8, floats from 0 to 1 as float32."""
     plain = values.layout == torch.strided and not (values.is_quantized or values.is_meta)
     if not plain or values.dtype == torch.bool or values.is_complex():
         raise ImageError(
@@ -74,7 +74,7 @@ def _checked(values: torch.Tensor) -> torch.Tensor:
         )
     values = values.detach().cpu()
     if values.numel() == 0:
-        raise ImageError(f"there is no image to answer: the shape is {tuple(values.shape)}")
+        raise ImageError(f"there is no image: the shape is {tuple(values.shape)}")
     if values.dtype == torch.uint16:
         return ((values.to(torch.int64) + 128) // 257).to(torch.uint8)
     floating = values.is_floating_point()
@@ -82,9 +82,9 @@ def _checked(values: torch.Tensor) -> torch.Tensor:
     low, high, most, slack = wide.min().item(), wide.max().item(), (1 if floating else 255), _ROUNDING
     if high == 1 and not floating:
         raise ImageError(
-            f"images of {values.dtype} hold 0 and 1 alone, of 255; give masks as float, or times 255"
+            f"images of {values.dtype} hold only 0 and 1, not 0 to 255; give masks as float, or times 255"
         )
-    # Written so that NaN fails as well.
+    # Negated, so that NaN fails too.
     if not (low >= -slack and high <= most + slack):
         raise ImageError(
             f"images of {values.dtype} hold values from {low:g} to {high:g}, not 0 to {most}; "
@@ -94,7 +94,7 @@ def _checked(values: torch.Tensor) -> torch.Tensor:
 
 
 def _as_batch(values: torch.Tensor, spec: ImageSpec) -> torch.Tensor:
-    """(N, C, H, W), where C, H and W need not be the spec's yet."""
+    """(N, C, H, W); C, H and W may differ from the spec."""
     shape, wanted = tuple(values.shape), (spec.channels, spec.height, spec.width)
     if len(shape) in (1, 2) and shape[-1] == spec.num_features:
         return values.reshape(-1, *wanted)
@@ -116,23 +116,23 @@ def _as_batch(values: torch.Tensor, spec: ImageSpec) -> torch.Tensor:
 
 
 def _as_batch_of_planes(values: torch.Tensor, spec: ImageSpec) -> torch.Tensor:
-    """(C, H, W) is one image, (N, H, W) are N gray ones; which it is must be certain."""
+    """Three dimensions: one image (C, H, W) or N gray ones (N, H, W). Raises ImageError if ambiguous."""
     number, *size = values.shape
-    own_size = size == [spec.height, spec.width]
-    if own_size and number == spec.channels:
+    has_own_size = size == [spec.height, spec.width]
+    if has_own_size and number == spec.channels:
         return values[None]
-    if number in (1, 2) or number not in _CHANNELS_FIRST or (own_size and spec.channels == 1):
+    if number in (1, 2) or number not in _CHANNELS_FIRST or (has_own_size and spec.channels == 1):
         return values[:, None]
     raise ImageError(
-        f"{tuple(values.shape)} may be one colour image or {number} gray ones; "
+        f"{tuple(values.shape)} may be one color image or {number} gray ones; "
         f"give (1, {number}, {size[0]}, {size[1]}) or ({number}, 1, {size[0]}, {size[1]})"
     )
 
 
 def _converted(batch: torch.Tensor, spec: ImageSpec, reading: Reading) -> torch.Tensor:
-    """Other sizes and colours, and what is to be framed, go the way of image files, which has 8 bits."""
-    own_size = batch.shape[1:] == (spec.channels, spec.height, spec.width)
-    if own_size and reading.preprocess != AUTO:
+    """Convert other sizes and colors, and frame digits, as for image files, in 8 bits."""
+    has_own_size = batch.shape[1:] == (spec.channels, spec.height, spec.width)
+    if has_own_size and reading.preprocess != AUTO:
         return batch
     pixels = batch if batch.dtype == torch.uint8 else (batch * 255).round().to(torch.uint8)
     arrays = pixels.permute(0, 2, 3, 1).contiguous().numpy()
@@ -142,5 +142,5 @@ def _converted(batch: torch.Tensor, spec: ImageSpec, reading: Reading) -> torch.
             for array in arrays
         ]
     )
-    # What is framed already is as precise as it was.
-    return batch if own_size and torch.equal(read, pixels) else read
+    # Without a change, return the batch in its own precision.
+    return batch if has_own_size and torch.equal(read, pixels) else read

@@ -1,4 +1,4 @@
-"""Writing so that a crash at any moment leaves the old file or the new one, never a part of either."""
+"""Atomic replacement of files and directories, and locks between processes."""
 
 import glob
 import os
@@ -11,21 +11,21 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 _TEMPORARY = re.compile(r"\.(.+)\.\d+(?:-[0-9a-f]{8})?\.(tmp|old)")
-"""The names that are given here, with what they were made for and how."""
+"""Names of temporary files: the target's name and the kind."""
 
-STALE_SECONDS = 24 * 60 * 60
-"""The age of a temporary file that no process writes any more."""
+_STALE_SECONDS = 24 * 60 * 60
 
 
 @contextmanager
 def replacing_file(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; on success sync it and rename it to `path`, else remove it.
 
-    What writers that were killed have left there is removed when it is a day old.
+    A crash at any moment leaves the old file or the new one. Temporary files of killed writers are removed
+    after a day.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     _remove_stale(path)
-    # Not the process's number alone, which two containers on one disk may share.
+    # Processes in two containers may have the same ID.
     temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
     try:
         yield temporary
@@ -38,9 +38,10 @@ def replacing_file(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def replacing_directory(path: Path) -> Iterator[Path]:
-    """Yield a new directory beside `path`; on success sync it and put it in `path`'s place, else remove it.
+    """Yield a new directory beside `path`; on success sync it and replace `path` by it, else remove it.
 
-    A directory cannot be renamed over another one that has files, so the old one is first moved aside.
+    The old directory is moved aside first, because only an empty one can be replaced by renaming. After a
+    crash in between, `remove_left` moves it back.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -98,9 +99,9 @@ def try_to_lock(directory: Path) -> int | None:
 
 
 def remove_left(directory: Path) -> None:
-    """Clear up after a killed writer in a directory that has no other writer now.
+    """Remove temporary files of killed writers from a directory without writers.
 
-    A directory that was moved aside when it died, and not replaced, is put back.
+    A directory that was moved aside but not replaced is moved back.
     """
     for left in list(directory.glob(".*")):
         found = _TEMPORARY.fullmatch(left.name)
@@ -118,7 +119,7 @@ def remove_left(directory: Path) -> None:
 def _remove_stale(path: Path) -> None:
     for left in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
         with suppress(OSError):
-            if left.is_file() and left.stat().st_mtime < time.time() - STALE_SECONDS:
+            if left.is_file() and left.stat().st_mtime < time.time() - _STALE_SECONDS:
                 left.unlink()
 
 

@@ -1,4 +1,4 @@
-"""ModelSpec -> torch module: the one place where an architecture is built, for training and serving."""
+"""Builds the model of a ModelSpec, for training and serving."""
 
 import math
 from collections.abc import Callable
@@ -15,8 +15,7 @@ from mlp_dist.core.spec import ModelSpec
 class TensorMLP(nn.Module):
     """A perceptron in raw tensor operations: float (B, layer_sizes[0]) -> logits (B, layer_sizes[-1]).
 
-    Layer n has the weights `W_n` (fan in, fan out) and the biases `b_n` (fan out,), n from 1; `build_model`
-    gives them their values.
+    Layer n, from 1, has the parameters `W_n` (fan in, fan out) and `b_n` (fan out,), not yet initialized.
     """
 
     def __init__(self, *layer_sizes: int) -> None:
@@ -24,7 +23,7 @@ class TensorMLP(nn.Module):
         self.layer_sizes = layer_sizes
         self.num_layers = len(layer_sizes) - 1
         self.after_relu: nn.ModuleList | None = None
-        """For training: a module for each hidden layer, which takes and gives the layer's values."""
+        """For training: a module for each hidden layer, applied to its activations."""
         for n, (fan_in, fan_out) in enumerate(pairwise(layer_sizes), start=1):
             self.register_parameter(f"W_{n}", nn.Parameter(torch.empty(fan_in, fan_out)))
             self.register_parameter(f"b_{n}", nn.Parameter(torch.empty(fan_out)))
@@ -68,32 +67,31 @@ _BUILDERS: dict[str, Callable[..., nn.Module]] = {
 def build_model(
     spec: ModelSpec, *, generator: torch.Generator | None = None, initialization: str = "linear"
 ) -> nn.Module:
-    """The perceptron of `spec`: float32 (B, layer_sizes[0]) -> logits (B, layer_sizes[-1]).
+    """Build the perceptron of `spec`: float32 (B, layer_sizes[0]) -> logits (B, layer_sizes[-1]).
 
-    With a `generator` its parameters are drawn from it, as `initialization`, one of INITIALIZATIONS, says.
-    Without one they are left undefined, for a state_dict to fill. Raises BundleError where memory is too
-    small.
+    `initialization`, one of INITIALIZATIONS, draws the parameters from `generator`. Without a generator they
+    are undefined, for a state_dict to fill. Raises BundleError if memory is too small.
     """
-    # Made without memory first, so that no layer draws from torch's global generator.
+    # On the meta device, so that no layer draws from torch's global generator.
     with torch.device("meta"):
         model = _BUILDERS[spec.kind](*spec.layer_sizes)
     try:
-        # Module.to_empty would make torch import its compiler, half a second and 50 MB of every worker.
+        # Module.to_empty would import torch's compiler: half a second and 50 MB in every worker.
         undefined = {name: torch.empty(each.shape) for name, each in model.state_dict().items()}
         model.load_state_dict(undefined, assign=True)
     except (RuntimeError, MemoryError) as error:
         raise BundleError(
-            f"a model of {spec} has {spec.num_parameters:,} parameters, more than this machine's memory holds"
+            f"a model of {spec} has {spec.num_parameters:,} parameters, too many for this machine's memory"
         ) from error
     if generator is not None:
         for weight, bias in _weights_and_biases(model):
             fan_in = weight.shape[0] if spec.kind == "tensor" else weight.shape[1]
-            INITIALIZATIONS[initialization](weight, bias, fan_in, generator)
+            _initialize(weight, bias, fan_in, initialization, generator)
     return model
 
 
 def first_layer(model: nn.Module, spec: ModelSpec) -> torch.Tensor:
-    """The weights of the first layer, (fan out, fan in), whatever kind the model is."""
+    """The weights of the first layer, (fan out, fan in)."""
     weight, _ = _weights_and_biases(model)[0]
     return weight.detach().T if spec.kind == "tensor" else weight.detach()
 
@@ -103,37 +101,28 @@ def _weights_and_biases(model: nn.Module) -> list[tuple[nn.Parameter, nn.Paramet
     return list(zip(parameters[::2], parameters[1::2], strict=True))
 
 
-# Initializations, by name
-
-
-def _linear(weight: nn.Parameter, bias: nn.Parameter, fan_in: int, generator: torch.Generator) -> None:
-    """nn.Linear's own: uniform within 1/sqrt(fan in), weights and biases."""
+def _initialize(
+    weight: nn.Parameter, bias: nn.Parameter, fan_in: int, initialization: str, generator: torch.Generator
+) -> None:
     bound = 1 / math.sqrt(fan_in)
-    nn.init.uniform_(weight, -bound, bound, generator=generator)
-    nn.init.uniform_(bias, -bound, bound, generator=generator)
+    if initialization == "linear":
+        nn.init.uniform_(weight, -bound, bound, generator=generator)
+        nn.init.uniform_(bias, -bound, bound, generator=generator)
+        return
+    weight_std, bias_std = _NORMAL_STDS[initialization]
+    nn.init.normal_(weight, std=bound if weight_std is None else weight_std, generator=generator)
+    if bias_std:
+        nn.init.normal_(bias, std=bias_std, generator=generator)
+    else:
+        nn.init.zeros_(bias)
 
 
-def _fan_in(weight: nn.Parameter, bias: nn.Parameter, fan_in: int, generator: torch.Generator) -> None:
-    """Weights normal / sqrt(fan in), biases zero."""
-    nn.init.normal_(weight, std=1 / math.sqrt(fan_in), generator=generator)
-    nn.init.zeros_(bias)
-
-
-def _small(weight: nn.Parameter, bias: nn.Parameter, fan_in: int, generator: torch.Generator) -> None:
-    """Weights normal * 0.01, biases zero."""
-    nn.init.normal_(weight, std=0.01, generator=generator)
-    nn.init.zeros_(bias)
-
-
-def _scratch(weight: nn.Parameter, bias: nn.Parameter, fan_in: int, generator: torch.Generator) -> None:
-    """Weights and biases normal * 0.1, as core/layers.py's Linear draws them."""
-    nn.init.normal_(weight, std=0.1, generator=generator)
-    nn.init.normal_(bias, std=0.1, generator=generator)
-
-
-INITIALIZATIONS: dict[str, Callable[[nn.Parameter, nn.Parameter, int, torch.Generator], None]] = {
-    "linear": _linear,
-    "normal_fan_in": _fan_in,
-    "normal_0.01": _small,
-    "normal_0.1": _scratch,
+_NORMAL_STDS: dict[str, tuple[float | None, float]] = {
+    "normal_fan_in": (None, 0.0),
+    "normal_0.01": (0.01, 0.0),
+    "normal_0.1": (0.1, 0.1),
 }
+"""Standard deviations of weights and biases; None: 1/sqrt(fan in)."""
+
+INITIALIZATIONS = ("linear", *_NORMAL_STDS)
+"""Distributions of initial parameters. "linear" is nn.Linear's: uniform within 1/sqrt(fan in)."""

@@ -1,4 +1,4 @@
-"""What a model is, as plain data: frozen, validated when made, JSON both ways."""
+"""The description of a trained model as frozen, validated dataclasses with JSON conversion."""
 
 import math
 from dataclasses import asdict, dataclass, fields
@@ -9,24 +9,24 @@ from mlp_dist.core.errors import BundleError
 
 FORMAT_VERSION = 1
 
-SPEC = "bundle.json"
-"""The file of a bundle that holds its BundleSpec."""
+SPEC, WEIGHTS, GOLDEN = "bundle.json", "weights.pt", "golden.png"
+"""The files of a bundle: a BundleSpec, the state_dict, and an image to check the loaded model with."""
 
-WEIGHTS = "weights.pt"
-"""And the one with its weights."""
-
-LARGEST_SIZE = 10**9
-"""Of a layer or an image's side: a larger one is a mistake, and would not fit into any memory."""
+PROBABILITY_TOLERANCE = 1e-6
+"""Largest difference of a probability between machines and batch sizes, for the same weights."""
 
 EXACT, AUTO = PREPROCESS = ("exact", "auto")
-"""How a picture becomes pixels: resized as it is, or with what is drawn on it found and framed first."""
+"""How images become pixels: only resized, or the digit found and framed first."""
 
 KINDS = ("module", "tensor", "layers")
-"""How a perceptron is built: of nn.Linear, in raw tensor operations, or of core/layers.py's layers."""
+"""How a perceptron is built: from nn.Linear, in raw tensor operations, or from core/layers.py."""
+
+LARGEST_SIZE = 10**9
+"""Limit on a layer's width or an image's side; larger values are mistakes."""
 
 
 class _Json:
-    """`to_json` and a `from_json` that refuses unknown keys, and missing ones but the `optional`."""
+    """`to_json` and `from_json`, which raises BundleError for unknown keys and missing required ones."""
 
     optional: ClassVar[frozenset[str]] = frozenset()
 
@@ -54,9 +54,9 @@ def _tuples(value: Any) -> Any:
 
 @dataclass(frozen=True)
 class ImageSpec(_Json):
-    """The images a model takes: size in pixels, 1 (gray) or 3 (RGB) channels, and their normalization.
+    """A model's input images: size in pixels, 1 (gray) or 3 (RGB) channels, normalization.
 
-    `mean` and `std` have one value a channel, in units of ToTensor's range 0 to 1.
+    `mean` and `std` have one value per channel, for pixels from 0 to 1.
     """
 
     height: int
@@ -69,8 +69,8 @@ class ImageSpec(_Json):
         sizes = (self.height, self.width, self.channels)
         if not _are_counts(sizes) or self.channels not in (1, 3):
             raise BundleError(
-                f"an image of {self.height}x{self.width} pixels and {self.channels} channels cannot be: "
-                "sizes start at 1 and channels are 1 (gray) or 3 (RGB)"
+                f"an image of {self.height}x{self.width} pixels and {self.channels} channels is impossible: "
+                "sizes start at 1, and channels are 1 (gray) or 3 (RGB)"
             )
         if len(self.mean) != self.channels or len(self.std) != self.channels:
             raise BundleError(
@@ -81,13 +81,13 @@ class ImageSpec(_Json):
 
     @property
     def num_features(self) -> int:
-        """Length of the flattened image."""
+        """Size of the flattened image."""
         return self.channels * self.height * self.width
 
 
 @dataclass(frozen=True)
 class ModelSpec(_Json):
-    """A multi-layer perceptron: `layer_sizes` from the input to the classes, ReLU between the layers.
+    """A multi-layer perceptron with ReLU between the layers; `layer_sizes` from input to classes.
 
     `kind` is one of KINDS.
     """
@@ -116,11 +116,11 @@ class ModelSpec(_Json):
 
 @dataclass(frozen=True)
 class BundleSpec(_Json):
-    """Everything about a trained model but its weights.
+    """A trained model without its weights.
 
-    `golden_probabilities` are the trained model's answer to the bundle's golden image: whoever loads
-    the weights can see that they still answer it the same. The logits are divided by `temperature` before
-    the softmax. `preprocess` is one of PREPROCESS, where a question does not name another.
+    `golden_probabilities` are the trained model's answer to the golden image, to check loaded weights with.
+    Logits are divided by `temperature` before the softmax. `preprocess`, one of PREPROCESS, is the default
+    for requests.
     """
 
     model: ModelSpec
@@ -152,12 +152,12 @@ class BundleSpec(_Json):
         if not self.model.layer_sizes[-1] == len(self.classes) == len(self.golden_probabilities):
             raise BundleError(
                 f"{self.model.layer_sizes[-1]} outputs, {len(self.classes)} classes and "
-                f"{len(self.golden_probabilities)} golden probabilities must be as many"
+                f"{len(self.golden_probabilities)} golden probabilities must be the same number"
             )
         if not all(isinstance(name, str) for name in self.classes) or len(set(self.classes)) < len(
             self.classes
         ):
-            raise BundleError(f"class names must be texts that differ: {self.classes}")
+            raise BundleError(f"class names must be different strings: {self.classes}")
         if not all(isinstance(value, float | int) for value in self.golden_probabilities):
             raise BundleError(f"golden probabilities must be numbers: {self.golden_probabilities}")
         known = isinstance(self.temperature, float | int) and math.isfinite(self.temperature)
@@ -173,3 +173,16 @@ class BundleSpec(_Json):
             image = ImageSpec.from_json(values["image"])
             values = {**values, "model": model, "image": image}
         return super().from_json(values)
+
+
+def check_probabilities(answer: dict[str, float], golden: dict[str, float]) -> None:
+    """Raise BundleError unless both have the same classes and differ by at most PROBABILITY_TOLERANCE."""
+    if list(answer) != list(golden):
+        raise BundleError(f"the answer has the classes {list(answer)}, not {list(golden)}")
+    worst = max(golden, key=lambda name: abs(answer[name] - golden[name]))
+    # Negated, so that NaN fails too.
+    if not all(abs(answer[name] - golden[name]) <= PROBABILITY_TOLERANCE for name in golden):
+        raise BundleError(
+            f"the golden image's class {worst!r} is answered with {answer[worst]}, "
+            f"the trained model gave {golden[worst]}"
+        )

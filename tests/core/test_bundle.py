@@ -1,6 +1,5 @@
 import hashlib
 import json
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -8,20 +7,11 @@ from typing import Any
 import pytest
 import torch
 
-from mlp_dist.core.bundle import (
-    GOLDEN,
-    SPEC,
-    WEIGHTS,
-    Bundle,
-    check_probabilities,
-    load_bundle,
-    save_bundle,
-    to_probabilities,
-)
-from mlp_dist.core.errors import BundleError, ImageError
+from mlp_dist.core.bundle import load_bundle, save_bundle, to_probabilities
+from mlp_dist.core.errors import BundleError
 from mlp_dist.core.image import encode_png, normalize
 from mlp_dist.core.model import build_model
-from mlp_dist.core.spec import BundleSpec, ImageSpec, ModelSpec
+from mlp_dist.core.spec import GOLDEN, SPEC, WEIGHTS, BundleSpec, ImageSpec, ModelSpec, check_probabilities
 
 IMAGE = ImageSpec(height=4, width=5, channels=1, mean=(0.3,), std=(0.4,))
 MODEL = ModelSpec((20, 8, 3))
@@ -67,7 +57,7 @@ def edit(directory: Path, **values: Any) -> None:
 
 
 def replace_weights(directory: Path, content: object) -> None:
-    """Other weights, whose checksum the JSON names."""
+    """Write other weights and their checksum."""
     if isinstance(content, bytes):
         (directory / WEIGHTS).write_bytes(content)
     else:
@@ -92,7 +82,7 @@ def test_round_trip(tmp_path: Path, spec: BundleSpec, model: torch.nn.Module) ->
     bundle.check_golden()
 
 
-def test_answer_is_the_model_s_by_class_name(saved: Path, model: torch.nn.Module) -> None:
+def test_answer_is_the_softmax_by_class_name(saved: Path, model: torch.nn.Module) -> None:
     bundle = load_bundle(saved)
     for image in pixels_of(20, seed=2):
         logits = model(normalize(image[None], IMAGE))
@@ -103,7 +93,7 @@ def test_answer_is_the_model_s_by_class_name(saved: Path, model: torch.nn.Module
         assert sum(answer.values()) == pytest.approx(1, abs=1e-12)
 
 
-def test_a_batch_answers_as_single_images_do(saved: Path) -> None:
+def test_answers_do_not_depend_on_the_batch(saved: Path) -> None:
     bundle, images = load_bundle(saved), pixels_of(50, seed=3)
     batch = bundle.probabilities(images)
     assert batch.shape == (50, 3)
@@ -112,11 +102,6 @@ def test_a_batch_answers_as_single_images_do(saved: Path) -> None:
     for number in (1, 2, 3, 5, 16, 17):
         parts = torch.cat([bundle.probabilities(part) for part in images.split(number)])
         torch.testing.assert_close(parts, batch, rtol=0, atol=1e-8)
-
-
-def test_answer_to_no_image(saved: Path) -> None:
-    with pytest.raises(ImageError, match="5 bytes are not a PNG"):
-        load_bundle(saved).answer(b"hello")
 
 
 def test_probabilities_of_large_logits() -> None:
@@ -128,34 +113,49 @@ def test_probabilities_of_large_logits() -> None:
     assert (probabilities.sum(dim=1) - 1).abs().max() <= 1e-15
 
 
+def test_bundle_of_version_0_1_0(tmp_path: Path, model: torch.nn.Module) -> None:
+    torch.save(dict(model.state_dict()), tmp_path / WEIGHTS)
+    (tmp_path / GOLDEN).write_bytes(encode_png(pixels_of(1)[0]))
+    answer = torch.softmax(model(normalize(pixels_of(1), IMAGE)).detach().double() / 1.5, dim=1)[0]
+    content = {
+        "model": {"layer_sizes": [20, 8, 3], "kind": "module"},
+        "image": {"height": 4, "width": 5, "channels": 1, "mean": [0.3], "std": [0.4]},
+        "classes": ["cow", "cat", "dog"],
+        "dataset": "pets",
+        "recipe": "small",
+        "run_id": "0123456789abcdef0123456789abcdef",
+        "metrics": {"val_accuracy": None, "test_accuracy": 0.75},
+        "golden_probabilities": answer.tolist(),
+        "weights_sha256": hashlib.sha256((tmp_path / WEIGHTS).read_bytes()).hexdigest(),
+        "versions": {"mlp_dist": "0.1.0", "torch": "2.15.0"},
+        "format_version": 1,
+        "temperature": 1.5,
+        "preprocess": "auto",
+    }
+    (tmp_path / SPEC).write_text(json.dumps(content, indent=2) + "\n")
+    bundle = load_bundle(tmp_path)
+    bundle.check_golden()
+    assert (bundle.spec.temperature, bundle.spec.preprocess) == (1.5, "auto")
+    assert json.loads(json.dumps(bundle.spec.to_json())) == content
+
+
 # The golden image
 
 
-def test_changed_golden_probabilities(saved: Path) -> None:
+def test_changed_golden_files_fail_the_check(saved: Path) -> None:
     golden = json.loads((saved / SPEC).read_text())["golden_probabilities"]
     edit(saved, golden_probabilities=[golden[0], golden[1] + 1e-5, golden[2]])
-    with pytest.raises(
-        BundleError, match=r"the golden image's class 'cat' is answered with 0\.\d+, the trained"
-    ):
+    message = r"the golden image's class 'cat' is answered with 0\.\d+, the trained"
+    with pytest.raises(BundleError, match=message):
         load_bundle(saved).check_golden()
-
-
-def test_changed_golden_image(saved: Path) -> None:
+    edit(saved, golden_probabilities=golden)
+    load_bundle(saved).check_golden()
     (saved / GOLDEN).write_bytes(encode_png(255 - pixels_of(1)[0]))
     with pytest.raises(BundleError, match=r"the golden image's class '.*' is answered with"):
         load_bundle(saved).check_golden()
-
-
-def test_damaged_golden_image(saved: Path) -> None:
     (saved / GOLDEN).write_bytes((saved / GOLDEN).read_bytes()[:40])
-    with pytest.raises(BundleError, match=r"golden"):
+    with pytest.raises(BundleError, match=r"golden\.png cannot be read"):
         load_bundle(saved).check_golden()
-
-
-def test_check_probabilities_takes_what_is_within_the_tolerance() -> None:
-    golden = {"cat": 0.5, "dog": 0.5}
-    check_probabilities(golden, golden)
-    check_probabilities({"cat": 0.5 + 0.9e-6, "dog": 0.5 - 0.9e-6}, golden)
 
 
 @pytest.mark.parametrize(
@@ -163,24 +163,24 @@ def test_check_probabilities_takes_what_is_within_the_tolerance() -> None:
     [
         (
             {"cat": 0.5 + 1.1e-6, "dog": 0.5},
-            "class 'cat' is answered with 0.5000011, the trained model gave 0.5",
+            "class 'cat' is answered with 0.5000011, the trained",
         ),
-        ({"cat": 0.5, "dog": 0.6}, "class 'dog' is answered with 0.6, the trained model gave 0.5"),
         ({"cat": 0.5, "dog": float("nan")}, "is answered with"),
-        ({"cat": float("nan"), "dog": 0.5}, "is answered with"),
         ({"cat": 1.0}, r"the answer has the classes \['cat'\], not \['cat', 'dog'\]"),
         ({"dog": 0.5, "cat": 0.5}, r"the answer has the classes \['dog', 'cat'\], not \['cat', 'dog'\]"),
     ],
 )
-def test_check_probabilities_refuses_others(answer: dict[str, float], message: str) -> None:
+def test_check_probabilities_has_a_tolerance(answer: dict[str, float], message: str) -> None:
+    golden = {"cat": 0.5, "dog": 0.5}
+    check_probabilities({"cat": 0.5 + 0.9e-6, "dog": 0.5 - 0.9e-6}, golden)
     with pytest.raises(BundleError, match=message):
-        check_probabilities(answer, {"cat": 0.5, "dog": 0.5})
+        check_probabilities(answer, golden)
 
 
 # Writing
 
 
-def test_a_failing_save_leaves_the_old_bundle(saved: Path, spec: BundleSpec, model: torch.nn.Module) -> None:
+def test_failing_save_keeps_the_old_bundle(saved: Path, spec: BundleSpec, model: torch.nn.Module) -> None:
     before = {path.name: path.read_bytes() for path in saved.iterdir()}
     with pytest.raises(ValueError, match="not JSON compliant"):
         save_bundle(saved, replace(spec, metrics={"loss": float("nan")}), model.state_dict(), pixels_of(1)[0])
@@ -188,42 +188,27 @@ def test_a_failing_save_leaves_the_old_bundle(saved: Path, spec: BundleSpec, mod
     assert [path.name for path in saved.parent.iterdir()] == ["bundle"]
 
 
-def test_a_second_save_replaces_the_first(saved: Path, spec: BundleSpec) -> None:
-    (saved / "stale").touch()
-    other = build_model(MODEL, generator=torch.Generator().manual_seed(9))
-    save_bundle(saved, spec, other.state_dict(), pixels_of(1)[0])
-    assert not (saved / "stale").exists()
-    assert torch.equal(load_bundle(saved).model[0].weight, other[0].weight)
-
-
-# What load_bundle refuses
+# Damage
 
 
 @pytest.mark.parametrize("name", [WEIGHTS, SPEC, GOLDEN])
 def test_missing_file(saved: Path, name: str) -> None:
     (saved / name).unlink()
-    with pytest.raises(BundleError, match=f"{saved} is no bundle: {name} is missing"):
+    with pytest.raises(BundleError, match=f"{saved} is not a bundle: {name} is missing"):
         load_bundle(saved)
 
 
-@pytest.mark.parametrize("name", [WEIGHTS, GOLDEN])
-def test_a_directory_in_a_file_s_place(saved: Path, name: str) -> None:
-    (saved / name).unlink()
-    (saved / name).mkdir()
-    with pytest.raises(BundleError, match=f"{saved / name} cannot be read: Is a directory"):
+def test_paths_that_are_no_bundle(saved: Path) -> None:
+    for path in (saved / "nowhere", saved / SPEC):
+        with pytest.raises(BundleError, match=f"{path} is not a bundle"):
+            load_bundle(path)
+    (saved / WEIGHTS).unlink()
+    (saved / WEIGHTS).mkdir()
+    with pytest.raises(BundleError, match=f"{saved / WEIGHTS} cannot be read: Is a directory"):
         load_bundle(str(saved))
 
 
-@pytest.mark.parametrize("kind", ["nothing", "file"])
-def test_no_directory(tmp_path: Path, kind: str) -> None:
-    path = tmp_path / "bundle"
-    if kind == "file":
-        path.touch()
-    with pytest.raises(BundleError, match=f"{path} is no bundle"):
-        load_bundle(path)
-
-
-@pytest.mark.parametrize("content", [b"", b"{", b"not json", b"\xff\xfe\x00", b"[" * 100_000], ids=len)
+@pytest.mark.parametrize("content", [b"", b"\xff\xfe\x00", b"[" * 100_000], ids=len)
 def test_spec_that_is_not_json(saved: Path, content: bytes) -> None:
     (saved / SPEC).write_bytes(content)
     with pytest.raises(BundleError, match=f"{saved / SPEC} is not JSON"):
@@ -236,33 +221,25 @@ def test_spec_that_is_not_json(saved: Path, content: bytes) -> None:
         ({"extra": 1}, "BundleSpec needs the keys .* found .*'extra'"),
         ({"format_version": 2}, "bundle format 2 is not 1"),
         ({"classes": ["cow", "cat"]}, "3 outputs, 2 classes and 3 golden probabilities"),
-        ({"classes": 3}, "is not a bundle's"),
+        ({"classes": 3}, "is not a bundle's description"),
         ({"model": {"layer_sizes": "784"}}, "layer_sizes 784 need at least an input and an output"),
-        (
-            {"model": {"layer_sizes": [20, 8.0, 3]}},
-            "layer_sizes .20, 8.0, 3. need .* from 1 to",
-        ),
+        ({"model": {"layer_sizes": [20, 8.0, 3]}}, "layer_sizes .20, 8.0, 3. need .* from 1 to"),
         ({"model": {"layer_sizes": [20, 10**30, 3]}}, "each a number from 1 to 1,000,000,000"),
-        ({"model": {"layer_sizes": [20, 10**9, 3]}}, "24,000,000,003 parameters, more than this machine's"),
-        ({"classes": [1, 2, 3]}, "class names must be texts that differ"),
+        (
+            {"model": {"layer_sizes": [20, 10**9, 3]}},
+            "24,000,000,003 parameters, too many",
+        ),
+        ({"classes": [1, 2, 3]}, "class names must be different strings"),
         ({"golden_probabilities": ["a", "b", "c"]}, "golden probabilities must be numbers"),
-        ({"golden_probabilities": None}, "is not a bundle's"),
         (
             {"weights_sha256": "0"},
-            "has sha256 [0-9a-f]{64}, but .* names 0: the weights were changed or damaged",
+            "has sha256 [0-9a-f]{64}, but .* names 0: the weights were changed",
         ),
     ],
 )
-def test_spec_that_is_not_this_bundle_s(saved: Path, values: dict[str, Any], message: str) -> None:
+def test_wrong_descriptions_are_rejected(saved: Path, values: dict[str, Any], message: str) -> None:
     edit(saved, **values)
     with pytest.raises(BundleError, match=message):
-        load_bundle(saved)
-
-
-@pytest.mark.parametrize("damage", [lambda data: data[:-1], lambda data: data[:200] + b"?" + data[201:]])
-def test_damaged_weights(saved: Path, damage: Callable[[bytes], bytes]) -> None:
-    (saved / WEIGHTS).write_bytes(damage((saved / WEIGHTS).read_bytes()))
-    with pytest.raises(BundleError, match=f"{saved / WEIGHTS} has sha256 .* export the run again"):
         load_bundle(saved)
 
 
@@ -274,14 +251,8 @@ def test_weights_of_another_model(saved: Path) -> None:
         load_bundle(saved)
 
 
-@pytest.mark.parametrize(
-    "content", [b"no weights", [1, 2, 3], torch.zeros(3)], ids=["bytes", "list", "tensor"]
-)
+@pytest.mark.parametrize("content", [b"no weights", [1, 2, 3], torch.zeros(3)], ids=type)
 def test_weights_that_are_no_state_dict(saved: Path, content: object) -> None:
     replace_weights(saved, content)
     with pytest.raises(BundleError, match=str(saved / WEIGHTS)):
         load_bundle(saved)
-
-
-def test_loaded_bundle_is_a_bundle(saved: Path) -> None:
-    assert isinstance(load_bundle(saved, device=torch.device("cpu")), Bundle)

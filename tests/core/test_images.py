@@ -6,7 +6,6 @@ import zlib
 from typing import Any
 
 import numpy as np
-import PIL
 import pytest
 import torch
 from PIL import Image
@@ -26,21 +25,18 @@ from mlp_dist.core.spec import ImageSpec
 from mlp_dist.data.image_set import Dataset
 
 GRAY = ImageSpec(height=28, width=28, channels=1, mean=(0.1307,), std=(0.3081,))
-COLOUR = ImageSpec(height=28, width=28, channels=3, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
-SPECS = {"gray": GRAY, "colour": COLOUR}
+COLOR = ImageSpec(height=28, width=28, channels=3, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
+SPECS = {"gray": GRAY, "color": COLOR}
 
-MODES = {
-    "PNG": ("1", "L", "P", "LA", "RGB", "RGBA"),
-    "JPEG": ("1", "L", "RGB", "CMYK", "YCbCr"),
-    "GIF": ("1", "L", "P", "LA", "RGB", "RGBA"),
-    "BMP": ("1", "L", "P", "RGB"),
-    "WEBP": ("1", "L", "P", "PA", "LA", "RGB", "RGBA", "CMYK", "YCbCr"),
-    "TIFF": ("1", "L", "P", "PA", "LA", "RGB", "RGBA", "CMYK"),
-}
-if int(PIL.__version__.split(".")[0]) >= 13:
-    # Those before cannot read the files that they write.
-    MODES["TIFF"] += ("YCbCr",)
-KINDS = [(name, mode) for name, modes in MODES.items() for mode in modes]
+KINDS = [
+    *(("PNG", mode) for mode in ("1", "L", "P", "LA", "RGB", "RGBA")),
+    *(("JPEG", mode) for mode in ("L", "RGB", "CMYK")),
+    *(("GIF", mode) for mode in ("P", "RGBA")),
+    *(("BMP", mode) for mode in ("1", "RGB")),
+    *(("WEBP", mode) for mode in ("RGB", "RGBA")),
+    *(("TIFF", mode) for mode in ("1", "L", "PA", "RGBA", "CMYK")),
+]
+"""Formats and Pillow modes that take different paths."""
 
 
 def file_of(image: Image.Image, name: str, **options: Any) -> bytes:
@@ -63,15 +59,15 @@ def picture(mode: str, size: tuple[int, int] = (28, 28)) -> Image.Image:
     return image
 
 
-def over_black(data: bytes) -> np.ndarray:
-    """The file's pixels, uint8 (H, W, 3), each times its opacity."""
+def on_black(data: bytes) -> np.ndarray:
+    """The file's pixels, uint8 (H, W, 3), multiplied by their opacity."""
     with Image.open(io.BytesIO(data)) as image:
         rgba = np.asarray(image.convert("RGBA"), dtype=np.float64)
     return np.round(rgba[..., :3] * rgba[..., 3:] / 255).astype(np.uint8)
 
 
 def png_header(width: int, height: int) -> bytes:
-    """A PNG file that has no pixels, only their number."""
+    """A PNG file without pixels."""
     header = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
     data = b"IDAT"
     chunks = (struct.pack(">I", len(c) - 4) + c + struct.pack(">I", zlib.crc32(c)) for c in (header, data))
@@ -79,10 +75,10 @@ def png_header(width: int, height: int) -> bytes:
 
 
 def check_image_or_error(data: bytes) -> None:
-    """Decode as a server would, where warnings do not stop it; nothing but ImageError may come out."""
+    """Decode with warnings ignored, as in a server; only ImageError may be raised."""
     with warnings.catch_warnings(), contextlib.suppress(ImageError):
         warnings.simplefilter("ignore")
-        assert decode_image(data, COLOUR).shape == (3, 28, 28)
+        assert decode_image(data, COLOR).shape == (3, 28, 28)
 
 
 # normalize
@@ -94,73 +90,50 @@ def torchvision_pipeline(spec: ImageSpec) -> transforms.Compose:
     )
 
 
-def test_normalize_equals_torchvision_s_on_every_test_image(image_data: Dataset) -> None:
-    images, spec = image_data.test.images, image_data.image
-    pipeline = torchvision_pipeline(spec)
-    expected = torch.stack([pipeline(Image.fromarray(image[0].numpy())) for image in images])
-    assert expected.shape == (len(images), spec.num_features)
-    assert torch.equal(normalize(images, spec), expected)
-    assert torch.equal(torch.cat([normalize(image[None], spec) for image in images]), expected)
+def test_normalize_equals_torchvision(image_data: Dataset) -> None:
+    gray, color = image_data.test.images[:500], torch.from_numpy(random_pixels(50, 3, 28, 28))
+    for images, spec in ((gray, image_data.image), (color, COLOR)):
+        pipeline = torchvision_pipeline(spec)
+        arrays = images.permute(0, 2, 3, 1).squeeze(3).numpy()
+        expected = torch.stack([pipeline(Image.fromarray(array)) for array in arrays])
+        assert torch.equal(normalize(images, spec), expected)
+        assert torch.equal(normalize(images[:1], spec), expected[:1])
+        assert torch.equal(normalize(images.to(torch.float32).div(255), spec), expected)
 
 
-def test_normalize_equals_torchvision_s_in_colour() -> None:
-    images = torch.from_numpy(random_pixels(50, 3, 28, 28))
-    pipeline = torchvision_pipeline(COLOUR)
-    expected = [pipeline(Image.fromarray(image.permute(1, 2, 0).numpy())) for image in images]
-    assert torch.equal(normalize(images, COLOUR), torch.stack(expected))
-
-
-@pytest.mark.parametrize("mean", [0.0, 0.1307, 0.2860, 0.3333, 1.0])
-@pytest.mark.parametrize("std", [0.3081, 0.3530, 0.0007, 1.0, 3.0])
-def test_normalize_equals_torchvision_s_for_every_pixel_value(mean: float, std: float) -> None:
+@pytest.mark.parametrize(("mean", "std"), [(0.0, 1.0), (0.1307, 0.3081), (0.3333, 0.0007), (1.0, 3.0)])
+def test_normalize_equals_torchvision_for_every_value(mean: float, std: float) -> None:
     spec = ImageSpec(height=16, width=16, channels=1, mean=(mean,), std=(std,))
     values = torch.arange(256, dtype=torch.uint8).view(1, 1, 16, 16)
     expected = torchvision_pipeline(spec)(Image.fromarray(values[0, 0].numpy()))
     assert torch.equal(normalize(values, spec)[0], expected)
 
 
-def test_normalize_leaves_its_input_alone_and_takes_no_images_at_all() -> None:
+def test_normalize_does_not_change_its_input() -> None:
     pixels = torch.from_numpy(random_pixels(2, 1, 28, 28))
-    before = pixels.clone()
-    normalize(pixels, GRAY)
-    assert torch.equal(pixels, before)
+    for images in (pixels, pixels.float().div(255)):
+        before = images.clone()
+        normalize(images, GRAY)
+        assert torch.equal(images, before)
     assert normalize(pixels[:0], GRAY).shape == (0, 784)
 
 
-def test_normalize_serves_training_after_inference() -> None:
+def test_normalize_works_for_training_after_inference() -> None:
     spec = ImageSpec(height=28, width=28, channels=1, mean=(0.123,), std=(0.456,))
     pixels = torch.from_numpy(random_pixels(2, 1, 28, 28))
     with torch.inference_mode():
-        expected = normalize(pixels, spec)
+        normalize(pixels, spec)
     model = torch.nn.Linear(784, 2)
     model(normalize(pixels, spec)).sum().backward()
     assert model.weight.grad is not None
-    assert torch.equal(model.weight.grad[0], expected.sum(dim=0))
-
-
-@pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS)
-def test_normalize_takes_what_to_tensor_gives(spec: ImageSpec) -> None:
-    draw = torch.Generator().manual_seed(3)
-    size = (50, spec.channels, spec.height, spec.width)
-    pixels = torch.randint(0, 256, size, generator=draw).to(torch.uint8)
-    scaled = pixels.to(torch.float32).div(255)
-    before = scaled.clone()
-    assert torch.equal(normalize(scaled, spec), normalize(pixels, spec))
-    assert torch.equal(scaled, before)
 
 
 @pytest.mark.parametrize(
     "pixels",
-    [
-        torch.zeros(2, 1, 28, 28, dtype=torch.float64),
-        torch.zeros(1, 28, 28, dtype=torch.uint8),
-        torch.zeros(2, 3, 28, 28, dtype=torch.uint8),
-        torch.zeros(2, 1, 28, 27, dtype=torch.uint8),
-        torch.zeros(2, 784, dtype=torch.uint8),
-    ],
-    ids=lambda pixels: f"{pixels.dtype}-{tuple(pixels.shape)}",
+    [torch.zeros(2, 1, 28, 28, dtype=torch.float64), torch.zeros(2, 784, dtype=torch.uint8)],
+    ids=lambda pixels: f"{pixels.dtype}",
 )
-def test_normalize_names_what_it_takes_and_what_it_got(pixels: torch.Tensor) -> None:
+def test_normalize_rejects_other_types_and_shapes(pixels: torch.Tensor) -> None:
     shape = ", ".join(map(str, pixels.shape))
     message = rf"takes uint8 or float32 \(B, 1, 28, 28\), not {pixels.dtype} \({shape}\)"
     with pytest.raises(ImageError, match=message):
@@ -170,91 +143,84 @@ def test_normalize_names_what_it_takes_and_what_it_got(pixels: torch.Tensor) -> 
 # Formats, modes and sizes
 
 
-@pytest.mark.parametrize("size", [(28, 28), (1, 1), (300, 200)], ids=str)
 @pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS)
 @pytest.mark.parametrize(("name", "mode"), KINDS)
-def test_every_format_mode_and_size(name: str, mode: str, size: tuple[int, int], spec: ImageSpec) -> None:
-    data = file_of(picture(mode, size), name)
-    shown = Image.fromarray(over_black(data)).convert("L" if spec.channels == 1 else "RGB")
-    expected = transforms.PILToTensor()(transforms.Resize((28, 28), antialias=True)(shown))
-    pixels = decode_image(data, spec)
-    assert (pixels.dtype, pixels.shape) == (torch.uint8, (spec.channels, 28, 28))
-    assert pixels.is_contiguous()
-    assert (pixels.int() - expected.int()).abs().max() <= (1 if size == (28, 28) else 2)
+def test_every_format_and_mode(name: str, mode: str, spec: ImageSpec) -> None:
+    for size, tolerance in (((28, 28), 1), ((300, 200), 2)):
+        data = file_of(picture(mode, size), name)
+        image = Image.fromarray(on_black(data)).convert("L" if spec.channels == 1 else "RGB")
+        expected = transforms.PILToTensor()(transforms.Resize((28, 28), antialias=True)(image))
+        pixels = decode_image(data, spec)
+        assert (pixels.dtype, pixels.shape) == (torch.uint8, (spec.channels, 28, 28))
+        assert pixels.is_contiguous()
+        assert (pixels.int() - expected.int()).abs().max() <= tolerance
 
 
 def test_all_formats_are_covered() -> None:
-    assert set(MODES) == set(FORMATS)
+    assert {name for name, _ in KINDS} == set(FORMATS)
 
 
-@pytest.mark.parametrize(
-    ("name", "spec"),
-    [(name, spec) for name in ("PNG", "BMP", "WEBP", "TIFF") for spec in (GRAY, COLOUR)] + [("GIF", GRAY)],
-)
-def test_lossless_files_are_read_exactly(name: str, spec: ImageSpec) -> None:
-    array = random_pixels(28, 28, spec.channels)
-    pixels = decode_image(file_of(Image.fromarray(array.squeeze()), name), spec)
-    assert np.array_equal(pixels.permute(1, 2, 0).numpy(), array)
+@pytest.mark.parametrize("name", ["PNG", "BMP", "WEBP", "TIFF"])
+def test_lossless_files_are_read_exactly(name: str) -> None:
+    for spec in SPECS.values():
+        array = random_pixels(28, 28, spec.channels)
+        pixels = decode_image(file_of(Image.fromarray(array.squeeze()), name), spec)
+        assert np.array_equal(pixels.permute(1, 2, 0).numpy(), array)
 
 
-@pytest.mark.parametrize("mode", ["L", "RGB"])
-@pytest.mark.parametrize("size", [(1, 1), (14, 14), (28, 29), (300, 200), (7, 900)], ids=str)
-def test_resizing_equals_torchvision_s(mode: str, size: tuple[int, int]) -> None:
-    image = picture(mode, size)
+@pytest.mark.parametrize("size", [(1, 1), (28, 29), (7, 900)], ids=str)
+def test_resizing_equals_torchvision(size: tuple[int, int]) -> None:
     resize = transforms.Resize((28, 28), interpolation=transforms.InterpolationMode.BILINEAR, antialias=True)
-    pixels = decode_image(file_of(image, "PNG"), GRAY if mode == "L" else COLOUR)
-    assert torch.equal(pixels, transforms.PILToTensor()(resize(image)))
+    for mode, spec in (("L", GRAY), ("RGB", COLOR)):
+        image = picture(mode, size)
+        pixels = decode_image(file_of(image, "PNG"), spec)
+        assert torch.equal(pixels, transforms.PILToTensor()(resize(image)))
 
 
 # 16 and 32 bits
 
 
-@pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS)
-@pytest.mark.parametrize(
-    ("name", "dtype"), [("PNG", np.uint16), ("TIFF", np.uint16), ("TIFF", np.int32), ("TIFF", ">u2")]
-)
-def test_16_bit_gray_is_scaled(name: str, dtype: Any, spec: ImageSpec) -> None:
+@pytest.mark.parametrize(("name", "dtype"), [("PNG", np.uint16), ("TIFF", np.int32), ("TIFF", ">u2")])
+def test_16_bit_gray_is_scaled(name: str, dtype: Any) -> None:
     array = np.full((28, 28), 65535, dtype=np.int64)
     array.flat[:256] = np.arange(256) * 257
     array.flat[256:260] = (128, 129, 65535 - 129, 65535 - 128)
     data = file_of(Image.fromarray(array.astype(np.dtype(dtype))), name)
-    pixels = decode_image(data, spec)
-    for channel in pixels.flatten(1).tolist():
+    for channel in decode_image(data, COLOR).flatten(1).tolist():
         assert channel[:256] == list(range(256))
         assert channel[256:260] == [0, 1, 254, 255]
         assert set(channel[260:]) == {255}
 
 
-def test_32_bit_integers_are_cut_to_16() -> None:
+def test_32_bit_integers_are_clipped_to_16() -> None:
     array = np.zeros((28, 28), dtype=np.int32)
     array.flat[:3] = (-5, 70_000, 65_535)
     pixels = decode_image(file_of(Image.fromarray(array), "TIFF"), GRAY).flatten().tolist()
     assert pixels[:4] == [0, 255, 255, 0]
 
 
-@pytest.mark.parametrize("largest", [1, 255])
-def test_32_bit_integers_up_to_255_are_gray_levels(largest: int) -> None:
-    array = (np.arange(784).reshape(28, 28) % (largest + 1)).astype(np.int32)
+def test_32_bit_integers_up_to_255_are_gray_levels() -> None:
+    array = (np.arange(784).reshape(28, 28) % 256).astype(np.int32)
     pixels = decode_image(file_of(Image.fromarray(array), "TIFF"), GRAY)[0]
     assert np.array_equal(pixels.numpy(), array)
 
 
 def with_photometric(tiff: bytes, value: int) -> bytes:
-    """A little-endian TIFF that says another meaning of its values."""
+    """A little-endian TIFF with another photometric interpretation."""
     tag = struct.pack("<HHI", 262, 3, 1)
     place = tiff.index(tag) + len(tag)
     return tiff[:place] + struct.pack("<H", value) + tiff[place + 2 :]
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
-def test_a_tiff_may_say_that_its_white_is_0(dtype: type[np.integer[Any]]) -> None:
+def test_tiff_with_inverted_gray_levels(dtype: type[np.integer[Any]]) -> None:
     levels = np.arange(784).reshape(28, 28) % 256
     array = (levels * (257 if dtype is np.uint16 else 1)).astype(dtype)
     data = with_photometric(file_of(Image.fromarray(array), "TIFF"), 0)
     assert np.array_equal(decode_image(data, GRAY)[0].numpy(), 255 - levels)
 
 
-def test_tiffs_of_kinds_that_are_not_read_are_told_what_to_do() -> None:
+def test_unsupported_tiffs_are_rejected_with_advice() -> None:
     with pytest.raises(UnsupportedFormatError, match="the image's colours are LAB; save it as PNG or JPEG"):
         decode_image(file_of(Image.new("LAB", (28, 28)), "TIFF"), GRAY)
     gray = file_of(Image.fromarray(random_pixels(28, 28)), "TIFF")
@@ -265,16 +231,12 @@ def test_tiffs_of_kinds_that_are_not_read_are_told_what_to_do() -> None:
             decode_image(data, GRAY)
 
 
-@pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS)
-def test_floats_are_the_values_from_0_to_255(spec: ImageSpec) -> None:
+def test_floats_are_values_from_0_to_255() -> None:
     array = random_pixels(28, 28)
-    pixels = decode_image(file_of(Image.fromarray(array.astype(np.float32)), "TIFF"), spec)
+    pixels = decode_image(file_of(Image.fromarray(array.astype(np.float32)), "TIFF"), COLOR)
     assert all(np.array_equal(channel.numpy(), array) for channel in pixels)
-
-
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), -1e30, 1e30])
-def test_strange_floats_give_an_image_or_an_image_error(value: float) -> None:
-    check_image_or_error(file_of(Image.fromarray(np.full((28, 28), value, dtype=np.float32)), "TIFF"))
+    for value in (float("nan"), float("inf"), -1e30):
+        check_image_or_error(file_of(Image.fromarray(np.full((28, 28), value, dtype=np.float32)), "TIFF"))
 
 
 # Orientation, frames, transparency
@@ -292,7 +254,7 @@ UPRIGHT = {
 
 
 @pytest.mark.parametrize("orientation", UPRIGHT)
-@pytest.mark.parametrize("name", ["PNG", "JPEG", "WEBP", "TIFF"])
+@pytest.mark.parametrize("name", ["PNG", "JPEG"])
 def test_exif_orientation(name: str, orientation: int) -> None:
     quarters = np.kron(np.array([[10, 80], [160, 240]], dtype=np.uint8), np.ones((8, 16), dtype=np.uint8))
     exif = Image.Exif()
@@ -304,7 +266,7 @@ def test_exif_orientation(name: str, orientation: int) -> None:
     assert np.abs(pixels[0].numpy().astype(int) - expected).max() <= 2
 
 
-@pytest.mark.parametrize("name", ["GIF", "PNG", "WEBP", "TIFF"])
+@pytest.mark.parametrize("name", ["GIF", "TIFF"])
 def test_first_of_several_frames(name: str) -> None:
     frames = [random_pixels(28, 28) // scale for scale in (1, 3, 9)]
     first, *others = map(Image.fromarray, frames)
@@ -314,25 +276,21 @@ def test_first_of_several_frames(name: str) -> None:
     assert np.array_equal(decode_image(data, GRAY)[0].numpy(), frames[0])
 
 
-@pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS)
-@pytest.mark.parametrize(("alpha", "shown"), [(0, 0), (128, 128), (255, 255)])
-def test_white_shines_as_far_as_it_is_opaque(alpha: int, shown: int, spec: ImageSpec) -> None:
-    data = file_of(Image.new("RGBA", (28, 28), (255, 255, 255, alpha)), "PNG")
-    assert decode_image(data, spec).unique().tolist() == [shown]
+def test_opacity_scales_white() -> None:
+    data = file_of(Image.new("RGBA", (28, 28), (255, 255, 255, 128)), "PNG")
+    assert decode_image(data, GRAY).unique().tolist() == decode_image(data, COLOR).unique().tolist() == [128]
 
 
 @pytest.mark.parametrize(
     ("mode", "white", "transparent"),
     [
-        ("1", 1, 1),
         ("L", 255, 255),
-        ("P", 255, 255),
         ("P", 255, bytes(255) + b"\0"),
         ("RGB", (255, 255, 255), (255, 255, 255)),
         ("I;16", 65535, 65535),
     ],
 )
-def test_a_colour_named_transparent_is_black(mode: str, white: Any, transparent: Any) -> None:
+def test_transparent_color_is_black(mode: str, white: Any, transparent: Any) -> None:
     image = Image.new(mode, (28, 28), white)
     if mode == "P":
         image.putpalette(bytes([200] * 765 + [255] * 3))
@@ -340,7 +298,7 @@ def test_a_colour_named_transparent_is_black(mode: str, white: Any, transparent:
     assert decode_image(file_of(image, "PNG", transparency=transparent), GRAY).unique().tolist() == [0]
 
 
-def test_what_is_transparent_is_shown_over_the_background_that_is_asked_for() -> None:
+def test_background_shows_through_transparent_pixels() -> None:
     image = Image.new("RGBA", (28, 28), (0, 0, 0, 0))
     image.paste((0, 0, 0, 255), (10, 10, 18, 18))
     data = file_of(image, "PNG")
@@ -352,95 +310,72 @@ def test_what_is_transparent_is_shown_over_the_background_that_is_asked_for() ->
     assert decode_image(data, GRAY, Reading(background="white")).unique().tolist() == [255]
 
 
-def test_a_reading_that_is_none() -> None:
+def test_unknown_reading_is_rejected() -> None:
     with pytest.raises(ImageError, match="preprocess is 'fast'; it can be exact or auto"):
         Reading(preprocess="fast")
     with pytest.raises(ImageError, match="background is 'red'; it can be black or white"):
         Reading(background="red")
 
 
-# What is refused
+# Errors
 
 DAMAGED = "the image is damaged: .|bytes are not a PNG, JPEG, GIF, BMP, WEBP or TIFF image"
 
 
-@pytest.mark.parametrize(("name", "mode"), KINDS)
-def test_truncated_files(name: str, mode: str) -> None:
-    data = file_of(picture(mode, (40, 30)), name)
-    for cut in {
-        *range(1, 60),
-        *range(60, len(data), max(1, len(data) // 40)),
-        *range(len(data) - 20, len(data)),
-    }:
-        check_image_or_error(data[:cut])
+@pytest.mark.parametrize("name", FORMATS)
+def test_truncated_files(name: str) -> None:
+    data = file_of(picture("RGB", (40, 30)), name)
+    for length in {*range(1, 60), *range(60, len(data), 100), *range(len(data) - 20, len(data))}:
+        check_image_or_error(data[:length])
     with pytest.raises(ImageError, match=DAMAGED):
-        decode_image(data[: len(data) // 2], COLOUR)
+        decode_image(data[: len(data) // 2], COLOR)
 
 
-@pytest.mark.parametrize(("name", "mode"), KINDS)
-def test_files_with_wrong_bytes(name: str, mode: str) -> None:
-    data = file_of(picture(mode), name)
+@pytest.mark.parametrize("name", FORMATS)
+def test_damaged_files(name: str) -> None:
+    data = file_of(picture("RGB"), name)
     random = np.random.default_rng(0)
     for _ in range(60):
         wrong = bytearray(data)
         for position in random.integers(0, min(len(data), 400), 4):
             wrong[position] = random.integers(256)
         check_image_or_error(bytes(wrong))
-    for _ in range(20):
         check_image_or_error(data[:24] + random.bytes(300))
 
 
-def test_random_bytes() -> None:
+def test_other_bytes() -> None:
     random = np.random.default_rng(0)
-    for length in [*range(1, 100), 1000, 100_000]:
-        data = random.bytes(length)
-        with pytest.raises(
-            ImageError, match=rf"{length} bytes are not a PNG, .* or TIFF image \(they start with b"
-        ):
-            decode_image(data, GRAY)
-
-
-@pytest.mark.parametrize("data", [b"<svg/>", b"%PDF-1.7", b"P5 1 1 255 \0", b"\0\0\1\0\1\0\1\1", b"hello"])
-def test_other_files(data: bytes) -> None:
-    with pytest.raises(
-        ImageError, match=f"{len(data)} bytes are not a PNG, JPEG, GIF, BMP, WEBP or TIFF image"
-    ):
-        decode_image(data, GRAY)
+    for length in (1, 5, 100, 100_000):
+        message = rf"{length} bytes are not a PNG, JPEG, GIF, BMP, WEBP or TIFF image \(they start with b"
+        with pytest.raises(ImageError, match=message):
+            decode_image(random.bytes(length), GRAY)
+    with pytest.raises(ImageError, match=r"the image is empty; send the bytes of a PNG, .* or TIFF file"):
+        decode_image(b"", GRAY)
 
 
 @pytest.mark.parametrize(
     ("data", "name"),
     [
         (b"\0\0\0\x18ftypheic", "HEIC or AVIF"),
-        (b"\0\0\0\x18ftypavif", "HEIC or AVIF"),
         (b"\0\0\0\x18ftypisom", "a video"),
         (b"  \n<svg/>", "SVG"),
-        (b"\0\0\1\0\1\0\1\1", "ICO"),
-        (b"P5 1 1 255 \0", "PNM"),
-        (b"\0\0\0\x0cJXL \r\n\x87\n", "JPEG XL"),
+        (b"%PDF-1.7", "PDF"),
     ],
 )
-def test_a_file_of_another_kind_is_named_as_what_it_is(data: bytes, name: str) -> None:
+def test_other_formats_are_named(data: bytes, name: str) -> None:
     with pytest.raises(UnsupportedFormatError, match=f"bytes are not .* but {name}; save it as PNG"):
         decode_image(data, GRAY)
 
 
-def test_a_jpeg_of_very_many_scans_is_refused() -> None:
+def test_jpeg_with_too_many_scans_is_rejected() -> None:
     data = file_of(picture("L", (100, 100)), "JPEG", progressive=True)
     assert decode_image(data, GRAY).shape == (1, 28, 28)
-    with pytest.raises(ImageTooLargeError, match=r"passes over its 10000 pixels \d+ times"):
+    with pytest.raises(ImageTooLargeError, match=r"the JPEG has \d+ scans of 10000 pixels"):
         decode_image(data + b"\xff\xda" * (MAX_SCANNED_PIXELS // 10_000), GRAY)
 
 
-def test_no_bytes() -> None:
-    with pytest.raises(ImageError, match=r"the image is empty; send the bytes of a PNG, .* or TIFF file"):
-        decode_image(b"", GRAY)
-
-
-@pytest.mark.parametrize(
-    "size", [(MAX_PIXELS + 1, 1), (5001, 5000), (10_000, 10_000), (20_000, 20_000)], ids=str
-)
-def test_too_many_pixels_are_refused_before_they_are_decoded(size: tuple[int, int]) -> None:
+@pytest.mark.parametrize("size", [(MAX_PIXELS + 1, 1), (5001, 5000), (20_000, 20_000)], ids=str)
+def test_too_many_pixels_are_rejected_before_decoding(size: tuple[int, int]) -> None:
     width, height = size
     with pytest.raises(
         ImageTooLargeError, match=f"the image has more than {MAX_PIXELS} pixels; send a smaller one"
@@ -448,7 +383,7 @@ def test_too_many_pixels_are_refused_before_they_are_decoded(size: tuple[int, in
         decode_image(png_header(width, height), GRAY)
 
 
-def test_a_small_image_without_its_pixels_is_damaged() -> None:
+def test_image_without_pixels_is_damaged() -> None:
     with pytest.raises(ImageError, match=r"the image is damaged: ."):
         decode_image(png_header(5000, 5000), GRAY)
 
@@ -456,7 +391,7 @@ def test_a_small_image_without_its_pixels_is_damaged() -> None:
 # encode_png
 
 
-@pytest.mark.parametrize("shape", [(1, 28, 28), (3, 28, 28), (1, 1, 1), (3, 5, 9), (1, 300, 200)], ids=str)
+@pytest.mark.parametrize("shape", [(1, 28, 28), (3, 5, 9)], ids=str)
 def test_encode_png_round_trip(shape: tuple[int, int, int]) -> None:
     channels, height, width = shape
     spec = ImageSpec(height, width, channels, mean=(0.0,) * channels, std=(1.0,) * channels)
@@ -464,5 +399,5 @@ def test_encode_png_round_trip(shape: tuple[int, int, int]) -> None:
     data = encode_png(pixels)
     assert data.startswith(b"\x89PNG")
     assert torch.equal(decode_image(data, spec), pixels)
-    turned = pixels.transpose(1, 2).contiguous().transpose(1, 2)
-    assert encode_png(turned) == data
+    transposed = pixels.transpose(1, 2).contiguous().transpose(1, 2)
+    assert encode_png(transposed) == data

@@ -1,5 +1,5 @@
 import json
-from dataclasses import FrozenInstanceError, fields, replace
+from dataclasses import fields, replace
 from typing import Any
 
 import pytest
@@ -8,7 +8,7 @@ from mlp_dist.core.errors import BundleError
 from mlp_dist.core.spec import FORMAT_VERSION, BundleSpec, ImageSpec, ModelSpec
 
 GRAY = ImageSpec(height=2, width=3, channels=1, mean=(0.25,), std=(0.5,))
-COLOUR = ImageSpec(height=2, width=3, channels=3, mean=(0.1, 0.2, 0.3), std=(0.4, 0.5, 0.6))
+COLOR = ImageSpec(height=2, width=3, channels=3, mean=(0.1, 0.2, 0.3), std=(0.4, 0.5, 0.6))
 MODEL = ModelSpec((6, 4, 2))
 BUNDLE = BundleSpec(
     model=MODEL,
@@ -26,22 +26,19 @@ BUNDLE = BundleSpec(
 
 def test_num_features_counts_every_channel() -> None:
     assert GRAY.num_features == 6
-    assert COLOUR.num_features == 18
+    assert COLOR.num_features == 18
 
 
 @pytest.mark.parametrize(
     ("sizes", "parameters"),
-    [((784, 10), 7850), ((784, 500, 10), 397_510), ((6, 4, 3, 2), 28 + 15 + 8), ((1, 1), 2)],
+    [((784, 500, 10), 397_510), ((6, 4, 3, 2), 28 + 15 + 8)],
 )
-def test_model_counts_weights_and_biases(sizes: tuple[int, ...], parameters: int) -> None:
+def test_num_parameters_counts_weights_and_biases(sizes: tuple[int, ...], parameters: int) -> None:
     assert ModelSpec(sizes).num_parameters == parameters
+    assert str(ModelSpec(sizes)) == "-".join(map(str, sizes))
 
 
-def test_model_prints_its_sizes() -> None:
-    assert str(ModelSpec((784, 500, 10))) == "784-500-10"
-
-
-@pytest.mark.parametrize("spec", [GRAY, COLOUR, MODEL, BUNDLE], ids=["gray", "colour", "model", "bundle"])
+@pytest.mark.parametrize("spec", [GRAY, COLOR, MODEL, BUNDLE], ids=["gray", "color", "model", "bundle"])
 def test_json_round_trip(spec: Any) -> None:
     read = type(spec).from_json(json.loads(json.dumps(spec.to_json(), allow_nan=False)))
     assert read == spec
@@ -51,18 +48,18 @@ def test_json_round_trip(spec: Any) -> None:
 
 
 @pytest.mark.parametrize("spec", [GRAY, MODEL, BUNDLE], ids=["image", "model", "bundle"])
-def test_json_with_other_keys_is_refused(spec: Any) -> None:
+def test_json_with_missing_or_unknown_keys_is_rejected(spec: Any) -> None:
     values = spec.to_json()
     for key in set(values) - spec.optional:
         lacking = {name: value for name, value in values.items() if name != key}
         with pytest.raises(BundleError, match=f"{type(spec).__name__} needs the keys .*{key}.*, found "):
             type(spec).from_json(lacking)
-    with pytest.raises(BundleError, match=r"found .*'colour'"):
-        type(spec).from_json({**values, "colour": 1})
+    with pytest.raises(BundleError, match=r"found .*'color'"):
+        type(spec).from_json({**values, "color": 1})
 
 
-@pytest.mark.parametrize("values", [None, 3, "text", ["height", "width"]])
-def test_json_that_is_no_object_is_refused(values: object) -> None:
+@pytest.mark.parametrize("values", [None, ["height", "width"]])
+def test_json_other_than_objects_is_rejected(values: object) -> None:
     for kind in (ImageSpec, ModelSpec, BundleSpec):
         with pytest.raises(
             BundleError, match=f"{kind.__name__} needs the keys .*, found {type(values).__name__}"
@@ -71,52 +68,34 @@ def test_json_that_is_no_object_is_refused(values: object) -> None:
 
 
 @pytest.mark.parametrize("part", ["model", "image"])
-def test_json_of_a_bundle_names_the_part_that_is_wrong(part: str) -> None:
+def test_errors_name_the_wrong_part(part: str) -> None:
     with pytest.raises(BundleError, match=f"(?i){part}Spec needs the keys .*, found NoneType"):
         BundleSpec.from_json({**BUNDLE.to_json(), part: None})
-
-
-@pytest.mark.parametrize("spec", [GRAY, MODEL, BUNDLE], ids=["image", "model", "bundle"])
-def test_specs_are_frozen(spec: Any) -> None:
-    with pytest.raises(FrozenInstanceError):
-        setattr(spec, fields(spec)[0].name, 1)
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"height": 0}, "an image of 0x3 pixels and 1 channels cannot be: sizes start at 1"),
-        ({"width": -1}, "an image of 2x-1 pixels"),
-        ({"channels": 2}, r"2 channels cannot be: .* channels are 1 \(gray\) or 3 \(RGB\)"),
-        ({"channels": 4}, "4 channels cannot be"),
-        ({"mean": ()}, r"mean \(\) and std \(0.5,\) need one value for each of 1 channels"),
+        ({"height": 0}, "an image of 0x3 pixels and 1 channels is impossible: sizes start at 1"),
+        ({"channels": 2}, r"2 channels is impossible: .* channels are 1 \(gray\) or 3 \(RGB\)"),
         ({"mean": (0.1, 0.2, 0.3)}, "need one value for each of 1 channels"),
-        ({"std": (0.1, 0.2)}, "need one value for each of 1 channels"),
         ({"std": (0.0,)}, r"std \(0.0,\) must be finite, and std above 0"),
-        ({"std": (-1.0,)}, "must be finite, and std above 0"),
-        ({"std": (float("nan"),)}, "must be finite, and std above 0"),
-        ({"mean": (float("inf"),)}, "must be finite, and std above 0"),
         ({"mean": (float("nan"),)}, "must be finite, and std above 0"),
     ],
 )
-def test_image_that_cannot_be(change: dict[str, Any], message: str) -> None:
+def test_impossible_images_are_rejected(change: dict[str, Any], message: str) -> None:
     with pytest.raises(BundleError, match=message):
         replace(GRAY, **change)
 
 
-def test_a_model_without_a_kind_is_of_modules() -> None:
+def test_kind_is_checked_and_optional() -> None:
     assert ModelSpec.from_json({"layer_sizes": [6, 4, 2]}) == ModelSpec((6, 4, 2), "module")
-
-
-def test_a_kind_that_is_not_known() -> None:
-    with pytest.raises(
-        BundleError, match=r"model kind 'cnn' is not known \(there are: module, tensor, layers"
-    ):
+    with pytest.raises(BundleError, match=r"model kind 'cnn' is not known \(there are: module, "):
         ModelSpec((6, 4, 2), "cnn")
 
 
-@pytest.mark.parametrize("sizes", [(), (784,), (784, 0, 10), (784, -5)])
-def test_model_that_cannot_be(sizes: tuple[int, ...]) -> None:
+@pytest.mark.parametrize("sizes", [(784,), (784, 0, 10)])
+def test_impossible_models_are_rejected(sizes: tuple[int, ...]) -> None:
     with pytest.raises(BundleError, match=r"layer_sizes \(.*\) need at least an input and an output, each a"):
         ModelSpec(sizes)
 
@@ -129,14 +108,11 @@ def test_model_that_cannot_be(sizes: tuple[int, ...]) -> None:
             f"bundle format {FORMAT_VERSION + 1} is not {FORMAT_VERSION}",
         ),
         ({"model": ModelSpec((7, 2))}, "the model takes 7 inputs, but its images flatten to 6"),
-        ({"image": COLOUR}, "the model takes 6 inputs, but its images flatten to 18"),
-        ({"classes": ("cat",)}, "2 outputs, 1 classes and 2 golden probabilities must be as many"),
-        ({"classes": ("cat", "dog", "cow")}, "2 outputs, 3 classes and 2 golden probabilities"),
+        ({"classes": ("cat",)}, "2 outputs, 1 classes and 2 golden probabilities must be the same number"),
         ({"golden_probabilities": (1.0,)}, "2 outputs, 2 classes and 1 golden probabilities"),
-        ({"model": ModelSpec((6, 3))}, "3 outputs, 2 classes and 2 golden probabilities"),
-        ({"classes": ("cat", "cat")}, r"class names must be texts that differ: \('cat', 'cat'\)"),
+        ({"classes": ("cat", "cat")}, r"class names must be different strings: \('cat', 'cat'\)"),
     ],
 )
-def test_bundle_whose_parts_do_not_fit(change: dict[str, Any], message: str) -> None:
+def test_bundle_with_inconsistent_parts_is_rejected(change: dict[str, Any], message: str) -> None:
     with pytest.raises(BundleError, match=message):
         replace(BUNDLE, **change)

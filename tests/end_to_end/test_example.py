@@ -12,7 +12,7 @@ import pytest
 from nbformat import NotebookNode
 from nbformat.v4 import new_code_cell
 
-from mlp_dist.core.golden import PROBABILITY_TOLERANCE
+from mlp_dist.core.spec import PROBABILITY_TOLERANCE
 from tests.helpers.execute_notebook import DIGEST, NOTEBOOK, execute, read, sources_sha256
 from tests.helpers.launching import ROOT
 
