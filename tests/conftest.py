@@ -22,7 +22,6 @@ from serve.client import Client
 from serve.server import running
 from tests.helpers import default_ports
 from tests.helpers.launching import Trained, launch, make_store, result, run
-from tests.helpers.mlflow_servers import Server, running_server
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -147,13 +146,6 @@ def serve_files() -> Iterator[Callable[..., Mirror]]:
             return mirror
 
         yield start
-
-
-@pytest.fixture(scope="session")
-def mlflow_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """A `mlflow server` for the tests that need one that runs; it must be left running."""
-    with running_server(tmp_path_factory.mktemp("mlflow")) as server:
-        yield server
 
 
 @pytest.fixture(scope="session")

@@ -1,11 +1,11 @@
-"""Compare the runs of an experiment: the best first, with what was chosen differently for them.
+"""Compare the runs of an experiment: best first, with the parameters in which they differ.
 
-  python -m mlp_dist.compare                            by best_val_accuracy
+  python -m mlp_dist.compare                            rank by best_val_accuracy
   python -m mlp_dist.compare --metric test_loss --top 3
-  python -m mlp_dist.compare --html compare.html        as a page too, with curves, without a network
+  python -m mlp_dist.compare --csv runs.csv             write every column to a file too
 
-Runs on different data sets are ranked apart. A run that has not ended well is shown below the
-others.
+Runs on different data sets are ranked separately. Runs that did not finish are listed last. Charts
+are on MLflow's pages: mlflow ui
 """
 
 import shutil
@@ -18,7 +18,7 @@ from mlp_dist.core.errors import PromotionError, UsageError
 
 
 def champion_id() -> str:
-    """The run's; empty where there is none."""
+    """The champion's run id; "" if there is no champion or its run is gone."""
     from mlp_dist.tracking import registry
 
     try:
@@ -33,35 +33,37 @@ def main() -> None:
     parser = command.Parser(
         prog="python -m mlp_dist.compare", usage="python -m mlp_dist.compare [FLAG ...]", description=__doc__
     )
-    which = parser.add_argument_group("which runs")
+    which = parser.add_argument_group("runs")
     which.add_argument(
-        "--experiment", metavar="NAME", default=DEFAULT_EXPERIMENT, help=f"MLflow's ({DEFAULT_EXPERIMENT})"
+        "--experiment",
+        metavar="NAME",
+        default=DEFAULT_EXPERIMENT,
+        help=f"MLflow experiment ({DEFAULT_EXPERIMENT})",
     )
     which.add_argument(
-        "--metric", metavar="NAME", default="best_val_accuracy", help="what to rank by (best_val_accuracy)"
+        "--metric", metavar="NAME", default="best_val_accuracy", help="metric to rank by (best_val_accuracy)"
     )
-    which.add_argument("--top", metavar="N", type=int, help="the first N runs on each data set (all)")
-    where = parser.add_argument_group("where they are shown, beside the terminal")
-    where.add_argument("--csv", metavar="FILE", type=Path, help="the runs and all their figures")
-    where.add_argument("--html", metavar="FILE", type=Path, help="a page with curves")
+    which.add_argument("--top", metavar="N", type=int, help="show the first N runs of each data set (all)")
+    where = parser.add_argument_group("output")
+    where.add_argument("--csv", metavar="FILE", type=Path, help="also write the runs with all metrics")
     args = parser.parse_args()
     if args.top is not None and args.top < 1:
         raise UsageError(f"top is {args.top}; it must be 1 or more")
-    # mlflow takes seconds, which a mistyped flag need not wait for.
+    # Importing mlflow takes seconds; a mistyped flag is reported first.
     with progress.stages("reading the runs"):
-        from mlp_dist.tracking import curves, find
-        from mlp_dist.tracking.leaderboard import boards, page, text
+        from mlp_dist.tracking import compare_runs, find
 
         runs = find.experiment_runs(args.experiment)
         champion = champion_id()
-    found = boards.build_boards(runs, args.metric, champion=champion, top=args.top)
+    rankings = compare_runs.rank_runs(runs, args.metric, champion=champion)
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
-    print("\n\n".join("\n".join(text.lines(board, width, colors.bold)) for board in found) or "no run")
-    if args.csv:
-        text.write_csv(found, args.csv)
-    if args.html:
-        ids = [row.run.run_id for board in found for row in board.rows]
-        page.write_page(args.html, args.experiment, found, curves.read_curves(ids, page.CURVES))
+    tables = [
+        compare_runs.format_ranking(each, top=args.top, width=width, emphasize=colors.bold)
+        for each in rankings
+    ]
+    print("\n\n".join(tables) or "no runs")
+    if args.csv and rankings:
+        compare_runs.write_csv(rankings, args.csv, top=args.top)
 
 
 if __name__ == "__main__":

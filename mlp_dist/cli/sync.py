@@ -1,10 +1,10 @@
-"""Send MLflow what it has not got of runs: the server was down, or the training was killed.
+"""Upload to MLflow what it lacks of runs, after an outage or a killed training.
 
-  python -m mlp_dist.sync outputs/*                                 of all that are there
-  python -m mlp_dist.sync "$(ls -td outputs/*/ | head -n 1)"        of the latest
+  python -m mlp_dist.sync outputs/*                                 all runs
+  python -m mlp_dist.sync "$(ls -td outputs/*/ | head -n 1)"        the latest run
 
-Times stay those of the training, and what MLflow has already is not sent twice. The last line on
-stdout is one JSON object with the run ids.
+Metrics keep the times of the training, and nothing is uploaded twice. The last line on stdout is one
+JSON object with the run ids.
 """
 
 import json
@@ -17,18 +17,13 @@ from mlp_dist.core.errors import MlpDistError, UsageError
 
 def main() -> int:
     parser = command.Parser(prog="python -m mlp_dist.sync", description=__doc__)
-    what = parser.add_argument_group("what is sent")
-    what.add_argument(
-        "directories",
-        metavar="OUTPUT_DIR",
-        type=Path,
-        nargs="+",
-        help="of trainings, populations or sweeps",
+    parser.add_argument(
+        "directories", metavar="OUTPUT_DIR", type=Path, nargs="+", help="of trainings or sweeps"
     )
     args = parser.parse_args()
-    # MLflow takes seconds to import.
+    # Importing mlflow takes seconds.
     with progress.stages("starting"):
-        from mlp_dist.tracking.sync import runs_in, sync
+        from mlp_dist.tracking.upload import runs_in, sync
 
     run_ids: list[str] = []
     directories: list[Path] = []
@@ -38,8 +33,8 @@ def main() -> int:
             directories += runs_in(each)
         except UsageError as error:
             problems.append(error)
-    # One that cannot be sent does not hold up the others.
-    with progress.bar("sending", len(directories), " runs") as bar:
+    # A run that fails does not stop the others.
+    with progress.bar("uploading", len(directories), " runs") as bar:
         for directory in directories:
             try:
                 record, run_id = sync(directory)
@@ -47,8 +42,9 @@ def main() -> int:
                 problems.append(error)
             else:
                 run_ids.append(run_id)
-                where = f"{run_id} in the experiment {record.experiment}"
-                progress.tell(f"{record.name}: {record.status}, {where}")
+                progress.tell(
+                    f"{record.name}: {record.status}, {run_id} in the experiment {record.experiment}"
+                )
             bar.update()
     if problems and not run_ids:
         raise problems[0]

@@ -1,7 +1,8 @@
-"""Sends runs' directories in a thread, and goes on trying where MLflow cannot be reached."""
+"""Uploads run directories in a thread, and retries while MLflow cannot be reached."""
 
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import Future, InvalidStateError
 from contextlib import suppress
 from dataclasses import dataclass
@@ -9,43 +10,43 @@ from pathlib import Path
 
 from mlp_dist.console import progress
 from mlp_dist.core.errors import MlpDistError
-from mlp_dist.tracking.run_dir import has_record
-from mlp_dist.tracking.sent import sent_id
+from mlp_dist.tracking.run_dir import has_record, sent_id
 from mlp_dist.tracking.upload import send
 
 CALM = 3.0
-"""Seconds of a run in which nothing is sent or drawn unless it is waited for: it may be a short one, and what
-goes on beside the training costs it time."""
+"""Seconds at the start of a run without uploads or pictures, which would slow a short training."""
 
 PACE, SHARE = 1.0, 0.01
-"""Seconds between two sendings, at least, and the share of one core that they may take while nobody waits."""
+"""Least seconds between two uploads, and the share of one core they may use during a training."""
 
 FIRST_WAIT, LONGEST_WAIT = 1.0, 30.0
-"""Seconds between two attempts; each is twice the one before."""
-
+"""Seconds between two attempts; each wait is twice the one before."""
 
 STUCK = 12
-"""So many times the patience of who waits may a part of a run take: a database that hangs never says so."""
+"""An upload without progress for this many times the caller's patience counts as failed: a database may hang
+without an error.
+"""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What MLflow has: the run's id, empty where it has none, and why it has not all, empty where it has."""
+    """The run's id in MLflow ("" if it has none) and why the upload is incomplete ("" if it is complete)."""
 
     run_id: str = ""
     problem: str = ""
 
 
 class Delivery:
-    """One thread for all runs: they go to one MLflow."""
+    """One upload thread for all runs; `uploaded` is called with a run's directory and id."""
 
-    def __init__(self) -> None:
+    def __init__(self, uploaded: Callable[[Path, str], None] = lambda directory, run_id: None) -> None:
+        self._uploaded = uploaded
         self._condition = threading.Condition()
         self._changed: list[Path] = []
         self._awaited: dict[Path, list[Future[Outcome]]] = {}
         self._problems: dict[Path, str] = {}
         self._not_before, self._wait = 0.0, 0.0
-        self._is_alive()
+        self._note_progress()
         threading.Thread(target=self._work, daemon=True).start()
 
     def opened(self, directory: Path) -> None:
@@ -54,14 +55,14 @@ class Delivery:
             self.changed(directory)
 
     def changed(self, directory: Path) -> None:
-        """There is something to send, now or soon."""
+        """Schedule an upload of the directory."""
         with self._condition:
             if directory not in self._changed:
                 self._changed.append(directory)
             self._condition.notify()
 
     def settle(self, directory: Path, patience: float) -> "Future[Outcome]":
-        """What comes of sending now; where MLflow cannot be reached, in `patience` seconds."""
+        """Upload the directory now; fails after `patience` seconds if MLflow cannot be reached."""
         settled: Future[Outcome] = Future()
         with self._condition:
             self._awaited.setdefault(directory, []).append(settled)
@@ -73,38 +74,39 @@ class Delivery:
     def _give_up(self, directory: Path, settled: "Future[Outcome]", patience: float) -> None:
         time.sleep(patience)
         while not settled.done():
-            # Its own attempt may stand behind those of runs that have ended before.
+            # This run's own attempt may be queued behind those of other runs.
             problem = next(iter(self._problems.values()), "")
-            if not problem and time.monotonic() - self._alive > STUCK * patience:
+            if not problem and time.monotonic() - self._progressed > STUCK * patience:
                 problem = "MLflow does not answer"
             if problem:
                 _resolve(settled, Outcome(sent_id(directory), problem))
             time.sleep(0.1)
 
-    def _is_alive(self) -> None:
-        self._alive = time.monotonic()
+    def _note_progress(self) -> None:
+        self._progressed = time.monotonic()
 
     def _work(self) -> None:
         while True:
             directory, awaited = self._next()
             before = time.thread_time()
             try:
-                self._is_alive()
-                run_id = send(directory, self._is_alive)
+                self._note_progress()
+                run_id = send(directory, self._note_progress)
+                self._uploaded(directory, run_id)
             except MlpDistError as error:
                 self._failed(directory, awaited, str(error))
             except Exception as error:
-                self._failed(directory, awaited, f"the run cannot be sent: {error!r}")
+                self._failed(directory, awaited, f"the run cannot be uploaded: {error!r}")
             else:
                 self._succeeded(directory, time.thread_time() - before)
                 for settled in awaited:
                     _resolve(settled, Outcome(run_id))
 
     def _next(self) -> "tuple[Path, list[Future[Outcome]]]":
-        """Those that are waited for come first."""
+        """The next directory to upload; awaited ones come first."""
         with self._condition:
             while True:
-                # What the last sending has cost, or another run's problem, holds up nobody who waits.
+                # Awaited runs that have not failed do not wait for the pace, nor for another run's problem.
                 fresh = [each for each in self._awaited if each not in self._problems]
                 left = 0.0 if fresh else self._not_before - time.monotonic()
                 if self._changed and left <= 0:
@@ -120,25 +122,26 @@ class Delivery:
 
     def _failed(self, directory: Path, awaited: "list[Future[Outcome]]", problem: str) -> None:
         if not has_record(directory):
-            # Whoever removed it wants no more of it.
+            # The directory was removed.
             self._problems.pop(directory, None)
             for settled in awaited:
                 _resolve(settled, Outcome(problem=problem))
             return
         if not self._problems:
-            kept = f"the training goes on, and {directory} keeps what MLflow has not got"
-            progress.tell_beside(f"warning: {problem}; {kept}")
+            progress.tell_beside(
+                f"warning: {problem}; training continues, and the rest of the run is kept in {directory}"
+            )
         with self._condition:
             self._problems[directory] = problem
             self._wait = min(2 * self._wait or FIRST_WAIT, LONGEST_WAIT)
             self._not_before = time.monotonic() + self._wait
-            # Who has given up is not waited for: the others come first.
+            # Callers that gave up must not delay the others.
             if waiting := [each for each in awaited if not each.done()]:
                 self._awaited[directory] = waiting + self._awaited.get(directory, [])
             self.changed(directory)
 
 
 def _resolve(settled: "Future[Outcome]", outcome: Outcome) -> None:
-    # Both threads may come to it.
+    # Two threads may resolve the same future.
     with suppress(InvalidStateError):
         settled.set_result(outcome)

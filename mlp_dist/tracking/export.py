@@ -1,4 +1,4 @@
-"""A run -> its bundle, scored again on the test images before it is accepted."""
+"""Downloads a run's bundle and scores it on the test images before it is used."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,13 +16,13 @@ from mlp_dist.data.image_set import Dataset
 from mlp_dist.tracking.find import StoredRun, download_bundle, load_config
 
 ACCURACY_TOLERANCE = 1e-3
-"""Test accuracies of the same weights, on another device or machine, agree to this."""
+"""Test accuracies of the same weights differ by less between devices and machines."""
 
 
 @dataclass(frozen=True)
 class Export:
-    """`directory` holds the bundle; of the test images, whose `labels` are int64 (N,), those that it answered
-    rightly just now are True in `correct`, bool (N,).
+    """The bundle in `directory`, with the test images' `labels`, int64 (N,), and which of them the model
+    classifies correctly, bool (N,).
     """
 
     directory: Path
@@ -39,15 +39,15 @@ class Export:
 def export_run(run: StoredRun, directory: Path, data_dir: Path | None = None) -> Export:
     """Download the run's bundle under `directory` and score it again.
 
-    That of a run without a temperature, from before they were fitted, is given one here.
+    A bundle from before temperatures were fitted is calibrated here.
 
-    Raises TrackingError where the run has none, BundleError where it is damaged or does not reach the
-    test accuracy that its run reports, DataError where the test images cannot be had.
+    Raises TrackingError if the run has no bundle, BundleError if it is damaged or misses the test accuracy
+    that the run reports, DataError if the test images are not available.
     """
     bundle_directory = download_bundle(run, directory)
     bundle = load_bundle(bundle_directory)
     if bundle.spec.run_id != run.run_id:
-        raise BundleError(f"the bundle of run {run.run_id} is of another run, {bundle.spec.run_id}")
+        raise BundleError(f"the bundle of run {run.run_id} belongs to another run, {bundle.spec.run_id}")
     bundle.check_golden()
     config = load_config(run)
     data = _read(config, data_dir)
@@ -68,9 +68,9 @@ def export_run(run: StoredRun, directory: Path, data_dir: Path | None = None) ->
 
 
 def run_dataset(run: StoredRun, data_dir: Path | None = None, *, download: bool = True) -> Dataset:
-    """The data set a run was trained on: from `data_dir`, else from where the run had it.
+    """The data set of a training, from `data_dir` or else the directory the training used.
 
-    What is missing is downloaded. Raises DataError where it cannot be had, or `download` is False.
+    Missing files are downloaded if `download`. Raises DataError if they are not available.
     """
     return _read(load_config(run), data_dir, download=download)
 

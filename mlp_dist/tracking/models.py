@@ -1,6 +1,6 @@
-"""LoggedModels: the weights that a run kept, as MLflow's Models tab ranks them beside those of other runs.
+"""LoggedModels: the weights a run kept, ranked in MLflow's Models tab.
 
-That ranking, from Python; a name with a slash needs no quotes there, nor in a filter:
+The same ranking in Python; metric names with a slash need no quotes:
 
   order_by = [{"field_name": "metrics.val/accuracy", "ascending": False}]
   client.search_logged_models([experiment_id], filter_string="metrics.val/accuracy > 0.9", order_by=order_by)
@@ -24,21 +24,21 @@ RUN_PARAMS = (
     *("recipe", "dataset", "model", "layer_sizes", "num_parameters", "optimizer", "lr", "batch_size"),
     *("epochs", "seed"),
 )
-"""Those of a run's params that its models have too."""
+"""The run's params that its models have, too."""
 
 FIGURES = ("val/accuracy", "test/accuracy", "val/loss", "test/loss", "train/accuracy", "train/loss")
-"""Those of an epoch's metrics that its weights have too, in the order of the Models tab's columns."""
+"""An epoch's metrics that its weights have, too, in the order of the Models tab's columns."""
 
 
 def log_model(
     client: "MlflowClient", run_id: str, name: str, directory: Path, *, epoch: int, points: "Iterable[Metric]"
 ) -> str:
-    """The weights of the run's `epoch`, with the files in `directory`, as a LoggedModel; returns its id.
+    """Log the files in `directory` as the run's LoggedModel of `name` and `epoch`; returns its id.
 
-    A run has one of a name and an epoch: asked again, this finds it, and completes one that was begun before
-    a crash. `points` are the run's own of that epoch, and those of FIGURES become the model's: one that the
-    run has already, of the same value, time and step, stays one there. What is not finite is left out, since
-    MLflow would rank NaN as 0. The run should have its params and its data set before its models.
+    Idempotent: a second call finds the model, and completes one interrupted by a crash. `points` are the
+    run's metrics of that epoch; those in FIGURES are linked to the model, without a second point in the run.
+    Non-finite values are left out, since MLflow ranks NaN as 0. The run must already have its params and its
+    data set.
 
     Raises mlflow.MlflowException.
     """
@@ -50,12 +50,12 @@ def log_model(
     model_id = str(model.model_id)
     if model.status == LoggedModelStatus.READY:
         return model_id
-    # MLflow refuses to be told this twice.
+    # MLflow rejects a second output of the same model.
     outputs = run.outputs.model_outputs if run.outputs else []
     if model_id not in [output.model_id for output in outputs]:
         client.log_outputs(run_id, [LoggedModelOutput(model_id, epoch)])
     client.log_model_artifacts(model_id, str(directory))
-    _link(client, run, model_id, points)
+    _link_metrics(client, run, model_id, points)
     client.finalize_logged_model(model_id, LoggedModelStatus.READY)
     return model_id
 
@@ -78,7 +78,7 @@ def _create(client: "MlflowClient", run: "Run", name: str, epoch: int) -> "Logge
     )
 
 
-def _link(client: "MlflowClient", run: "Run", model_id: str, points: "Iterable[Metric]") -> None:
+def _link_metrics(client: "MlflowClient", run: "Run", model_id: str, points: "Iterable[Metric]") -> None:
     from mlflow.entities import Metric
 
     datasets = [each.dataset for each in run.inputs.dataset_inputs] if run.inputs else []

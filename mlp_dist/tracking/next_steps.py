@@ -1,4 +1,4 @@
-"""What can be typed next: the commands that go on from here, as they are typed in this directory."""
+"""The commands to run next, printed at the end of a command."""
 
 import os
 import shlex
@@ -7,7 +7,7 @@ from pathlib import Path
 
 from mlp_dist.config import DEFAULT_EXPERIMENT
 from mlp_dist.tracking.run_dir import has_record
-from mlp_dist.tracking.store import shown as without_password
+from mlp_dist.tracking.store import hide_password
 
 SERVE = "python -m serve.server start"
 
@@ -15,47 +15,46 @@ _STORE = "MLFLOW_TRACKING_URI"
 
 
 def after_training(run_id: str | None, output_dir: str, experiment: str) -> str:
-    """To compare, package and serve the run; None: MLflow, which gives the id, has not got it yet."""
+    """Compare, package and serve; `run_id` None: first send the run to MLflow, which assigns the id."""
     compare = ["python", "-m", "mlp_dist.compare"]
     if experiment != DEFAULT_EXPERIMENT:
         compare += ["--experiment", experiment]
-    steps = {"compare": _stored(compare)}
+    steps = {"compare": _with_store(compare)}
     if run_id is None:
-        # With the run that it is nested in come all the others.
-        around = Path(output_dir).parent
-        sync = ["python", "-m", "mlp_dist.sync", _short(around if has_record(around) else output_dir)]
-        return _told({"send to MLflow": _stored(sync), **steps})
+        # A nested run is sent together with its parent.
+        parent = Path(output_dir).parent
+        sync = ["python", "-m", "mlp_dist.sync", _relative(parent if has_record(parent) else output_dir)]
+        return _format_steps({"send to MLflow": _with_store(sync), **steps})
     package = ["python", "-m", "serve.package", "--run-id", run_id]
-    return _told({**steps, "package": _stored(package), "serve": SERVE})
+    return _format_steps({**steps, "package": _with_store(package), "serve": SERVE})
 
 
 def after_packaging(mar: Path, default: Path) -> str:
-    """To serve an archive; `default` is the one that is served where none is named."""
+    """Serve the archive; `default` is the one served when none is named."""
     named = "" if mar == default else f" {shlex.quote(str(mar))}"
-    return _told({"serve": f"{SERVE}{named}"})
+    return _format_steps({"serve": f"{SERVE}{named}"})
 
 
 def after_starting(image: Path, model: str) -> str:
-    """To ask a server about an image, and to end it."""
+    """Send an image to the server, and stop it."""
     named = [] if model == "mlp" else ["--model", model]
-    ask = shlex.join(["python", "-m", "serve.client", _short(image), *named])
-    return _told({"ask": ask, "stop": "python -m serve.server stop"})
+    ask = shlex.join(["python", "-m", "serve.client", _relative(image), *named])
+    return _format_steps({"ask": ask, "stop": "python -m serve.server stop"})
 
 
-def _told(steps: Mapping[str, str]) -> str:
+def _format_steps(steps: Mapping[str, str]) -> str:
     width = max(map(len, steps)) + 1
     lines = (f"  {f'{what}:':{width}} {command}" for what, command in steps.items())
     return "\n".join(["next", *lines])
 
 
-def _stored(words: list[str]) -> str:
-    """The command with the store that this one was given; one with a password in it is not shown."""
+def _with_store(words: list[str]) -> str:
+    """The command with this process's MLFLOW_TRACKING_URI, unless that contains a password."""
     uri = os.environ.get(_STORE, "")
-    store = f"{_STORE}={shlex.quote(uri)} " if uri and uri == without_password(uri) else ""
+    store = f"{_STORE}={shlex.quote(uri)} " if uri and uri == hide_password(uri) else ""
     return store + shlex.join(words)
 
 
-def _short(path: str | Path) -> str:
-    """From the current directory, where that is above it."""
+def _relative(path: str | Path) -> str:
     path = Path(path)
     return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)

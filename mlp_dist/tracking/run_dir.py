@@ -1,4 +1,4 @@
-"""A run as its directory holds it. That is the truth of it: MLflow is brought to what stands here."""
+"""The files of a run's directory that describe it: run.json, and sent.json with what MLflow already has."""
 
 import json
 import time
@@ -10,31 +10,31 @@ from mlp_dist.core.errors import TrackingError
 from mlp_dist.core.io import replacing_file
 
 RECORD = "run.json"
-PLAN = "sweep.json"  # In the directory of a sweep.
-SYSTEM = "system.jsonl"
+SENT = "sent.json"
+PLAN = "sweep.json"  # In a sweep's directory.
+METRICS = "metrics.jsonl"
 BUNDLE = "bundle"
 CONFIG = "config.json"
 CHECKPOINTS = "checkpoint"
 TABLES = ("tables/per_class.json", "tables/mistakes.json")
-"""In MLflow's own format, which its page shows as tables."""
+"""In the format of `mlflow.log_table`."""
 
 RUNNING, FINISHED, FAILED, KILLED = "RUNNING", "FINISHED", "FAILED", "KILLED"
 
 
 def now_ms() -> int:
-    """Milliseconds since 1970, as MLflow counts time."""
+    """Milliseconds since 1970, MLflow's unit of time."""
     return int(time.time() * 1000)
 
 
 @dataclass(kw_only=True)
 class RunRecord:
-    """What a run is, and how far it is; the figures of its epochs stand in metrics.jsonl beside it.
+    """run.json: a run's description and state; its metrics by epoch are in metrics.jsonl.
 
-    `key` names the run wherever it is sent to. `parent` is the directory of the run it is nested in;
-    `dataset` has name, digest and the number of its images, of which some may be held out. `artifacts` are
-    files and directories here that belong to it; of the weights that were kept, `models` have name, epoch and
-    the directory of their files.
-    Times are milliseconds since 1970.
+    `key` identifies the run in every MLflow it is uploaded to. `parent` is the directory of the run it is
+    nested in. `dataset` has the name, digest and numbers of images. `artifacts` are files and directories,
+    relative to the run's. `models` have a name, an epoch and the directory of their files. Times are
+    milliseconds since 1970.
     """
 
     experiment: str
@@ -57,7 +57,7 @@ class RunRecord:
 
     @classmethod
     def load(cls, directory: Path) -> Self:
-        """Raises TrackingError where there is none, or what is there is not one."""
+        """Raises TrackingError if the file is missing or damaged."""
         path = directory / RECORD
         try:
             return cls(**json.loads(path.read_text()))
@@ -83,3 +83,54 @@ def write_json(path: Path, values: Any) -> None:
 
 def has_record(directory: Path) -> bool:
     return (directory / RECORD).exists()
+
+
+@dataclass
+class Sent:
+    """sent.json: what MLflow at `uri` (without its password) already has of the run `key`.
+
+    `files` maps names to the size and modification time that were uploaded.
+    """
+
+    uri: str
+    key: str
+    run_id: str = ""
+    name: str = ""
+    params: list[str] = field(default_factory=list)
+    tags: dict[str, str] = field(default_factory=dict)
+    epochs: int = 0
+    files: dict[str, list[int]] = field(default_factory=dict)
+    models: dict[str, str] = field(default_factory=dict)
+    summary: dict[str, float] = field(default_factory=dict)
+    status: str = ""
+
+    @classmethod
+    def load(cls, directory: Path, uri: str, key: str) -> Self:
+        """An empty record if the file is missing, damaged, or about another run or store."""
+        values = _read_sent(directory)
+        if (values.get("uri"), values.get("key")) != (uri, key):
+            return cls(uri, key)
+        # 0.1.0 wrote `system`, too.
+        return cls(**{name: value for name, value in values.items() if name in cls.__dataclass_fields__})
+
+    def save(self, directory: Path) -> None:
+        write_json(directory / SENT, asdict(self))
+
+
+def is_sent(directory: Path) -> bool:
+    """True if some MLflow has the complete run."""
+    record, sent = RunRecord.load(directory), _read_sent(directory)
+    is_same = (sent.get("key"), sent.get("status")) == (record.key, record.status)
+    return is_same and record.status != RUNNING
+
+
+def sent_id(directory: Path) -> str:
+    """The run's id in the MLflow it was uploaded to last; "" if there is none."""
+    return str(_read_sent(directory).get("run_id", ""))
+
+
+def _read_sent(directory: Path) -> dict[str, Any]:
+    try:
+        return dict(json.loads((directory / SENT).read_text()))
+    except (OSError, ValueError, TypeError):
+        return {}

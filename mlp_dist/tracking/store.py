@@ -1,4 +1,4 @@
-"""MLflow, imported when it is needed first, which takes seconds; and what it raises, in words."""
+"""Access to MLflow's store: late import, locks around the creation of a database, readable errors."""
 
 import hashlib
 import logging
@@ -17,83 +17,86 @@ from mlp_dist.core.io import locked, replacing_file
 
 _DATABASE_TRIES = 3
 
+_DEFAULTS = {
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    # MLflow's own defaults wait four minutes for an absent server and two for one that hangs.
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
+    "PGCONNECT_TIMEOUT": "10",
+    # MLflow reports the creation of a database and its own retries; errors are reported by this package.
+    "MLFLOW_LOGGING_LEVEL": "ERROR",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+}
+"""Environment variables set before mlflow is imported, unless the user set them."""
+
 
 def load_mlflow() -> ModuleType:
-    # MLflow reports usage from its import on, unless this is set; a user's own choice stands.
-    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-    # Its own defaults make a server that is not there a wait of four minutes, and one that hangs of two.
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
-    os.environ.setdefault("PGCONNECT_TIMEOUT", "10")
-    # A new database is no news, and what goes wrong is told here.
-    os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "ERROR")
-    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
-    # A bar for a megabyte says nothing, and stays as a line of its own in logs.
-    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    """Import mlflow, which takes seconds."""
+    for name, value in _DEFAULTS.items():
+        os.environ.setdefault(name, value)
     import mlflow
 
     return mlflow
 
 
 def import_ahead() -> None:
-    """Import what opening a run will need."""
+    """Import the modules that opening a run needs."""
     if load_mlflow().get_tracking_uri().startswith(("sqlite", "postgresql")):
         import_module("mlflow.store.tracking.sqlalchemy_store")
 
 
-def one_at_a_time(key: str) -> AbstractContextManager[None]:
+def machine_lock(key: str) -> AbstractContextManager[None]:
     """A lock that all processes of this user and machine share under `key`."""
     name = hashlib.sha256(key.encode()).hexdigest()[:16]
     return locked(Path(tempfile.gettempdir()) / f"mlp_dist-{os.getuid()}-{name}.lock")
 
 
 @contextmanager
-def asking_to(what: str) -> Iterator[str]:
-    """Makes a TrackingError of what a store raises that is damaged or cannot be reached; yields its URI."""
+def tracking_errors(problem: str) -> Iterator[str]:
+    """Yield the store's URI; turn its errors into TrackingError, "MLflow at URI `problem`: REASON"."""
     uri = load_mlflow().get_tracking_uri()
     try:
         yield uri
     except MlpDistError:
         raise
-    # A damaged database is no MlflowException, but what the store's library makes of it.
+    # A damaged database raises SQLAlchemy's errors.
     except Exception as error:
-        problem = f"MLflow at {shown(uri)} cannot {what}: {reason(error)}; see MLFLOW_TRACKING_URI"
-        raise TrackingError(problem) from error
+        message = f"MLflow at {hide_password(uri)} {problem}: {_reason(error)}; see MLFLOW_TRACKING_URI"
+        raise TrackingError(message) from error
 
 
 @contextmanager
-def making_tables(uri: str) -> Iterator[None]:
-    """Two that come to a new database together would both make its tables, and one of them fail.
+def creating_tables(uri: str) -> Iterator[None]:
+    """Let one process at a time open a database: MLflow's migrations fail if two processes run them at once.
 
-    A server sees to that itself.
+    A server runs its own.
     """
     if uri.startswith("http"):
         yield
         return
-    # MLflow stores points first and looks for those it has when that fails: psycopg tells of each failure.
+    # MLflow inserts metrics first and looks for duplicates on failure; psycopg logs each of these failures.
     logging.getLogger("psycopg").setLevel(logging.ERROR)
-    # Ten times, for which there is no setting, take 100 seconds where nothing answers.
+    # No setting for this; MLflow's ten attempts take 100 seconds if nothing answers.
     databases: Any = import_module("mlflow.store.db.utils")
     databases.MAX_RETRY_COUNT = _DATABASE_TRIES
-    with one_at_a_time(uri):
-        if uri.startswith("sqlite:"):
-            _make_whole(uri)
+    with machine_lock(uri):
+        if (missing := _missing_file(uri)) is not None:
+            _create_database(uri, missing)
         yield
 
 
-def _make_whole(uri: str) -> None:
-    """Make a file of SQLite's that is not there. MLflow makes its tables in many steps: where a kill comes
-    between two of them, nothing can ever open the file again."""
+def _create_database(uri: str, path: Path) -> None:
+    """Create an SQLite file in one step, since a kill during MLflow's migrations would leave it unusable."""
     from sqlalchemy.engine import make_url
 
-    if (missing := _missing_file(uri)) is not None:
-        with replacing_file(missing) as path:
-            url = make_url(uri).set(database=str(path))
-            load_mlflow().MlflowClient(url.render_as_string(hide_password=False))
+    with replacing_file(path) as temporary:
+        url = make_url(uri).set(database=str(temporary))
+        load_mlflow().MlflowClient(url.render_as_string(hide_password=False))
 
 
 def _missing_file(uri: str) -> Path | None:
-    """The file of a store that SQLite has, where it is not there."""
+    """The SQLite file that `uri` names, if it does not exist."""
     from sqlalchemy.engine import make_url
 
     database = make_url(uri).database if uri.startswith("sqlite:") else None
@@ -103,25 +106,24 @@ def _missing_file(uri: str) -> Path | None:
 
 
 @contextmanager
-def one_asking_to(what: str) -> Iterator[str]:
-    """Of a store that is there: none is made. Raises UsageError where none is."""
-    with asking_to(what) as uri:
+def existing_store(problem: str = "cannot be read") -> Iterator[str]:
+    """Like `tracking_errors`, but raises UsageError rather than create a database that does not exist."""
+    with tracking_errors(problem) as uri:
         if (missing := _missing_file(uri)) is not None:
             raise UsageError(
                 f"there are no runs in {missing.absolute().parent}: it has no {missing.name}; "
-                "go to where the training was started, or name its store by MLFLOW_TRACKING_URI"
+                "change to the directory the training was started in, or set MLFLOW_TRACKING_URI"
             )
-        with making_tables(uri):
+        with creating_tables(uri):
             yield uri
 
 
-def shown(uri: str) -> str:
-    """Without the password that may stand in it."""
+def hide_password(uri: str) -> str:
     return re.sub(r"(//[^:/@]*:)[^@/]*(?=@)|([?&]password=)[^&]*", r"\1\2***", uri)
 
 
-def reason(error: BaseException) -> str:
-    """What has gone wrong, in few words: the system's own where a server cannot be reached."""
+def _reason(error: BaseException) -> str:
+    """One line; the system's own message if a server cannot be reached."""
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, TimeoutError):

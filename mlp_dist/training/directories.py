@@ -13,8 +13,7 @@ from pathlib import Path
 from mlp_dist.config import FREE_ON_RESUME, TrainConfig
 from mlp_dist.core.errors import CheckpointError, UsageError
 from mlp_dist.core.io import remove_left, try_to_lock
-from mlp_dist.tracking.run_dir import PLAN, has_record
-from mlp_dist.tracking.sent import is_sent
+from mlp_dist.tracking.run_dir import PLAN, has_record, is_sent
 from mlp_dist.training.checkpoint import (
     CHECKPOINT,
     Checkpoint,

@@ -8,7 +8,7 @@ from mlp_dist.console import progress
 from mlp_dist.console.processes import StopSignals
 from mlp_dist.core.errors import TrackingError
 from mlp_dist.recipes import format_value
-from mlp_dist.tracking.run_dir import CONFIG, SYSTEM, RunRecord, write_json
+from mlp_dist.tracking.run_dir import CONFIG, RunRecord, write_json
 from mlp_dist.training import artifacts, identity, recorder
 from mlp_dist.training.outputs import write_outputs
 from mlp_dist.training.steps import Record
@@ -50,7 +50,6 @@ class Report(ExitStack):
             found.name, found.description, found.tags = now.name, now.description, found.tags | now.tags
             found.params |= now.params
             return found, False
-        (trainer.output_dir / SYSTEM).unlink(missing_ok=True)
         return now, True
 
     def epoch(self) -> None:

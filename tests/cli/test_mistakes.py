@@ -29,9 +29,9 @@ TRAIN = "launch/train.py --dataset digits"
 
 MISTAKES = {
     # The wrong directory
-    "launch/compare.py": (2, "it has no mlflow.db; go to where the training was started"),
-    "-m serve.package": (2, "it has no mlflow.db; go to where the training was started"),
-    "launch/promote.py 'mnist seed=0'": (2, "it has no mlflow.db; go to where the training was started"),
+    "launch/compare.py": (2, "it has no mlflow.db; change to the directory"),
+    "-m serve.package": (2, "it has no mlflow.db; change to the directory"),
+    "launch/promote.py 'mnist seed=0'": (2, "it has no mlflow.db; change to the directory"),
     "launch/sync.py .": (2, "holds no run: there is no run.json in it; name a training's --output-dir"),
     "launch/draw.py": (2, "no packaged model: there is no model_store/mlp.mar; train one"),
     "launch/demo.py": (2, "there is no model_store/mlp.mar; package a run first: python -m serve.package"),
@@ -90,6 +90,6 @@ def test_a_server_that_is_not_there_is_named(tmp_path: Path) -> None:
     done = run([sys.executable, str(ROOT / "launch/compare.py")], tmp_path, MLFLOW_TRACKING_URI=uri)
     assert done.returncode == 1
     assert (
-        f"error: MLflow at {uri} cannot be asked: Connection refused; see MLFLOW_TRACKING_URI" in done.stderr
+        f"error: MLflow at {uri} cannot be read: Connection refused; see MLFLOW_TRACKING_URI" in done.stderr
     )
     assert "Traceback" not in done.stderr

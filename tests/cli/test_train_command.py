@@ -58,7 +58,7 @@ def test_the_last_line_and_the_output_directory(trained: Trained) -> None:
     output = Path(values["output_dir"])
     assert {path.name for path in output.iterdir()} == {
         *("last.pt", "previous.pt", "metrics.jsonl", "bundle"),
-        *("checkpoint", "figures", "tables", "config.json", "system.jsonl", "run.json", "sent.json"),
+        *("checkpoint", "figures", "tables", "config.json", "run.json", "sent.json"),
     }
     records = metrics(output)
     assert [record["epoch"] for record in records] == list(range(1, values["epochs"] + 1))

@@ -1,4 +1,4 @@
-"""Whoever trains several times compares the runs on MLflow's pages: in a browser, as a person does."""
+"""Comparing runs on MLflow's pages, in a real browser."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ from tests.helpers.mlflow_pages import CHROMIUM, opened
 from tests.helpers.mlflow_servers import running_ui
 
 pytestmark = [
-    pytest.mark.slow,
+    pytest.mark.nightly,
     pytest.mark.skipif(CHROMIUM is None, reason="no Chromium: install the package `chromium`"),
 ]
 
@@ -23,7 +23,7 @@ EPOCHS = 5
 
 @pytest.fixture(scope="module")
 def trained_here(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, float]]:
-    """The directory of three trainings, and their best validation accuracy by name."""
+    """The directory of three trainings, and their best validation accuracies by name."""
     directory = tmp_path_factory.mktemp("seen")
     return directory, {
         name: result(train(*DATASET, "--epochs", str(EPOCHS), *flags, cwd=directory))["val_accuracy"]
@@ -31,25 +31,25 @@ def trained_here(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[s
     }
 
 
-def test_three_runs_are_sorted_selected_and_compared(trained_here: tuple[Path, dict[str, float]]) -> None:
+def test_runs_are_sorted_selected_and_compared(trained_here: tuple[Path, dict[str, float]]) -> None:
     directory, accuracies = trained_here
     with running_ui(directory) as ui, opened(ui.uri) as pages:
         pages.open_experiment("mlp_dist")
         pages.sort_by("best_val_accuracy")
-        shown = pages.runs()
-        assert sorted(shown) == sorted(FLAGS)
-        found = [accuracies[name] for name in shown]
+        listed = pages.runs()
+        assert sorted(listed) == sorted(FLAGS)
+        found = [accuracies[name] for name in listed]
         assert found == sorted(found, reverse=True)
-        # The latest comes first until it is sorted.
+        # Unsorted, the latest run comes first.
         assert found[0] > accuracies[list(FLAGS)[-1]]
-        pages.select(shown)
+        pages.select(listed)
         pages.compare()
         assert pages.differences() == {
-            "hidden_sizes": ["256,64" if "hidden_sizes" in name else "500" for name in shown],
-            "layer_sizes": ["784-256-64-10" if "hidden_sizes" in name else "784-500-10" for name in shown],
-            "lr": ["0.05" if "lr" in name else "0.1" for name in shown],
-            "num_parameters": ["218058" if "hidden_sizes" in name else "397510" for name in shown],
-            "seed": [name[-1] for name in shown],
+            "hidden_sizes": ["256,64" if "hidden_sizes" in name else "500" for name in listed],
+            "layer_sizes": ["784-256-64-10" if "hidden_sizes" in name else "784-500-10" for name in listed],
+            "lr": ["0.05" if "lr" in name else "0.1" for name in listed],
+            "num_parameters": ["218058" if "hidden_sizes" in name else "397510" for name in listed],
+            "seed": [name[-1] for name in listed],
         }
         pages.open_metric("best_val_accuracy", "val/accuracy")
         curves = pages.curves()

@@ -1,6 +1,4 @@
-"""Four trainings at once, whose runs a real PostgreSQL keeps: behind a server that keeps the files, and asked
-directly.
-"""
+"""Four concurrent trainings with a real PostgreSQL, through a server and directly."""
 
 import json
 import subprocess
@@ -16,9 +14,9 @@ from tests.helpers.launching import ROOT, environment, result, run, train
 from tests.helpers.mlflow_servers import free_port, running_server
 from tests.helpers.postgres import PASSWORD, find_programs, running_postgres
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.nightly
 
-NAME = "a name longer than PostgreSQL takes " * 10
+NAME = "a name longer than the database column " * 10
 
 
 @pytest.fixture
@@ -44,10 +42,10 @@ def train_four(cwd: Path, uri: str) -> list[dict[str, Any]]:
         )
         for seed in range(4)
     ]
-    told = [each.communicate(timeout=200) for each in together]
-    assert [each.returncode for each in together] == [0] * 4, told
-    assert [errors for _, errors in told] == [""] * 4
-    return [json.loads(output.splitlines()[-1]) for output, _ in told]
+    outputs = [each.communicate(timeout=200) for each in together]
+    assert [each.returncode for each in together] == [0] * 4, outputs
+    assert [stderr for _, stderr in outputs] == [""] * 4
+    return [json.loads(stdout.splitlines()[-1]) for stdout, _ in outputs]
 
 
 def check(cwd: Path, uri: str) -> list[dict[str, Any]]:
@@ -60,7 +58,7 @@ def check(cwd: Path, uri: str) -> list[dict[str, Any]]:
     return results
 
 
-def test_a_server_with_its_artifacts_on_postgresql(database: str, tmp_path: Path) -> None:
+def test_server_with_postgresql(database: str, tmp_path: Path) -> None:
     (tmp_path / "server").mkdir()
     with running_server(tmp_path / "server", store=database) as server:
         results = check(tmp_path, server.uri)
@@ -71,7 +69,7 @@ def test_a_server_with_its_artifacts_on_postgresql(database: str, tmp_path: Path
     assert not (tmp_path / "mlruns").exists()
 
 
-def test_a_new_database_that_all_come_to_at_once(database: str, tmp_path: Path) -> None:
+def test_four_trainings_create_one_database(database: str, tmp_path: Path) -> None:
     results = check(tmp_path, database)
     words = [sys.executable, "-m", "serve.package", "--experiment", "none"]
     no_experiment = run(words, tmp_path, MLFLOW_TRACKING_URI=database)
@@ -82,12 +80,12 @@ def test_a_new_database_that_all_come_to_at_once(database: str, tmp_path: Path) 
     assert [path for path in written if PASSWORD.encode() in path.read_bytes()] == []
 
 
-def test_a_database_that_is_not_there_costs_one_warning(tmp_path: Path) -> None:
+def test_unreachable_database_costs_one_warning(tmp_path: Path) -> None:
     uri = f"postgresql://mlflow:{PASSWORD}@127.0.0.1:{free_port()}/postgres"
     flags = ("--dataset", "digits", "--epochs", "2", "--output-dir", "output")
     done = train(*flags, cwd=tmp_path, MLFLOW_TRACKING_URI=uri)
     assert result(done)["run_id"] is None
     assert done.stderr.lower().count("warning") == 1
     assert "Connection refused" in done.stderr
-    assert f"upload the rest with: python -m mlp_dist.sync {tmp_path / 'output'}" in done.stderr
+    assert f"python -m mlp_dist.sync {tmp_path / 'output'}" in done.stderr
     assert PASSWORD not in done.stdout + done.stderr

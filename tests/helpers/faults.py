@@ -67,7 +67,7 @@ MOMENTS: dict[str, dict[str, tuple[int, int]]] = {
 
 OUTPUT = {
     *("last.pt", "previous.pt", "metrics.jsonl", "bundle", "checkpoint", "figures", "tables"),
-    *("run.json", "config.json", "system.jsonl", "sent.json"),
+    *("run.json", "config.json", "sent.json"),
 }
 
 KILLS_OF_A_CHAIN = 6

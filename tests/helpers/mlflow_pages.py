@@ -1,4 +1,4 @@
-"""MLflow's pages in a headless Chromium, gone through as a person does."""
+"""MLflow's pages in a headless Chromium."""
 
 import shutil
 from collections.abc import Iterator, Sequence
@@ -14,15 +14,15 @@ _FLAGS = (
     *("--disable-background-networking", "--disable-component-update"),
 )
 _MILLISECONDS = 20_000
-"""How long a page may take to show what is looked for."""
+"""Time limit for an element to appear."""
 
-# The assistant opens itself at the first visit, after the page is there.
+# The assistant opens itself at the first visit, after the page has loaded.
 _NO_ASSISTANT = """
 localStorage.setItem("mlflow.assistant.fab.autoOpenedOnFirstLoad_v1", "true");
 localStorage.setItem("mlflow.assistant.panelOpen_v1", "false");
 """
 
-# Rows stand in the document in another order than in the list.
+# The document's order of rows is not the list's.
 _IN_ORDER = """cells => [...cells]
     .sort((one, other) => Number(one.closest("[row-index]").getAttribute("row-index"))
         - Number(other.closest("[row-index]").getAttribute("row-index")))
@@ -42,7 +42,7 @@ def new_page(width: int = 1400, height: int = 850) -> Iterator[Page]:
 
 @contextmanager
 def opened(uri: str) -> Iterator["Pages"]:
-    """MLflow at `uri`, as someone sees it who has never been there; nothing else can be reached."""
+    """MLflow at `uri` in a fresh browser without other network access."""
     with new_page() as page:
         page.add_init_script(_NO_ASSISTANT)
         page.route(lambda url: not url.startswith(f"{uri}/"), lambda route: route.abort())
@@ -56,13 +56,13 @@ class Pages:
 
     def open_experiment(self, name: str) -> None:
         self.page.goto(f"{self._uri}/#/experiments")
-        # Else what a language model was asked is shown of an experiment.
+        # MLflow opens in its GenAI view.
         self.page.get_by_text("Model training", exact=True).click()
         self.page.get_by_role("link", name=name, exact=True).first.click()
         self.page.get_by_test_id("sort-select-dropdown").wait_for()
 
     def sort_by(self, metric: str) -> None:
-        """The highest first, once the list is; the page adds a column."""
+        """Sort, highest first, and wait for the list."""
         self.page.get_by_test_id("sort-select-dropdown").click()
         self.page.get_by_test_id(f"sort-select-{metric}").click()
         self.page.keyboard.press("Escape")
@@ -75,7 +75,7 @@ class Pages:
         )
 
     def runs(self) -> list[str]:
-        """Their names, from the top of the list."""
+        """Names, from the top of the list."""
         names = self.page.locator("[role=gridcell][col-id='attributes.`Run Name`'] a")
         return [str(name) for name in names.evaluate_all(_IN_ORDER)]
 
@@ -88,12 +88,12 @@ class Pages:
             row.get_by_role("checkbox", name="Press Space to toggle row selection").check()
 
     def compare(self) -> None:
-        """The comparison of those that are selected."""
+        """Open the comparison of the selected runs."""
         self.page.get_by_role("button", name="Compare", exact=True).click()
         self.page.get_by_role("switch", name="Parameters - Show diff only").click()
 
     def differences(self) -> dict[str, list[str]]:
-        """The params in which they differ, and their values."""
+        """Differing params and their values."""
         table = self.page.locator("table").filter(has=self.page.get_by_text("layer_sizes", exact=True))
         rows = table.locator("tr").evaluate_all(
             "rows => rows.map(row => [...row.children].map(cell => cell.innerText.replace(/\\s/g, '')))"
@@ -101,15 +101,15 @@ class Pages:
         return {name: values for name, *values in rows}
 
     def open_metric(self, listed: str, metric: str) -> None:
-        """From the comparison, by the way of a metric that it shows without being scrolled."""
+        """From the comparison, through a `listed` metric that is visible without scrolling."""
         self.page.get_by_role("link", name=listed, exact=True).click()
         self.page.wait_for_url("**/#/metric?**")
         here = self.page.url
         self.page.goto(here.replace(f"%22{listed}%22", quote(f'"{metric}"', safe="")))
 
     def curves(self) -> set[str]:
-        """The paths in the chart of a metric, once all runs' are drawn."""
+        """The SVG paths in a metric's chart, once all runs are drawn."""
         lines = self.page.locator(".scatterlayer .js-line")
-        # Each twice, the second for its smoothing.
+        # Each run has a second line for the smoothed metric.
         lines.nth(2 * self._compared - 1).wait_for()
         return {line.get_attribute("d") or "" for line in lines.all()}

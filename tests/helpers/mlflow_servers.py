@@ -1,4 +1,4 @@
-"""Real `mlflow server`s on this machine, which can die, hang and come back where they were."""
+"""Real `mlflow server` processes that can die, hang and come back at the same address."""
 
 import os
 import random
@@ -22,7 +22,7 @@ _STOP_SECONDS = 10.0
 
 
 class Server:
-    """`mlflow WORDS` in `directory`, as a process group of its own, at `uri`; its output is in `log`."""
+    """`mlflow WORDS` in `directory`, in its own process group; its output is in `log`."""
 
     def __init__(self, directory: Path, words: list[str], port: int | None = None) -> None:
         self.directory, self.port = directory, port or free_port()
@@ -31,9 +31,9 @@ class Server:
         self.process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
-        """Until it answers; where it was before, if it was."""
-        assert self.process is None, "the server runs"
-        # Without what runs its jobs, it is there in 5 s with 2 processes, and not in 6 s with 10.
+        """Returns when the server answers."""
+        assert self.process is None, "the server is running"
+        # The job runner would add 8 processes and a second.
         variables = environment(MLFLOW_SERVER_ENABLE_JOB_EXECUTION="false")
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
@@ -47,7 +47,7 @@ class Server:
             )
         deadline = time.monotonic() + _START_SECONDS
         while not self.answers():
-            assert self.process.poll() is None, f"mlflow has ended: {self.log.read_text()}"
+            assert self.process.poll() is None, f"mlflow has exited: {self.log.read_text()}"
             assert time.monotonic() < deadline, f"mlflow does not answer: {self.log.read_text()}"
             time.sleep(0.05)
 
@@ -60,7 +60,7 @@ class Server:
         return False
 
     def stop(self) -> None:
-        """As someone who asks it to, and by force where it does not listen."""
+        """SIGTERM, then SIGKILL."""
         self._signal(signal.SIGTERM)
         self.thaw()
         if not self._has_ended(_STOP_SECONDS):
@@ -68,13 +68,13 @@ class Server:
         self.process = None
 
     def kill(self) -> None:
-        """As a machine that loses its power."""
+        """SIGKILL to the whole group, as in a power failure."""
         self._signal(signal.SIGKILL)
         assert self._has_ended(_STOP_SECONDS), "mlflow cannot be killed"
         self.process = None
 
     def freeze(self) -> None:
-        """It takes connections and never answers."""
+        """Accept connections and never answer."""
         self._signal(signal.SIGSTOP)
 
     def thaw(self) -> None:
@@ -86,7 +86,7 @@ class Server:
                 os.killpg(self.process.pid, signum)
 
     def _has_ended(self, seconds: float) -> bool:
-        """All of it: it leaves the group's other processes behind when it is killed."""
+        """True once the whole group has ended: a killed server leaves its children behind."""
         deadline = time.monotonic() + seconds
         while self.process is not None and (self.process.poll() is None or _members(self.process.pid)):
             if time.monotonic() > deadline:
@@ -96,7 +96,7 @@ class Server:
 
 
 def free_port() -> int:
-    """One that no connection is given of itself, so that a server that went finds it free when it is back."""
+    """A port below the ephemeral range, so that a restarted server finds it free."""
     for port in random.SystemRandom().sample(range(20_000, 32_000), 100):
         with socket.socket() as probe, suppress(OSError):
             probe.bind(("127.0.0.1", port))
@@ -105,7 +105,7 @@ def free_port() -> int:
 
 
 def _members(group: int) -> list[int]:
-    """The ids of the processes in a group that have not ended."""
+    """Process ids in a group, without zombies."""
     found = []
     for process in psutil.process_iter(["status"]):
         with suppress(ProcessLookupError):
@@ -125,7 +125,7 @@ def _running(server: Server) -> Iterator[Server]:
 
 @contextmanager
 def running_server(directory: Path, *, store: str | None = None, port: int | None = None) -> Iterator[Server]:
-    """`mlflow server` on the database `store`, which gives out the artifacts it keeps in `directory`."""
+    """`mlflow server` on the database `store`, serving artifacts from `directory`."""
     store = store or f"sqlite:///{directory / 'server.db'}"
     words = ["server", "--backend-store-uri", store, "--artifacts-destination", str(directory / "artifacts")]
     with _running(Server(directory, words, port)) as server:
@@ -134,6 +134,6 @@ def running_server(directory: Path, *, store: str | None = None, port: int | Non
 
 @contextmanager
 def running_ui(directory: Path) -> Iterator[Server]:
-    """`mlflow ui` as typed in `directory`, on the store there."""
+    """`mlflow ui` in `directory`."""
     with _running(Server(directory, ["ui"])) as server:
         yield server

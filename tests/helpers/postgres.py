@@ -1,4 +1,4 @@
-"""A real PostgreSQL on this machine, with nothing in it."""
+"""A real, empty PostgreSQL on this machine."""
 
 import os
 import pwd
@@ -16,12 +16,12 @@ from tests.helpers.mlflow_servers import free_port
 
 _START_SECONDS = 60
 
-PASSWORD = "never-told"
-"""It takes any."""
+PASSWORD = "never-printed"
+"""PostgreSQL accepts any."""
 
 
 def find_programs() -> Path | None:
-    """The directory of initdb and postgres: Debian keeps them apart from the other programs."""
+    """The directory of initdb and postgres, which Debian does not put on PATH."""
     found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
     on_path = shutil.which("initdb")
     return found[-1].parent if found else Path(on_path).resolve().parent if on_path else None
@@ -29,8 +29,8 @@ def find_programs() -> Path | None:
 
 @contextmanager
 def running_postgres(programs: Path) -> Iterator[str]:
-    """The URI of a new cluster's database, on loopback; it ends with what happens inside."""
-    # It does not run as root, nor in a directory that is root's alone.
+    """The URI of a new cluster's database on loopback; the server stops at the end."""
+    # PostgreSQL refuses to run as root.
     user: dict[str, Any] = {}
     directory = Path(tempfile.mkdtemp(prefix="mlp_dist-postgres-"))
     if os.getuid() == 0:
@@ -39,11 +39,11 @@ def running_postgres(programs: Path) -> Iterator[str]:
         os.chown(directory, entry.pw_uid, entry.pw_gid)
     with ExitStack() as stack:
         stack.callback(shutil.rmtree, directory)
-        yield _started(stack, programs, directory, user)
+        yield _start(stack, programs, directory, user)
 
 
-def _started(stack: ExitStack, programs: Path, directory: Path, user: dict[str, Any]) -> str:
-    """Its URI; the server ends with `stack`."""
+def _start(stack: ExitStack, programs: Path, directory: Path, user: dict[str, Any]) -> str:
+    """Start the server until `stack` closes; returns its URI."""
     port, data, log = free_port(), directory / "data", directory / "log"
     words = [programs / "initdb", "--pgdata", data, "--username", "mlflow", "--auth", "trust", "--no-sync"]
     environment = {**os.environ, "LC_ALL": "C.UTF-8"}
@@ -51,9 +51,15 @@ def _started(stack: ExitStack, programs: Path, directory: Path, user: dict[str, 
         words, cwd=directory, env=environment, check=True, capture_output=True, timeout=_START_SECONDS, **user
     )
     words = [programs / "postgres", "-D", data, "-h", "127.0.0.1", "-p", str(port), "-k", directory, "-F"]
-    with log.open("w") as told:
+    with log.open("w") as output:
         server = subprocess.Popen(
-            words, cwd=directory, env=environment, stdin=subprocess.DEVNULL, stdout=told, stderr=told, **user
+            words,
+            cwd=directory,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            **user,
         )
     stack.callback(_stop, server)
     _wait(programs, port, server, log)
@@ -61,12 +67,12 @@ def _started(stack: ExitStack, programs: Path, directory: Path, user: dict[str, 
 
 
 def _stop(server: "subprocess.Popen[bytes]") -> None:
-    # SIGTERM waits for those that are connected, SIGINT sends them away.
+    # SIGTERM would wait for clients to disconnect.
     server.send_signal(signal.SIGINT)
     try:
         server.wait(20)
     except subprocess.TimeoutExpired:
-        # It takes its processes with it; SIGKILL would leave them.
+        # SIGKILL would leave its children behind.
         server.send_signal(signal.SIGQUIT)
         server.wait(20)
 

@@ -1,4 +1,4 @@
-"""Runs put into MLflow without a training."""
+"""Runs in MLflow without a training."""
 
 import json
 import tempfile
@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def start_run(experiment: str, name: str, params: dict[str, Any], *, parent: str | None = None) -> str:
-    """A run that is RUNNING; its id."""
+    """Returns the id of a RUNNING run."""
     import mlflow
     from mlflow.entities import Param
 
@@ -44,9 +44,9 @@ def end_run(run_id: str, status: str = "FINISHED", **metrics: float) -> str:
 
 
 def digits_run(experiment: str, name: str, *, noise: float, val_accuracy: float, **params: Any) -> str:
-    """A finished run whose model is linear least squares on scikit-learn's digits, with noise on its weights.
+    """A finished run whose model is ridge regression on scikit-learn's digits, with noise on its weights.
 
-    It has a bundle, a configuration and an epoch, and no LoggedModel.
+    It has a bundle, a configuration and metrics of two epochs, but no LoggedModel.
     """
     import mlflow
     from mlflow.entities import Metric
@@ -78,8 +78,8 @@ def _write_bundle(directory: Path, run_id: str, noise: float) -> float:
         {key: state[key.rpartition(".")[2]].view_as(value) for key, value in model.state_dict().items()}
     )
     golden = data.test.images[0]
-    answers = predict(model, data.test.images, data.image).argmax(dim=1)
-    accuracy = (answers == data.test.labels).double().mean().item()
+    classes = predict(model, data.test.images, data.image).argmax(dim=1)
+    accuracy = (classes == data.test.labels).double().mean().item()
     bundle = BundleSpec(
         model=spec,
         image=data.image,

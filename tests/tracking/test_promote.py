@@ -1,24 +1,23 @@
-"""The champion: who becomes it, and who is refused."""
+"""Promotion to champion, and the choice of the run to package."""
 
 import json
 import shutil
-import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from scipy.stats import binomtest
 
 from mlp_dist import load_model
 from mlp_dist.cli import compare
+from mlp_dist.cli import promote as promote_command
 from mlp_dist.core.errors import BundleError, PromotionError, TrackingError, UsageError
 from mlp_dist.tracking import find, registry
 from mlp_dist.tracking.promotion import promote
 from mlp_dist.tracking.store import load_mlflow
-from mlp_dist.tracking.upload import send
-from tests.helpers.launching import ROOT, Trained, result, run
-from tests.helpers.mlflow_servers import Server
+from tests.helpers.mlflow_servers import running_server
 from tests.helpers.stored_runs import digits_run, end_run, start_run
 
 pytestmark = pytest.mark.slow
@@ -28,7 +27,9 @@ EXPERIMENT = "mlp_dist"
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """The ids of runs in a store with no champion: `good` and `alike` differ by chance, `bad` is worse."""
+    """The ids of runs in a store without a champion: `good` and `alike` do not differ significantly, `bad`
+    is worse.
+    """
     mlflow = load_mlflow()
     directory = tmp_path_factory.mktemp("runs")
     with pytest.MonkeyPatch.context() as patch:
@@ -42,16 +43,15 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
         }
         parent = start_run(EXPERIMENT, "parent", {})
         start_run(EXPERIMENT, "child", {}, parent=parent)
-        ids["parent"] = end_run(parent, best_val_accuracy=1.0, best_epoch=1)
-        ids["failed"] = end_run(start_run(EXPERIMENT, "failed", {}), "FAILED", best_val_accuracy=1.0)
-        mlflow.MlflowClient().create_registered_model("something else")
+        end_run(parent, best_val_accuracy=1.0, best_epoch=1)
+        end_run(start_run(EXPERIMENT, "failed", {}), "FAILED", best_val_accuracy=1.0)
         mlflow.set_tracking_uri(None)
     return {"directory": str(directory), **ids}
 
 
 @pytest.fixture
 def store(runs: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, str]]:
-    """The runs, in a copy of the store: what a test changes in the database, the next does not see."""
+    """The runs in a copy of the database."""
     mlflow = load_mlflow()
     shutil.copy(f"{runs['directory']}/mlflow.db", tmp_path)
     monkeypatch.chdir(tmp_path)
@@ -66,28 +66,21 @@ def champion() -> registry.Champion:
     return found
 
 
-def test_the_first_is_the_champion_and_stays_it_when_asked_again(store: dict[str, str]) -> None:
+def test_first_run_becomes_champion(store: dict[str, str]) -> None:
     assert registry.find_champion() is None
     good = find.get_run(store["good"])
-    told = promote(good)
-    assert told == {
+    assert promote(good) == {
         **{"run_id": good.run_id, "model": "mlp", "version": "1", "alias": "champion"},
         "test_accuracy": good.metrics["test_accuracy"],
     }
     assert (champion().run.run_id, champion().version) == (good.run_id, "1")
     again = promote(good)
-    assert (again["version"], again["only_previous"], again["only_this"], again["p_value"]) == (
-        "1",
-        0,
-        0,
-        1.0,
-    )
+    assert [again[name] for name in ("version", "only_previous", "only_this", "p_value")] == ["1", 0, 0, 1.0]
     client = load_mlflow().MlflowClient()
     [model] = client.search_logged_models([good.experiment_id])
     [version] = client.search_model_versions("name = 'mlp'")
     assert (version.run_id, version.source) == (good.run_id, model.model_uri)
     assert (model.name, model.params["epoch"], model.source_run_id) == ("best", "3", good.run_id)
-    # Those of its epoch alone, in MLflow's groups.
     assert {point.key: (point.step, point.value) for point in model.metrics} == {
         "val/accuracy": (3, 0.9),
         "val/loss": (3, 0.9),
@@ -95,64 +88,60 @@ def test_the_first_is_the_champion_and_stays_it_when_asked_again(store: dict[str
     assert json.loads(model.tags["mlflow.modelVersions"]) == [{"name": "mlp", "version": "1"}]
 
 
-def test_one_that_is_not_worse_by_more_than_chance_takes_its_place(store: dict[str, str]) -> None:
+def test_insignificantly_worse_run_replaces_champion(store: dict[str, str]) -> None:
     good, alike = (find.get_run(store[name]) for name in ("good", "alike"))
-    assert good.metrics["test_accuracy"] > alike.metrics["test_accuracy"]
+    lost = good.metrics["test_accuracy"] - alike.metrics["test_accuracy"]
+    assert lost > 0
     promote(good)
-    told = promote(alike)
-    assert (told["version"], champion().run.run_id) == ("2", alike.run_id)
-    assert (told["previous_run_id"], told["previous_test_accuracy"]) == (
+    result = promote(alike)
+    assert (result["version"], champion().run.run_id) == ("2", alike.run_id)
+    assert (result["previous_run_id"], result["previous_test_accuracy"]) == (
         good.run_id,
         good.metrics["test_accuracy"],
     )
-    num_images = 360
-    difference = (told["only_previous"] - told["only_this"]) / num_images
-    assert difference == pytest.approx(good.metrics["test_accuracy"] - alike.metrics["test_accuracy"])
-    assert told["p_value"] > 0.05
+    only_previous, only_this = result["only_previous"], result["only_this"]
+    assert (only_previous - only_this) / 360 == pytest.approx(lost)
+    assert result["p_value"] == binomtest(only_this, only_previous + only_this).pvalue > 0.05
     assert promote(good)["version"] == "1"
 
 
-def test_a_worse_one_is_refused_unless_forced(
+def test_significantly_worse_run_is_refused(
     store: dict[str, str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     promote(find.get_run(store["good"]))
     bad = find.get_run(store["bad"])
     with pytest.raises(
         PromotionError,
-        match=r"bad \(.*\) is worse than the champion, good \(.*\), by more than chance: 71\.67% of 360 test "
-        r"images are right, and 93\.06% by the champion; \d+ by the champion alone, \d+ by this run alone "
-        r"\(McNemar's exact test, p = .*e-.*\); the champion stays, and --force",
+        match=r"bad \(.*\) is significantly worse than the champion, good \(.*\), 71\.67% against 93\.06% of "
+        r"360 test images; \d+ are right by the champion alone, \d+ by this run alone "
+        r"\(McNemar's exact test, p = .*e-.*\); the champion stays, --force replaces it anyway",
     ):
         promote(bad)
     assert champion().run.name == "good"
-    # Nothing is left of it in the registry.
     assert len(load_mlflow().MlflowClient().search_model_versions("name = 'mlp'")) == 1
-    told = promote(bad, force=True)
-    assert (champion().run.name, told["p_value"] < 0.05) == ("bad", True)
+    result = promote(bad, force=True)
+    assert (champion().run.name, result["p_value"] < 0.05) == ("bad", True)
     assert "note: bad" in capsys.readouterr().out
 
 
-def test_another_data_set_is_refused_unless_forced(store: dict[str, str]) -> None:
+def test_other_data_set_is_refused(store: dict[str, str]) -> None:
     promote(find.get_run(store["good"]))
-    other = replace(find.get_run(store["alike"]), dataset="folder:/pets")
+    alike = find.get_run(store["alike"])
+    other = replace(alike, dataset="folder:/pets")
     with pytest.raises(
         PromotionError, match=r"alike .* was trained on folder:/pets, and the champion, good .*, on digits"
     ):
         promote(other)
-    assert champion().run.name == "good"
     assert "p_value" not in promote(other, force=True)
     assert champion().run.name == "alike"
-
-
-def test_images_that_changed_are_another_data_set(store: dict[str, str]) -> None:
-    run = find.get_run(store["good"])
-    now, before = replace(run, digest="a"), replace(run, digest="b")
+    # Changed images are another data set, too, if the digests are of the same image size.
+    now, before = replace(alike, digest="a"), replace(alike, digest="b")
     assert not now.is_on_data_of(before)
     assert now.is_on_data_of(replace(before, digest=""))
-    assert now.is_on_data_of(replace(before, params={**run.params, "image_size": "20"}))
+    assert now.is_on_data_of(replace(before, params={**alike.params, "image_size": "20"}))
 
 
-def test_a_champion_of_no_run_is_replaced_by_force(
+def test_champion_without_run_is_replaced_by_force(
     store: dict[str, str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     client = load_mlflow().MlflowClient()
@@ -160,55 +149,27 @@ def test_a_champion_of_no_run_is_replaced_by_force(
     client.create_model_version("mlp", "/somewhere/else")
     client.set_registered_model_alias("mlp", "champion", "1")
     good = find.get_run(store["good"])
-    with pytest.raises(PromotionError, match=r"the champion, version 1 of mlp, is of no run .* RUN --force"):
+    with pytest.raises(PromotionError, match=r"champion, version 1 of mlp, is not in MLflow; .* RUN --force"):
         promote(good)
     monkeypatch.setattr("sys.argv", ["compare", "--experiment", EXPERIMENT])
     compare.main()
     assert "good" in capsys.readouterr().out
     assert promote(good, force=True)["version"] == "2"
-    assert champion().run.name == "good"
 
 
-def test_a_champion_that_cannot_be_scored_any_more(store: dict[str, str]) -> None:
+def test_damaged_champion_is_replaced_by_force(store: dict[str, str]) -> None:
     promote(find.get_run(store["good"]))
     location = Path(load_mlflow().MlflowClient().get_model_version_download_uri("mlp", "1"))
     (location / "weights.pt").rename(location / "aside")
     try:
-        with pytest.raises(
-            PromotionError, match=r"good .* cannot be compared with: .* weights.pt is missing"
-        ):
+        with pytest.raises(PromotionError, match=r"good .* cannot be scored again: .* weights.pt is missing"):
             promote(find.get_run(store["alike"]))
         assert promote(find.get_run(store["alike"]), force=True)["version"] == "2"
     finally:
         (location / "aside").rename(location / "weights.pt")
 
 
-@pytest.mark.parametrize(
-    ("name", "error", "message"),
-    [
-        ("running", TrackingError, "is RUNNING, not FINISHED"),
-        ("failed", TrackingError, "is FAILED, not FINISHED"),
-        ("nope", UsageError, "has no run 'nope': no id begins so, and no run is called so"),
-        ("it's", UsageError, 'has no run "it\'s"'),
-        ("0123456789abcdef0123456789abcdef", UsageError, "has no run '0123456789abcdef0123456789abcdef'"),
-    ],
-)
-def test_what_is_no_finished_run(
-    name: str, error: type[Exception], message: str, store: dict[str, str]
-) -> None:
-    with pytest.raises(error, match=message):
-        find.find_run(name)
-
-
-def test_a_run_is_found_by_its_name_or_the_beginning_of_its_id(store: dict[str, str]) -> None:
-    good = store["good"]
-    assert {find.find_run(text).run_id for text in (good, good[:12], "good")} == {good}
-    twice = end_run(start_run(EXPERIMENT, "good", {}), best_epoch=1)
-    with pytest.raises(UsageError, match=f"'good' may be any of 2 runs; give the id of one: .*{twice}"):
-        find.find_run("good")
-
-
-def test_a_bundle_that_is_not_as_good_as_its_run_reports_is_no_champion(store: dict[str, str]) -> None:
+def test_bundle_must_reach_reported_accuracy(store: dict[str, str]) -> None:
     run_id = digits_run(EXPERIMENT, "liar", noise=0, val_accuracy=0.9)
     [spec] = Path(store["directory"]).glob(f"mlruns/*/{run_id}/artifacts/bundle/bundle.json")
     values = json.loads(spec.read_text())
@@ -218,83 +179,54 @@ def test_a_bundle_that_is_not_as_good_as_its_run_reports_is_no_champion(store: d
     assert registry.find_champion() is None
 
 
-# What is taken where nothing is named
+def test_find_run(store: dict[str, str]) -> None:
+    good = store["good"]
+    assert {find.find_run(text).run_id for text in (good, good[:12], "good")} == {good}
+    twice = end_run(start_run(EXPERIMENT, "good", {}), best_epoch=1)
+    with pytest.raises(UsageError, match=f"'good' matches 2 runs; give the id of one: .*{twice}"):
+        find.find_run("good")
+    for name, status in (("running", "RUNNING"), ("failed", "FAILED")):
+        with pytest.raises(TrackingError, match=f"is {status}, not FINISHED"):
+            find.find_run(name)
+    with pytest.raises(UsageError, match="has no run 'nope': no run has this name or id prefix"):
+        find.find_run("nope")
+    for name in ("it's", "0123456789abcdef" * 2):
+        with pytest.raises(UsageError, match=f"has no run .{name}."):
+            find.find_run(name)
 
 
-def test_the_champion_is_taken_and_the_best_is_told(
-    store: dict[str, str], capsys: pytest.CaptureFixture[str]
+def test_champion_is_packaged_by_default(
+    store: dict[str, str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # The parent of nested runs says it is best, and has no model.
+    # The parent of nested runs has the best metric, but no model.
     assert registry.chosen_run().run_id == store["alike"]
     assert capsys.readouterr().out == ""
-    promote(find.get_run(store["good"]))
+    monkeypatch.setattr("sys.argv", ["promote", store["good"][:10]])
+    promote_command.main()
+    promoted = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert (promoted["run_id"], promoted["version"]) == (store["good"], "1")
     assert registry.chosen_run().run_id == store["good"]
-    out = capsys.readouterr().out
-    assert out == (
-        f"note: this is the champion, version 1 of mlp; by validation accuracy alike ({store['alike']}) is "
-        "best, with 95.00%: --run-id takes that\n"
+    assert capsys.readouterr().out == (
+        f"note: this is the champion, version 1 of mlp; alike ({store['alike']}) has the best validation "
+        "accuracy, 95.00%: --run-id selects it\n"
     )
     assert registry.chosen_run(metric="val_accuracy").run_id == store["alike"]
     assert registry.chosen_run(experiment=EXPERIMENT).run_id == store["alike"]
-    assert (load_model().spec.run_id, load_model(metric="val_accuracy").spec.run_id) == (
-        store["good"],
-        store["alike"],
-    )
-    capsys.readouterr()
-    promote(find.get_run(store["alike"]))
-    assert registry.chosen_run().run_id == store["alike"]
-    assert capsys.readouterr().out == "note: this is the champion, version 2 of mlp\n"
-
-
-def test_the_champion_stays_the_version_s_files_whatever_its_run_did_since(store: dict[str, str]) -> None:
-    promote(find.get_run(store["good"]))
+    # The version's files stay the champion's if its run goes on.
     load_mlflow().MlflowClient().update_run(store["good"], "RUNNING")
-    found = champion().run
-    assert (found.bundle, found.status) == ("models:/mlp/1", "RUNNING")
+    assert (champion().run.bundle, champion().run.status) == ("models:/mlp/1", "RUNNING")
     assert load_model().spec.run_id == store["good"]
+    assert load_model(metric="val_accuracy").spec.run_id == store["alike"]
 
 
-def test_commands(store: dict[str, str], tmp_path: Path) -> None:
-    script = str(ROOT / "launch/promote.py")
-    told = result(run([sys.executable, script, store["good"][:10]], tmp_path))
-    assert (told["run_id"], told["version"]) == (store["good"], "1")
-    refused = run([sys.executable, script, "bad"], tmp_path)
-    assert (refused.returncode, refused.stdout.count("\n")) == (1, 1)
-    assert "error: bad (" in refused.stderr
-    assert "Traceback" not in refused.stderr
-    done = run([sys.executable, "-m", "serve.package"], tmp_path)
-    assert result(done)["run_id"] == store["good"]
-    assert "note: this is the champion, version 1 of mlp; by validation accuracy alike" in done.stdout
-    assert f"packaging run good ({store['good']}), trained on digits" in done.stdout
-
-
-def test_a_run_that_was_sent_to_another_mlflow_is_one_there(
-    trained: Trained, mlflow: Any, tmp_path: Path
-) -> None:
-    shutil.copytree(trained.result["output_dir"], tmp_path / "output")
-    run_id = send(tmp_path / "output")
-    assert run_id != trained.result["run_id"]
-    assert promote(find.get_run(run_id))["test_accuracy"] == trained.result["test_accuracy"]
-
-
-def test_on_a_server(mlflow_server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    mlflow = load_mlflow()
-    monkeypatch.chdir(tmp_path)
-    before = mlflow.get_tracking_uri()
-    mlflow.set_tracking_uri(mlflow_server.uri)
-    try:
+def test_server(tmp_path: Path, mlflow: Any) -> None:
+    (tmp_path / "server").mkdir()
+    with running_server(tmp_path / "server") as server:
+        mlflow.set_tracking_uri(server.uri)
         run = find.get_run(digits_run("champions", "served", noise=0, val_accuracy=0.9))
-        versions = [promote(run)["version"], promote(run)["version"]]
-        assert versions == [champion().version] * 2
-        assert champion().run.run_id == run.run_id
+        assert [promote(run)["version"], promote(run)["version"]] == [champion().version] * 2
         assert load_model().spec.run_id == run.run_id
-        mlflow.set_tracking_uri(mlflow_server.uri.replace("//", "//someone:secret@"))
-        for find_it in (find.find_run, find.get_run, find.best_run):
-            with pytest.raises(UsageError, match=r"MLflow at http://someone:\*\*\*@127") as raised:
-                find_it("nope")
-            assert "secret" not in str(raised.value)
-    finally:
-        mlflow.set_tracking_uri(mlflow_server.uri)
-        mlflow.MlflowClient().delete_registered_model("mlp")
-        mlflow.set_tracking_uri(before)
-    assert list(tmp_path.iterdir()) == []
+        mlflow.set_tracking_uri(server.uri.replace("//", "//someone:secret@"))
+        with pytest.raises(UsageError, match=r"MLflow at http://someone:\*\*\*@127") as raised:
+            find.find_run("nope")
+        assert "secret" not in str(raised.value)

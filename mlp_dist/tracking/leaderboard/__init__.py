@@ -1,1 +1,0 @@
-"""Runs beside each other, the best first: as lines for a terminal, as CSV, as a page."""

@@ -1,0 +1,131 @@
+"""A training's run in MLflow, and the choice of the best run."""
+
+import json
+import math
+import socket
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from mlp_dist.core.bundle import load_bundle
+from mlp_dist.core.errors import TrackingError, UsageError
+from mlp_dist.tracking import find
+from tests.helpers.comparing import check_all_is_there
+from tests.helpers.launching import Trained
+from tests.helpers.stored_runs import end_run, start_run
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture
+def stored(trained: Trained, mlflow: Any) -> Any:
+    """The client of the shared training's store."""
+    mlflow.set_tracking_uri(f"sqlite:///{trained.directory}/mlflow.db")
+    return mlflow.MlflowClient()
+
+
+def add_run(experiment: str, dataset: str = "mnist", status: str = "FINISHED", **metrics: float) -> str:
+    return end_run(start_run(experiment, "a run", {"dataset": dataset}), status, best_epoch=1, **metrics)
+
+
+def test_training_is_complete_in_mlflow(trained: Trained, stored: Any) -> None:
+    values = trained.result
+    check_all_is_there(stored, values["run_id"], Path(values["output_dir"]))
+    run = stored.get_run(values["run_id"])
+    expected = {"dataset": values["dataset"], "model": "module", "lr": "0.1", "seed": "0"}
+    expected |= {"layer_sizes": "784-500-10", "kept": "best validation accuracy"}
+    assert expected.items() <= run.data.params.items()
+    for name in ("test_accuracy", "test_loss", "test_ece", "test_ece_uncalibrated", "temperature"):
+        assert run.data.metrics[name] == values[name]
+    assert run.data.metrics["best_val_accuracy"] == values["val_accuracy"]
+    assert run.info.run_name.startswith(f"{run.data.params['recipe']} ")
+    tags = run.data.tags
+    expected = {"host": socket.gethostname(), "num_processes": "1", "torch": version("torch")}
+    assert expected.items() <= tags.items()
+    assert values["output_dir"] in tags["mlflow.note.content"]
+    tables = json.loads(tags["mlflow.loggedArtifacts"])
+    assert {each["path"] for each in tables} == {"tables/per_class.json", "tables/mistakes.json"}
+    [dataset] = [each.dataset for each in run.inputs.dataset_inputs]
+    assert (dataset.name, len(dataset.digest)) == (values["dataset"], 32)
+    num = {name: int(run.data.params[name]) for name in ("num_train", "num_val", "num_test")}
+    assert json.loads(dataset.profile) == {
+        "num_train": num["num_train"] + num["num_val"],
+        "num_test": num["num_test"],
+    }
+    images = stored.get_metric_history(run.info.run_id, "throughput/images_seen")
+    assert [point.value for point in images] == [num["num_train"] * point.step for point in images]
+
+
+def test_kept_weights_are_a_ranked_model(trained: Trained, stored: Any, tmp_path: Path) -> None:
+    run = stored.get_run(trained.result["run_id"])
+    order = [{"field_name": "metrics.val/accuracy", "ascending": False}]
+    found = stored.search_logged_models([run.info.experiment_id], order_by=order)
+    assert (found[0].name, found[0].source_run_id) == ("best", run.info.run_id)
+    values = {point.key: (point.step, point.value) for point in found[0].metrics}
+    assert values["val/accuracy"] == (trained.result["best_epoch"], trained.result["val_accuracy"])
+    bundle = Path(stored.download_artifacts(run.info.run_id, "bundle", tmp_path))
+    assert load_bundle(bundle).spec.run_id == run.info.run_id
+    last = torch.load(Path(trained.result["output_dir"]) / "last.pt", weights_only=True)
+    for which, expected in (("best", last["best"]), ("last", last["model"])):
+        path = Path(stored.download_artifacts(run.info.run_id, f"checkpoint/{which}", tmp_path))
+        weights = torch.load(path / "state_dict.pth", weights_only=True)
+        assert all(torch.equal(weights[name], tensor) for name, tensor in expected.items())
+
+
+def test_best_run_is_chosen_by_validation(mlflow: Any) -> None:
+    add_run("x", best_val_accuracy=0.90, test_accuracy=0.99, best_val_loss=0.1)
+    best = add_run("x", best_val_accuracy=0.95, test_accuracy=0.80, best_val_loss=0.3)
+    add_run("x", test_accuracy=1.0)
+    add_run("x", best_val_accuracy=math.nan)
+    add_run("other", best_val_accuracy=1.0)
+    add_run("x", status="FAILED", best_val_accuracy=0.99)
+    assert find.best_run("x").run_id == best
+    assert find.best_run("x", "val_loss").metrics["best_val_loss"] == 0.1
+    same = add_run("x", best_val_accuracy=0.95)
+    assert find.best_run("x").run_id == same
+
+
+def test_only_runs_on_the_latest_data_set_compete(mlflow: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    first = add_run("x", best_val_accuracy=0.98)
+    add_run("x", best_val_accuracy=0.97)
+    assert find.best_run("x").run_id == first
+    assert capsys.readouterr().out == ""
+    best = add_run("x", "folder:/pets", best_val_accuracy=0.6)
+    add_run("x", "folder:/pets", best_val_accuracy=0.5)
+    assert find.best_run("x").run_id == best
+    out = capsys.readouterr().out
+    assert "only runs on folder:/pets, the latest run's data set, are compared, not those on mnist" in out
+    assert "--run-id" in out
+
+
+def test_without_validation_the_latest_run_is_best(mlflow: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    add_run("x", test_accuracy=0.9)
+    latest = add_run("x", test_accuracy=0.8)
+    assert find.best_run("x").run_id == latest
+    assert "note: no run on mnist has validation images to choose by" in capsys.readouterr().out
+    rated = add_run("x", best_val_accuracy=0.1)
+    newer = add_run("x", test_accuracy=0.99)
+    assert find.best_run("x").run_id == rated
+    assert f"({newer}), has no validation images and is not compared; --run-id" in capsys.readouterr().out
+
+
+def test_rejected_choices(mlflow: Any) -> None:
+    with pytest.raises(UsageError, match=r"cannot be chosen by 'test_accuracy'; there are: val_acc"):
+        find.best_run("x", "test_accuracy")
+    with pytest.raises(UsageError, match=r"has no experiment 'x' \(there are: Default\)"):
+        find.best_run("x")
+    with pytest.raises(UsageError, match="has no run 'nope'"):
+        find.get_run("nope")
+    run_id = add_run("x", status="FAILED")
+    with pytest.raises(TrackingError, match=r"the experiment 'x' has no finished run; train one"):
+        find.best_run("x")
+    with pytest.raises(TrackingError, match=f"run {run_id} is FAILED, not FINISHED"):
+        find.get_run(run_id)
+    empty = find.get_run(add_run("x"))
+    with pytest.raises(TrackingError, match="has no bundle to download"):
+        find.download_bundle(empty, Path("there"))
+    with pytest.raises(TrackingError, match=r"has no config\.json"):
+        find.load_config(empty)

@@ -1,0 +1,91 @@
+"""load_model from every kind of source."""
+
+import shutil
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from mlp_dist import load_model, save_model
+from mlp_dist.core.bundle import load_bundle
+from mlp_dist.core.errors import BundleError, TrackingError, UsageError
+from mlp_dist.core.image import encode_png
+from tests.helpers.launching import Trained
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(autouse=True)
+def mlflow(trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """mlflow on the store of the shared training."""
+    import mlflow
+
+    monkeypatch.chdir(tmp_path)
+    mlflow.set_tracking_uri(f"sqlite:///{trained.directory}/mlflow.db")
+    yield mlflow
+    mlflow.set_tracking_uri(None)
+
+
+@pytest.mark.parametrize("kind", ["best", "run id", "bundle", "output directory", "file"])
+def test_sources(kind: str, trained: Trained, tmp_path: Path) -> None:
+    expected = load_bundle(trained.bundle)
+    save_model(expected, tmp_path / "model.pt")
+    # A directory of that name does not hide "best".
+    (tmp_path / "best").mkdir()
+    sources = {
+        "best": "best",
+        "run id": trained.result["run_id"],
+        "bundle": trained.bundle,
+        "output directory": str(trained.bundle.parent),
+        "file": str(tmp_path / "model.pt"),
+    }
+    model = load_model(sources[kind])
+    golden = model.spec.golden_probabilities
+    assert golden == pytest.approx(expected.spec.golden_probabilities, abs=1e-6)
+    assert model.spec == replace(expected.spec, golden_probabilities=golden)
+    for name, tensor in expected.model.state_dict().items():
+        assert torch.equal(model.model.state_dict()[name], tensor)
+
+
+@pytest.mark.parametrize("source", ["nope", "nope/there", Path("nope")], ids=str)
+def test_rejects_unknown_source(source: str | Path) -> None:
+    message = "has no run 'nope'" if source == "nope" else f"there is no model at {source}; give a bundle's"
+    with pytest.raises(UsageError, match=message):
+        load_model(source)
+
+
+def test_rejects_damaged_files(trained: Trained, tmp_path: Path) -> None:
+    (tmp_path / "model.pt").write_bytes(b"something")
+    with pytest.raises(BundleError, match=r"model\.pt cannot be read"):
+        load_model("model.pt")
+    shutil.copytree(trained.bundle, tmp_path / "bundle")
+    (tmp_path / "bundle/golden.png").write_bytes(encode_png(torch.zeros(1, 28, 28, dtype=torch.uint8)))
+    with pytest.raises(BundleError, match="the golden image's class"):
+        load_model(tmp_path / "bundle")
+
+
+@pytest.mark.parametrize("device", ["cuda:99", "abacus"])
+def test_rejects_unusable_device(device: str, trained: Trained) -> None:
+    with pytest.raises(UsageError, match=f"the device '{device}' cannot be used: .*; 'cpu' always works"):
+        load_model(trained.bundle, device=device)
+
+
+def test_damaged_store(mlflow: Any, tmp_path: Path) -> None:
+    (tmp_path / "damaged.db").write_text("not a database")
+    mlflow.set_tracking_uri(f"sqlite:///{tmp_path}/damaged.db")
+    with pytest.raises(
+        TrackingError, match=r"MLflow at .*damaged.db cannot be read: .*; see MLFLOW_TRACKING"
+    ):
+        load_model("best")
+
+
+def test_other_experiments_and_metrics() -> None:
+    with pytest.raises(UsageError, match="has no experiment 'mine'"):
+        load_model(experiment="mine")
+    with pytest.raises(TrackingError, match="the experiment 'Default' has no finished run"):
+        load_model(experiment="Default")
+    with pytest.raises(UsageError, match="a run cannot be chosen by 'test_accuracy'"):
+        load_model(metric="test_accuracy")

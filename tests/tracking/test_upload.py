@@ -1,0 +1,130 @@
+"""Uploads of runs whose directory or store has changed."""
+
+import json
+import os
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from mlflow.utils.validation import _validate_metric_name
+
+from mlp_dist.cli import sync as sync_command
+from mlp_dist.core.errors import TrackingError, UsageError
+from mlp_dist.core.io import try_to_lock
+from mlp_dist.tracking.run_dir import FINISHED, RunRecord
+from mlp_dist.tracking.upload import runs_in, send, sync
+from mlp_dist.training.outputs import metric_names
+
+
+def write_run(directory: Path, name: str = "a run", **changes: Any) -> RunRecord:
+    directory.mkdir(parents=True)
+    record = RunRecord(experiment="e", name=name, key=f"key of {name}", params={"lr": 0.1}, **changes)
+    record.end(FINISHED)
+    record.save(directory)
+    return record
+
+
+def stored_runs(mlflow: Any) -> dict[str, Any]:
+    found = mlflow.search_runs(experiment_names=["e"], output_format="list")
+    return {each.info.run_name: each for each in found}
+
+
+@pytest.mark.parametrize("how", ["run deleted", "store removed"])
+def test_lost_run_is_uploaded_again(mlflow: Any, tmp_path: Path, how: str) -> None:
+    directory = tmp_path / "one"
+    write_run(directory)
+    _, first = sync(directory)
+    assert sync(directory)[1] == first
+    if how == "run deleted":
+        mlflow.delete_run(first)
+    else:
+        uri = f"sqlite:///{tmp_path}/other.db"
+        mlflow.set_tracking_uri(uri)
+        sent = json.loads((directory / "sent.json").read_text())
+        # 0.1.0 wrote the field `system`, too.
+        (directory / "sent.json").write_text(json.dumps({**sent, "uri": uri, "system": 3}))
+    _, second = sync(directory)
+    assert second != first
+    found = stored_runs(mlflow)["a run"]
+    assert (found.info.run_id, found.info.status, found.data.params) == (second, FINISHED, {"lr": "0.1"})
+
+
+def test_renamed_run(mlflow: Any, tmp_path: Path) -> None:
+    record = write_run(tmp_path / "one", "mnist epochs=2 seed=0")
+    run_id = send(tmp_path / "one")
+    record.name = "mnist epochs=6 seed=0"
+    record.save(tmp_path / "one")
+    assert send(tmp_path / "one") == run_id
+    assert mlflow.get_run(run_id).info.run_name == "mnist epochs=6 seed=0"
+
+
+def test_nested_runs_that_moved_stay_nested(mlflow: Any, tmp_path: Path) -> None:
+    whole = tmp_path / "sweep"
+    write_run(whole, "parent")
+    write_run(whole / "trial-0000", "child", parent=str(whole))
+    moved = tmp_path / "elsewhere"
+    shutil.move(whole, moved)
+    assert runs_in(moved) == [moved, moved / "trial-0000"]
+    # The child first, which creates its parent.
+    for directory in reversed(runs_in(moved)):
+        sync(directory)
+    found = stored_runs(mlflow)
+    assert len(found) == 2
+    assert found["child"].data.tags["mlflow.parentRunId"] == found["parent"].info.run_id
+
+
+def test_command_uploads_the_others_if_one_fails(
+    mlflow: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("a", "c"):
+        write_run(tmp_path / name, name)
+    for name in ("b", "d"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "b/run.json").write_text("{")
+    monkeypatch.setattr(sys, "argv", ["sync", "a", "b", "c", "d"])
+    assert sync_command.main() == 1
+    out, err = capsys.readouterr()
+    assert len(json.loads(out.splitlines()[-1])["run_ids"]) == 2
+    assert "b/run.json cannot be read" in err
+    assert "d holds no run: there is no run.json in it" in err
+    held = try_to_lock(tmp_path / "a")
+    with pytest.raises(UsageError, match=r"a training runs in .*/a and uploads itself"):
+        sync(tmp_path / "a")
+    assert held is not None
+    os.close(held)
+
+
+@pytest.mark.parametrize(
+    ("line", "problem"),
+    [(b"\xff\xfe", "can't decode"), (b'{"epoch": 2', "delimiter"), (b"null", "None is not an object")],
+)
+def test_damaged_line(line: bytes, problem: str, mlflow: Any, tmp_path: Path) -> None:
+    write_run(tmp_path / "one")
+    good = json.dumps({"epoch": 1, "timestamp_ms": 1, "train_loss": 0.5, "num_images": 9}).encode()
+    (tmp_path / "one/metrics.jsonl").write_bytes(good + b"\n" + line + b"\n")
+    pattern = rf"one/metrics\.jsonl:2: the line is damaged \(.*{problem}.*; remove it"
+    with pytest.raises(TrackingError, match=pattern):
+        send(tmp_path / "one")
+    # Without its end of line it is still being written.
+    (tmp_path / "one/metrics.jsonl").write_bytes(good + b"\n" + line)
+    send(tmp_path / "one")
+    assert stored_runs(mlflow)["a run"].data.metrics["train/loss"] == 0.5
+
+
+def test_deleted_experiment(mlflow: Any, tmp_path: Path) -> None:
+    number = mlflow.create_experiment("gone")
+    mlflow.delete_experiment(number)
+    RunRecord(experiment="gone", name="n", key="k").save(tmp_path)
+    with pytest.raises(TrackingError, match=f"'gone' was deleted; .*restore --experiment-id {number}"):
+        send(tmp_path)
+
+
+def test_class_names_become_metric_names() -> None:
+    classes = ["7", "c#", "c+", "a/../b", ".", "..", "/", "日本 \N{CAT}", "1/2", "a b"]
+    names = metric_names(classes)
+    assert (names[0], names[-1]) == ("7", "a b")
+    assert len(set(names)) == len(classes)
+    for name in names:
+        _validate_metric_name(f"test_class_accuracy/{name}")
