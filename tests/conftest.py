@@ -67,41 +67,41 @@ def image_data() -> Dataset:
 
 
 class Mirror:
-    """A web server on 127.0.0.1 that gives out `files`, and notes in `requests` what it was asked for.
+    """A web server on 127.0.0.1 with `files`; `requests` has the names it was asked for.
 
-    `manner`: "good"; "unsized" and "odd" (no Content-Length, and one that is no number); "half" (breaks off
-    half way); "stalled" (hangs half way); "silent" (takes the connection and never answers); "dribbling"
-    (sends a byte now and then, and never an answer).
+    `manner`: "good"; "500" (an error); "half" (sends half of the file); "stalled" (hangs half way); "silent"
+    (accepts the connection and never answers); "dribbling" (sends a byte now and then, never an answer).
+    After `num_bad` requests it is "good".
     """
 
-    def __init__(self, files: dict[str, bytes], manner: str = "good") -> None:
-        self.files, self.manner = files, manner
+    def __init__(self, files: dict[str, bytes], manner: str = "good", num_bad: int | None = None) -> None:
+        self.files, self.manner, self.num_bad = files, manner, num_bad
         self.requests: list[str] = []
         self.closing = threading.Event()
         self.url = ""
 
     def answer(self, request: BaseHTTPRequestHandler) -> None:
         name = request.path.removeprefix("/")
+        is_good = self.num_bad is not None and len(self.requests) >= self.num_bad
+        manner = "good" if is_good else self.manner
         self.requests.append(name)
-        if self.manner == "silent":
+        if manner == "silent":
             self.closing.wait()
             return
-        if self.manner == "dribbling":
+        if manner == "dribbling":
             while not self.closing.wait(0.05):
                 request.wfile.write(b"H")
             return
-        if name not in self.files:
-            request.send_error(404)
+        if manner == "500" or name not in self.files:
+            request.send_error(500 if manner == "500" else 404)
             return
         data = self.files[name]
         request.send_response(200)
-        if self.manner != "unsized":
-            request.send_header("Content-Length", "many" if self.manner == "odd" else str(len(data)))
+        request.send_header("Content-Length", str(len(data)))
         request.end_headers()
-        half = self.manner in ("half", "stalled")
-        request.wfile.write(data[: len(data) // 2] if half else data)
+        request.wfile.write(data[: len(data) // 2] if manner in ("half", "stalled") else data)
         request.wfile.flush()
-        if self.manner == "stalled":
+        if manner == "stalled":
             self.closing.wait()
 
 
@@ -109,7 +109,7 @@ class Mirror:
 def _serving(mirror: Mirror) -> Iterator[None]:
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            # Whoever asks may hang up at any time.
+            # The client may hang up at any time.
             with suppress(ConnectionError):
                 mirror.answer(self)
 
@@ -137,11 +137,11 @@ def shared_ports() -> Iterator[None]:
 
 @pytest.fixture
 def serve_files() -> Iterator[Callable[..., Mirror]]:
-    """A function (files, manner) -> a Mirror that is open until the test ends."""
+    """A function (files, manner, num_bad) -> a Mirror that is open until the test ends."""
     with ExitStack() as servers:
 
-        def start(files: dict[str, bytes], manner: str = "good") -> Mirror:
-            mirror = Mirror(files, manner)
+        def start(files: dict[str, bytes], manner: str = "good", num_bad: int | None = None) -> Mirror:
+            mirror = Mirror(files, manner, num_bad)
             servers.enter_context(_serving(mirror))
             return mirror
 

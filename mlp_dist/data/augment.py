@@ -1,14 +1,32 @@
-"""Training images moved by a few pixels, each step anew, alike however many processes train."""
+"""Training images shifted, deformed or changed adversarially, the same on any number of processes."""
+
+import math
+from collections.abc import Callable
+from functools import lru_cache
 
 import torch
+from torch.nn import functional
 
-from mlp_dist.data.batches import AUGMENTATION, generator
+from mlp_dist.core.image import normalize
+from mlp_dist.core.spec import ImageSpec
+from mlp_dist.data.batches import AUGMENTATION, DEFORMATION, generator
+
+TURN = math.radians(15)
+"""The largest angle, in both directions, at strength 1."""
+
+SCALE, SLANT, SHIFT = 0.15, 0.15, 0.05
+"""At strength 1, in both directions: the largest logarithm of the factors of height and width, the largest
+shear, and the largest move down and right in units of height and width."""
+
+BEND, SMOOTHNESS = 0.035, 0.2
+"""At strength 1: the standard deviation of each pixel's displacement, and the width (standard deviation) of
+the Gaussian that smooths it, both in units of height and width: 1 and 5.6 of 28 pixels."""
 
 
 def offsets(
     max_shift: int, *, seed: int, step: int, batch_size: int, positions: torch.Tensor | slice
 ) -> torch.Tensor:
-    """How far to move each image, in pixels down and right, int64 (N, 2) on the CPU.
+    """The shift of each image, in pixels down and right, int64 (N, 2) on the CPU.
 
     All numbers from -max_shift to max_shift are equally likely. `positions` are the N images' places in the
     global batch of `batch_size`, int64 (N,) on the CPU or a slice; an image's offset is a function of the
@@ -21,7 +39,7 @@ def offsets(
 def shift(images: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor:
     """Images (N, C, H, W), each moved by its whole pixels, int64 (N, 2), down and right; on one device.
 
-    What becomes free is filled with the nearest pixel of the image's border.
+    The freed area is filled with the nearest pixel of the image's border.
     """
     _, channels, height, width = images.shape
     down, right = offsets[:, :1], offsets[:, 1:]
@@ -30,3 +48,88 @@ def shift(images: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor:
     sources = (rows[:, :, None] * width + columns[:, None, :]).flatten(1)
     moved = images.flatten(2).gather(2, sources[:, None].expand(-1, channels, -1))
     return moved.view(images.shape)
+
+
+def deform(
+    images: torch.Tensor,
+    strength: float,
+    *,
+    seed: int,
+    step: int,
+    batch_size: int,
+    positions: torch.Tensor | slice,
+) -> torch.Tensor:
+    """Affine and elastic distortions: uint8 images (N, C, H, W) -> float32 (N, C, H, W) from 0 to 1.
+
+    A random affine map about the image's centre (Ciresan et al. 2010), and an elastic one: each pixel moves
+    by a random field smoothed by a Gaussian (Simard et al. 2003), here sums of Gaussians on a coarse grid.
+    Values between pixels are interpolated linearly; the border's nearest pixel continues outside. All
+    amounts are proportional to `strength`.
+
+    `positions` are the images' places in the global batch of `batch_size`, int64 (N,) or a slice. An image's
+    deformation is a function of the seed, the step and its place (pixels are equal to rounding); a CPU and a
+    GPU draw different ones.
+    """
+    _, _, height, width = images.shape
+    basis = _basis(height, width, images.device)
+    source = generator(seed, DEFORMATION, step)
+    if images.device.type != "cpu":
+        source = torch.Generator(images.device).manual_seed(source.initial_seed())
+    uniform = torch.rand(batch_size, 6, generator=source, device=images.device)[positions]
+    bumps = (batch_size, 2, len(basis) - 3)
+    bent = torch.randn(bumps, generator=source, device=images.device)[positions]
+    moved = torch.cat([_affine(uniform * 2 - 1, strength), bent * (2 * BEND * strength)], dim=2)
+    sources = (moved.flatten(0, 1) @ basis).view(-1, 2, height, width).permute(0, 2, 3, 1)
+    return functional.grid_sample(images.float() / 255, sources, padding_mode="border", align_corners=False)
+
+
+def _affine(amounts: torch.Tensor, strength: float) -> torch.Tensor:
+    """(N, 6) from -1 to 1 -> (N, 2, 3): rows x, y of the map of a place (x, y, 1) from -1 to 1."""
+    turn, wider, higher, slant, right, down = (amounts * strength).unbind(1)
+    cos, sin = (turn * TURN).cos(), (turn * TURN).sin()
+    x_scale, y_scale = (wider * SCALE).exp(), (higher * SCALE).exp()
+    shear = slant * SLANT
+    x_row = [cos * x_scale, (cos * shear - sin) * y_scale, right * (2 * SHIFT)]
+    y_row = [sin * x_scale, (sin * shear + cos) * y_scale, down * (2 * SHIFT)]
+    return torch.stack([torch.stack(x_row, dim=1), torch.stack(y_row, dim=1)], dim=1)
+
+
+@lru_cache
+def _basis(height: int, width: int, device: torch.device) -> torch.Tensor:
+    """The fields x, y, 1, and a bump at each node of a coarse grid: float32 (3 + G * G, H * W).
+
+    Places are grid_sample's, from -1 to 1 over the image. Independent standard normal weights of the bumps
+    give each pixel a standard normal value.
+    """
+    rows, row_bumps = _bumps(height)
+    columns, column_bumps = _bumps(width)
+    y, x = torch.meshgrid(rows, columns, indexing="ij")
+    bumps = torch.einsum("hi,wj->ijhw", row_bumps, column_bumps).flatten(2).flatten(0, 1)
+    return torch.cat([torch.stack([x, y, torch.ones_like(x)]).flatten(1), bumps]).to(device)
+
+
+def _bumps(size: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Each pixel's place from -1 to 1 (size,), and Gaussians of it (size, G), each row of norm 1."""
+    places = (torch.arange(size) * 2 + 1) / size - 1
+    # With nodes a standard deviation apart, also outside the border, the sum is smooth and even everywhere.
+    spread = 2 * SMOOTHNESS
+    nodes = torch.arange(-1 - spread, 1 + 1.5 * spread, spread)
+    values = torch.exp(-((places[:, None] - nodes) ** 2) / (2 * spread**2))
+    return places, values / values.norm(dim=1, keepdim=True)
+
+
+def adversarial(
+    inputs: torch.Tensor, loss_of: Callable[[torch.Tensor], torch.Tensor], eps: float, image: ImageSpec
+) -> torch.Tensor:
+    """Fast gradient sign method (Goodfellow et al. 2015) on `normalize`'s output, float32 (N, features).
+
+    Each pixel moves by `eps`, in units of 0 to 1, in the direction in which the loss rises, within the range
+    of pixels. `loss_of` maps such inputs to their summed loss. It may run under autocast, but not through
+    DDP, which would wait for gradients of the weights: none are computed here.
+    """
+    shape = (1, image.channels, image.height, image.width)
+    low, high = (normalize(torch.full(shape, end, device=inputs.device), image) for end in (0.0, 1.0))
+    leaf = inputs.detach().requires_grad_()
+    (gradient,) = torch.autograd.grad(loss_of(leaf), leaf)
+    moved = inputs + gradient.sign() * (eps * (high - low))
+    return torch.clamp(moved, low, high)

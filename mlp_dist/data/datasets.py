@@ -1,9 +1,9 @@
-"""Files -> Dataset: MNIST and its relatives, scikit-learn's digits; folder.py and arrays.py read others."""
+"""Files -> Dataset: torchvision's MNIST and its relatives, scikit-learn's digits, the user's own files."""
 
 import gzip
-import hashlib
 import os
 import struct
+import zlib
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from mlp_dist.core.catalog import ARRAYS_PREFIX, CATALOG, FOLDER_PREFIX, DatasetFacts, Files
+from mlp_dist.core.catalog import ARRAYS_PREFIX, CATALOG, FOLDER_PREFIX, DatasetFacts
 from mlp_dist.core.errors import DataError, DownloadError
 from mlp_dist.core.spec import ImageSpec
 from mlp_dist.data.arrays import read_arrays
@@ -21,6 +21,14 @@ from mlp_dist.data.download import download
 from mlp_dist.data.folder import read_folder
 from mlp_dist.data.image_set import Dataset, ImageSet
 
+_FILES = (
+    *("train-images-idx3-ubyte", "train-labels-idx1-ubyte"),
+    *("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"),
+)
+
+NUM_TEST_DIGITS = 360
+"""One image in five."""
+
 
 def default_data_dir() -> Path:
     """$MLP_DIST_DATA, else `data` in the current directory."""
@@ -28,36 +36,36 @@ def default_data_dir() -> Path:
 
 
 def prepare_dataset(name: str, data_dir: Path) -> None:
-    """Download what `read_dataset` needs and finds missing. Raises DownloadError where that fails."""
+    """Download the files that `read_dataset` needs and that are missing. Raises DownloadError."""
     facts = CATALOG.get(name)
-    if facts is None or facts.files is None:
+    if facts is None or facts.source is None:
         return
-    directory = _raw_directory(facts.files, data_dir)
-    missing = {
-        file: md5
-        for file, md5 in facts.files.resources.items()
-        if not (directory / file).exists() and not (directory / file).with_suffix("").exists()
-    }
+    directory = _raw_directory(facts, data_dir)
+    missing = [
+        f"{file}.gz"
+        for file in _FILES
+        if not (directory / f"{file}.gz").exists() and not (directory / file).exists()
+    ]
     if not missing:
         return
     try:
-        download(missing, facts.files.mirrors, directory)
+        download(facts.source, missing, directory)
     except DownloadError as error:
         raise DownloadError(
-            f"{facts.title} could not be had: {error}\n"
-            f"To use files you have, put {', '.join(missing)} into {directory}, or name the directory that "
-            f"holds {facts.files.directory}/raw with --data-dir; --dataset digits needs no network."
+            f"Could not download {facts.title}: {error}\n"
+            f"To use files that you have, copy {', '.join(missing)} to {directory}, or pass --data-dir with "
+            f"the directory that contains {facts.source}/raw. --dataset digits needs no network."
         ) from error
 
 
 def read_dataset(
     name: str, data_dir: Path, *, image_size: int = 28, skip_bad_images: bool = False
 ) -> Dataset:
-    """Read a data set of data/catalog.py, `folder:DIR` or `arrays:DIR`, of image_size x image_size pixels.
+    """Read a data set of core/catalog.py, `folder:DIR` or `arrays:DIR`, at image_size x image_size pixels.
 
-    `skip_bad_images` is for folders: files that cannot be read are left out.
+    `skip_bad_images` leaves out the unreadable files of a folder.
 
-    Raises DataError where files are missing or damaged; nothing in `data_dir` is changed.
+    Raises DataError if files are missing or damaged. Nothing is written to `data_dir`.
     """
     if name.startswith(FOLDER_PREFIX):
         directory = Path(name.removeprefix(FOLDER_PREFIX))
@@ -65,39 +73,35 @@ def read_dataset(
     if name.startswith(ARRAYS_PREFIX):
         return read_arrays(Path(name.removeprefix(ARRAYS_PREFIX)), image_size=image_size)
     facts = CATALOG[name]
-    if facts.files is None:
-        train, test = _read_digits()
-    else:
-        train, test = _read_idx(facts, facts.files, data_dir)
+    train, test = _read_digits() if facts.source is None else _read_idx(facts, data_dir)
     spec = replace(facts.image, height=image_size, width=image_size)
     train, test = _resized(train, spec), _resized(test, spec)
-    return Dataset(name, facts.title, spec, facts.classes, train, test, preprocess=facts.preprocess)
+    return Dataset(name, facts.title, spec, facts.classes, train, test, facts.preprocess)
 
 
-def _resized(data: ImageSet, spec: ImageSpec) -> ImageSet:
-    """The gray images (N, 1, H, W) as `decode_image` gives them with `spec` from files of their own size."""
+def _resized(part: ImageSet, spec: ImageSpec) -> ImageSet:
+    """Gray images (N, 1, H, W) resized as `decode_image` resizes the image files."""
     size = (spec.width, spec.height)
-    if data.images.shape[2:] == (spec.height, spec.width):
-        return data
-    images = np.empty((len(data), 1, spec.height, spec.width), dtype=np.uint8)
-    for index, image in enumerate(data.images[:, 0].numpy()):
+    if part.images.shape[2:] == (spec.height, spec.width):
+        return part
+    images = np.empty((len(part), 1, spec.height, spec.width), dtype=np.uint8)
+    for index, image in enumerate(part.images[:, 0].numpy()):
         images[index, 0] = np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BILINEAR))
-    return ImageSet(torch.from_numpy(images), data.labels)
+    return ImageSet(torch.from_numpy(images), part.labels)
 
 
 # MNIST and its relatives
 
 
-def _raw_directory(files: Files, data_dir: Path) -> Path:
-    return data_dir / files.directory / "raw"
+def _raw_directory(facts: DatasetFacts, data_dir: Path) -> Path:
+    return data_dir / str(facts.source) / "raw"
 
 
-def _read_idx(facts: DatasetFacts, files: Files, data_dir: Path) -> tuple[ImageSet, ImageSet]:
-    directory = _raw_directory(files, data_dir)
+def _read_idx(facts: DatasetFacts, data_dir: Path) -> tuple[ImageSet, ImageSet]:
+    directory = _raw_directory(facts, data_dir)
     size = (facts.image.height, facts.image.width)
     train_images, train_labels, test_images, test_labels = (
-        _read_idx_file(directory / file, md5, size if "images" in file else ())
-        for file, md5 in files.resources.items()
+        _read_idx_file(directory / f"{file}.gz", size if "images" in file else ()) for file in _FILES
     )
     for labels in (train_labels, test_labels):
         if labels.max(initial=0) >= len(facts.classes):
@@ -105,39 +109,28 @@ def _read_idx(facts: DatasetFacts, files: Files, data_dir: Path) -> tuple[ImageS
     return _image_set(train_images, train_labels, directory), _image_set(test_images, test_labels, directory)
 
 
-def _read_idx_file(path: Path, md5: str, size: tuple[int, ...]) -> np.ndarray:
-    """An IDX file of any number of items of `size`, packed (its md5 is checked) or unpacked.
+def _read_idx_file(path: Path, size: tuple[int, ...]) -> np.ndarray:
+    """uint8 (N, *size) of an IDX file, compressed (`path`) or not (without .gz).
 
-    The format is the one that MNIST's authors describe beside their files.
+    torchvision reads extracted files alone, would have to extract them into the data directory, which may be
+    read-only, and takes 1 to 2 seconds to import.
     """
+    path = path if path.exists() else path.with_suffix("")
     try:
-        if path.exists():
-            packed = path.read_bytes()
-            found = hashlib.md5(packed, usedforsecurity=False).hexdigest()
-            if found != md5:
-                raise DataError(
-                    f"{path} is damaged: its md5 is {found}, expected {md5}; "
-                    "remove it, and the next start downloads it again"
-                )
-            data = gzip.decompress(packed)
-        else:
-            path = path.with_suffix("")
-            data = path.read_bytes()
+        data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise DataError(f"{path} is damaged ({error}); delete it to download it again") from error
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror or error}") from error
-    zeros, element_type, num_dimensions = struct.unpack_from(">HBB", data) if len(data) >= 4 else (1, 0, 0)
-    header = 4 + 4 * num_dimensions
-    if zeros != 0 or element_type != 8 or len(data) < header:
-        raise DataError(f"{path} is not an IDX file of bytes; remove it, and it is downloaded again")
-    shape = struct.unpack_from(f">{num_dimensions}I", data, 4)
-    if len(data) != header + int(np.prod(shape)):
+    header = struct.Struct(f">HBB{1 + len(size)}I")
+    number = struct.unpack_from(">I", data, 4)[0] if len(data) >= header.size else 0
+    if header.pack(0, 8, 1 + len(size), number, *size) != data[: header.size]:
+        raise DataError(f"{path} is damaged or another file; delete it to download it again")
+    if len(data) != (length := header.size + number * int(np.prod(size))):
         raise DataError(
-            f"{path} is damaged: {len(data)} bytes, but its header asks for {header + int(np.prod(shape))}; "
-            "remove it, and it is downloaded again"
+            f"{path} is damaged: it has {len(data)} bytes, not {length}; delete it to download it again"
         )
-    if shape[1:] != size or num_dimensions != 1 + len(size):
-        raise DataError(f"{path} holds {shape} bytes, not N of {size}: it is another file; remove it")
-    return np.frombuffer(data, np.uint8, offset=header).reshape(shape)
+    return np.frombuffer(data, np.uint8, offset=header.size).reshape(number, *size)
 
 
 def _image_set(images: np.ndarray, labels: np.ndarray, source: Path | str) -> ImageSet:
@@ -148,32 +141,19 @@ def _image_set(images: np.ndarray, labels: np.ndarray, source: Path | str) -> Im
 
 # scikit-learn's digits
 
-DIGITS_TEST = 360
-"""One image in five."""
-
 
 def _read_digits() -> tuple[ImageSet, ImageSet]:
-    digits = _sklearn_digits()
-    images = np.stack(
-        [
-            np.asarray(
-                Image.fromarray(np.round(gray * (255 / 16)).astype(np.uint8)).resize(
-                    (28, 28), Image.Resampling.BICUBIC
-                )
-            )
-            for gray in digits[:, :-1].reshape(-1, 8, 8)
-        ]
-    )
-    everything = _image_set(images, digits[:, -1].astype(np.int64), "scikit-learn")
-    # Neighbours are of one writer, so the test images are drawn from all over, always the same ones.
-    order = torch.randperm(len(everything), generator=generator(0))
-    return everything[order[DIGITS_TEST:]], everything[order[:DIGITS_TEST]]
-
-
-def _sklearn_digits() -> np.ndarray:
-    """8x8 pixels from 0 to 16 and the label of each image, float64 (1797, 65)."""
-    # The file that load_digits reads: to import scikit-learn takes as long as to train on them.
+    # The file that load_digits reads: importing scikit-learn takes as long as training on them.
     spec = find_spec("sklearn")
     assert spec is not None, "scikit-learn is not installed"
     [package] = spec.submodule_search_locations or []
-    return np.loadtxt(Path(package) / "datasets/data/digits.csv.gz", delimiter=",")
+    # 8x8 pixels from 0 to 16 and the label of each image, float64 (1797, 65).
+    digits = np.loadtxt(Path(package) / "datasets/data/digits.csv.gz", delimiter=",")
+    pixels = np.round(digits[:, :-1].reshape(-1, 8, 8) * (255 / 16)).astype(np.uint8)
+    enlarged = [Image.fromarray(gray).resize((28, 28), Image.Resampling.BICUBIC) for gray in pixels]
+    everything = _image_set(
+        np.stack([np.asarray(image) for image in enlarged]), digits[:, -1], "scikit-learn"
+    )
+    # Neighbours are by one writer, so the test images are drawn from the whole set, always the same ones.
+    order = torch.randperm(len(everything), generator=generator(0))
+    return everything[order[NUM_TEST_DIGITS:]], everything[order[:NUM_TEST_DIGITS]]

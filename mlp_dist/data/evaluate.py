@@ -1,5 +1,6 @@
-"""Logits and labels -> figures of merit; pure functions."""
+"""Logits and labels -> figures of merit, and the temperature that calibrates a model; pure functions."""
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -9,19 +10,23 @@ from torch.nn import functional
 from mlp_dist.core.bundle import to_probabilities
 from mlp_dist.core.image import normalize
 from mlp_dist.core.spec import ImageSpec
+from mlp_dist.data.arrays import StoredSet
+from mlp_dist.data.batches import prefetch
 from mlp_dist.data.image_set import ImageSet
-from mlp_dist.data.stored import StoredSet
-from mlp_dist.data.streaming import fetched
 
 NUM_BINS = 15
+COLDEST, HOTTEST = 0.05, 20.0
 _BATCH = 2000
+
+_HALVINGS = 40
+"""Of the range of the temperature's logarithm, which leaves one part in 10^11."""
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """`loss` is the mean cross entropy in nats, of the logits as they are; `confusion` counts (true class,
-    predicted class), int64. `calibration` is what `calibration` returns, of the answers at `temperature`;
-    `uncalibrated` the same at 1. All are on the CPU.
+    """`loss` is the mean cross entropy of the raw logits in nats; `confusion` counts (true class, predicted
+    class), int64. `calibration` is the result of `calibration` for probabilities at `temperature`,
+    `uncalibrated` for temperature 1. All are on the CPU.
     """
 
     loss: float
@@ -33,24 +38,24 @@ class Evaluation:
 
     @property
     def class_accuracy(self) -> list[float | None]:
-        """The share of each class's images that is answered rightly; None of a class without images."""
-        return _shares(self.confusion.diagonal(), self.confusion.sum(dim=1))
+        """The share of each class's images that are predicted correctly; None for a class without images."""
+        return _ratios(self.confusion.diagonal(), self.confusion.sum(dim=1))
 
     @property
     def class_precision(self) -> list[float | None]:
-        """The share of the answers of each class that is right; None of a class that is never the answer."""
-        return _shares(self.confusion.diagonal(), self.confusion.sum(dim=0))
+        """The share of the predictions of each class that are correct; None for a class never predicted."""
+        return _ratios(self.confusion.diagonal(), self.confusion.sum(dim=0))
 
     @property
     def class_f1(self) -> list[float | None]:
-        """The harmonic mean of both; None of a class that has neither images nor answers."""
+        """The harmonic mean of both; None for a class with neither images nor predictions."""
         either = self.confusion.sum(dim=0) + self.confusion.sum(dim=1)
-        return _shares(2 * self.confusion.diagonal(), either)
+        return _ratios(2 * self.confusion.diagonal(), either)
 
     @property
     def ece(self) -> float:
-        """The expected calibration error: how far a bin's confidence and accuracy lie apart, in the mean over
-        all images (Naeini et al. 2015, "Obtaining Well Calibrated Probabilities Using Bayesian Binning").
+        """Expected calibration error: |confidence - accuracy| of a bin, averaged over all images (Naeini et
+        al. 2015, "Obtaining Well Calibrated Probabilities Using Bayesian Binning").
         """
         return _expected_error(self.calibration)
 
@@ -64,7 +69,7 @@ def _expected_error(bins: torch.Tensor) -> float:
     return ((confidence - correct).abs().sum() / num_images.sum()).item()
 
 
-def _shares(parts: torch.Tensor, wholes: torch.Tensor) -> list[float | None]:
+def _ratios(parts: torch.Tensor, wholes: torch.Tensor) -> list[float | None]:
     return [
         part / whole if whole else None for part, whole in zip(parts.tolist(), wholes.tolist(), strict=True)
     ]
@@ -80,31 +85,26 @@ def predict(model: torch.nn.Module, images: torch.Tensor | ImageSet, spec: Image
 
 @torch.inference_mode()
 def loss_and_correct(model: torch.nn.Module, part: ImageSet, spec: ImageSpec) -> torch.Tensor:
-    """Summed cross entropy in nats and number of right answers, float64 (2,), on the model's device.
+    """Summed cross entropy in nats and number of correct predictions, float64 (2,), on the model's device.
 
-    For any number of images, also on disk, in the memory that a few thousand take.
+    The memory needed does not depend on the number of images.
     """
-    totals = [
-        _loss_and_correct(model(normalize(each.images, spec)), each.labels) for each in _in_batches(part)
-    ]
-    device = next(model.parameters()).device
-    return torch.stack([torch.zeros(2, dtype=torch.float64, device=device), *totals]).sum(dim=0)
-
-
-def _loss_and_correct(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    loss = functional.cross_entropy(logits, labels, reduction="sum").double()
-    return torch.stack([loss, (logits.argmax(dim=1) == labels).sum().double()])
+    totals = torch.zeros(2, dtype=torch.float64, device=next(model.parameters()).device)
+    for batch in _in_batches(part):
+        logits = model(normalize(batch.images, spec))
+        loss = functional.cross_entropy(logits, batch.labels, reduction="sum").double()
+        totals += torch.stack([loss, (logits.argmax(dim=1) == batch.labels).sum().double()])
+    return totals
 
 
 def _in_batches(part: ImageSet) -> Iterator[ImageSet]:
     if not isinstance(part, StoredSet):
         return (part[start : start + _BATCH] for start in range(0, len(part), _BATCH))
-    positions = (torch.arange(start, min(start + _BATCH, len(part))) for start in range(0, len(part), _BATCH))
-    return fetched(part, positions)
+    return prefetch(part, torch.split(torch.arange(len(part)), _BATCH))
 
 
 def evaluate(logits: torch.Tensor, labels: torch.Tensor, *, temperature: float = 1.0) -> Evaluation:
-    """Logits (N, classes) and labels (N,), N at least 1; the answers are softmax(logits / temperature)."""
+    """Logits (N, classes) and labels (N,), N at least 1; probabilities are softmax(logits / temperature)."""
     num_images, num_classes = logits.shape
     pairs = labels * num_classes + logits.argmax(dim=1)
     confusion = torch.bincount(pairs, minlength=num_classes**2).view(num_classes, num_classes).cpu()
@@ -119,11 +119,11 @@ def evaluate(logits: torch.Tensor, labels: torch.Tensor, *, temperature: float =
 
 
 def calibration(probabilities: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """How many images there are by the confidence of their answer, and how many of these answers are right.
+    """Number of images, summed confidence and number of correct predictions by confidence.
 
-    Float64 (NUM_BINS, 3) on the CPU: images, the sum of their confidence, which is the largest probability,
-    and right answers, in bins of equal width, each with its upper end (Guo et al. 2017, "On Calibration of
-    Modern Neural Networks", arXiv:1706.04599). `probabilities` are float64 (N, classes), `labels` int64 (N,).
+    Float64 (NUM_BINS, 3) on the CPU. Confidence is the largest probability; bins have equal width and include
+    their upper end (Guo et al. 2017, "On Calibration of Modern Neural Networks", arXiv:1706.04599).
+    `probabilities` are float64 (N, classes), `labels` int64 (N,).
     """
     confidence, answers = (each.cpu() for each in probabilities.max(dim=1))
     ends = torch.arange(1, NUM_BINS, dtype=torch.float64) / NUM_BINS
@@ -133,10 +133,39 @@ def calibration(probabilities: torch.Tensor, labels: torch.Tensor) -> torch.Tens
 
 
 def confident_mistakes(probabilities: torch.Tensor, labels: torch.Tensor, most: int) -> torch.Tensor:
-    """The rows of at most `most` wrong answers, the most confident first; equal ones keep their order.
+    """The rows of at most `most` wrong predictions, the most confident first; ties keep their order.
 
     Int64 on the CPU. `probabilities` are float (N, classes), `labels` int64 (N,).
     """
     confidence, answers = (each.cpu() for each in probabilities.max(dim=1))
     wrong = (answers != labels.cpu()).nonzero().flatten()
     return wrong[confidence[wrong].argsort(descending=True, stable=True)[:most]]
+
+
+def fit_temperature(logits: torch.Tensor, labels: torch.Tensor) -> float:
+    """The temperature T from COLDEST to HOTTEST that minimizes the cross entropy of softmax(logits / T).
+
+    Temperature scaling (Guo et al. 2017, arXiv:1706.04599) changes no prediction. Computed in float64 on the
+    CPU from logits (N, classes), float, and labels (N,), int64, of images that the model was not trained on;
+    1.0 if there are none, or if the logits of each image are all equal. Each label is taken to be wrong with
+    probability 1 / (N + 1) (after Platt 1999, "Probabilistic Outputs for Support Vector Machines"), which
+    limits the confidence of a model that predicts all N correctly.
+    """
+    logits, labels = logits.detach().cpu().double(), labels.cpu()
+    if len(logits) == 0 or bool((logits == logits[:, :1]).all()):
+        return 1.0
+    chance = 1 / (len(logits) + 1)
+    given = logits.gather(1, labels[:, None]).squeeze(1)
+    wanted = ((1 - chance) * given + chance * logits.mean(dim=1)).mean().item()
+    low, high = math.log(COLDEST), math.log(HOTTEST)
+    for _ in range(_HALVINGS):
+        middle = (low + high) / 2
+        # The loss is convex in 1 / T; its derivative is this mean less `wanted`.
+        expected = (torch.softmax(logits / math.exp(middle), dim=1) * logits).sum(dim=1).mean().item()
+        low, high = (middle, high) if expected > wanted else (low, middle)
+    return math.exp((low + high) / 2)
+
+
+def model_temperature(model: torch.nn.Module, images: ImageSet, spec: ImageSpec) -> float:
+    """`fit_temperature` on the model's logits for `images`, on its device; 1.0 if there are no images."""
+    return fit_temperature(predict(model, images, spec), images.labels) if len(images) else 1.0

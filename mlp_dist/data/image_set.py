@@ -1,4 +1,4 @@
-"""Images and labels, in memory; stored.py has those on disk."""
+"""Images and labels in memory, and the data set that they make up; arrays.py has those on disk."""
 
 import hashlib
 from collections.abc import Iterator
@@ -27,17 +27,30 @@ class ImageSet:
     def __getitem__(self, index: torch.Tensor | slice) -> "ImageSet":
         if isinstance(index, slice):
             return ImageSet(self.images[index], self.labels[index])
-        # Rows of a matrix are copied whole, many times as fast as images[index] does it.
+        # index_select copies whole rows of a matrix, many times as fast as images[index].
         rows = torch.index_select(self.images.flatten(1), 0, index)
         return ImageSet(rows.view(-1, *self.images.shape[1:]), self.labels[index])
+
+    def subset(self, indices: torch.Tensor) -> "ImageSet":
+        """The images at `indices`, int64 (M,); those of a set on disk stay on disk."""
+        return self[indices]
+
+    def pieces(self) -> Iterator["ImageSet"]:
+        """The images in order, some megabytes at a time."""
+        rows = max(1, _PIECE_BYTES // max(1, self.image_bytes))
+        for start in range(0, len(self), rows):
+            yield self[start : start + rows]
+
+    @property
+    def image_bytes(self) -> int:
+        return self.images[0].numel() if len(self) else 0
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """A data set on the CPU, each part in memory or a StoredSet. `name` is what `read_dataset` takes.
+    """A data set on the CPU. `name` is what `read_dataset` takes.
 
-    `known_digest` is the digest where it has been computed before. `preprocess` is how a model of it reads
-    pictures, where a question does not say: one of core.spec's PREPROCESS.
+    `preprocess`, one of core.spec's PREPROCESS, is how a model of it reads images by default.
     """
 
     name: str
@@ -46,27 +59,31 @@ class Dataset:
     classes: tuple[str, ...]
     train: ImageSet
     test: ImageSet
-    known_digest: str = ""
     preprocess: str = EXACT
 
     def digest(self) -> str:
-        """sha256 over the training and test images and labels, in hexadecimal.
-
-        The same for the same images in memory and on disk.
-        """
-        if self.known_digest:
-            return self.known_digest
+        """sha256 over all images and labels, in hexadecimal; the same for a set in memory and on disk."""
         digest = hashlib.sha256()
         for part in (self.train, self.test):
-            for piece in pieces(part, self.image.num_features):
+            for piece in part.pieces():
                 digest.update(piece.images.numpy().data)
-            for piece in pieces(part, self.image.num_features):
-                digest.update(piece.labels.numpy().data)
+            digest.update(part.labels.numpy().data)
         return digest.hexdigest()
 
 
-def pieces(part: ImageSet, image_bytes: int) -> Iterator[ImageSet]:
-    """The images in order, some megabytes at a time."""
-    rows = max(1, _PIECE_BYTES // image_bytes)
-    for start in range(0, len(part), rows):
-        yield part[start : start + rows]
+def mean_and_std(part: ImageSet) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation of each channel, in units of 0 to 1; a constant channel gets std 1."""
+    counts = torch.stack([_pixel_counts(piece.images) for piece in part.pieces()]).sum(dim=0)
+    mean, std = [], []
+    values = torch.arange(256, dtype=torch.float64) / 255
+    for channel in counts.double():
+        average = (channel * values).sum() / channel.sum()
+        variance = (channel * (values - average) ** 2).sum() / channel.sum()
+        mean.append(round(average.item(), 4))
+        std.append(round(variance.sqrt().item(), 4) or 1.0)
+    return tuple(mean), tuple(std)
+
+
+def _pixel_counts(images: torch.Tensor) -> torch.Tensor:
+    """How often each value occurs in each channel: uint8 (N, C, H, W) -> int64 (C, 256)."""
+    return torch.stack([torch.bincount(channel.flatten(), minlength=256) for channel in images.unbind(dim=1)])

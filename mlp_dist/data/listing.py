@@ -1,4 +1,4 @@
-"""What image files a folder holds, and of which class each is; nothing is opened."""
+"""Which image files a folder holds, and their classes; no file is opened."""
 
 import os
 from collections import Counter
@@ -13,12 +13,12 @@ from mlp_dist.core.image import FORMATS
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".gif", ".bmp", ".webp", ".tif", ".tiff")
 
 _MLFLOW = "mlruns"
-_LEFT_BY_TOOLS = ("__MACOSX", "__pycache__")
+_TOOL_FOLDERS = ("__MACOSX", "__pycache__")
 
 
 @dataclass(frozen=True)
 class ImageFile:
-    """An image file: its path in DIR, class, and status (None for a link to nothing)."""
+    """An image file: its path in DIR, its class, its status (None for a broken link)."""
 
     path: str
     label: int
@@ -27,7 +27,7 @@ class ImageFile:
 
 @dataclass(frozen=True)
 class Listing:
-    """`test` is None where DIR has no test part; `notes` say what of DIR is not in it."""
+    """`test` is None if DIR has no test part; `notes` tell what in DIR is ignored."""
 
     classes: tuple[str, ...]
     train: list[ImageFile]
@@ -36,9 +36,9 @@ class Listing:
 
 
 def list_folder(directory: Path) -> Listing:
-    """Raises DataError where DIR has no classes, or classes that cannot be used."""
+    """Raises DataError if DIR has no classes, or classes that cannot be used; OSError."""
     if not directory.is_dir():
-        raise DataError(f"{directory} is not a directory; folder:DIR wants one folder a class in DIR")
+        raise DataError(f"{directory} is not a directory; folder:DIR needs one folder per class in DIR")
     has_parts = (directory / "train").is_dir()
     if has_parts and not (directory / "test").is_dir():
         raise DataError(f"{directory} has a folder train but none named test; it needs both, or neither")
@@ -46,43 +46,51 @@ def list_folder(directory: Path) -> Listing:
     classes = tuple(_class_names(root))
     if _MLFLOW in classes:
         raise DataError(
-            f"{root / _MLFLOW} is where MLflow keeps runs, and no class: take it, mlflow.db and outputs out "
-            f"of {root}, and start trainings in another directory"
+            f"{root / _MLFLOW} is MLflow's, not a class: move it, mlflow.db and outputs out of {root}, and "
+            "start trainings in another directory"
         )
     if len(classes) < 2:
-        raise DataError(f"{root} holds {len(classes)} folders; it needs two or more, one a class")
+        raise DataError(f"{root} holds {len(classes)} folders; it needs two or more, one per class")
     for name in (str(directory), *classes):
         if not name.isprintable() or not _is_unicode(name):
-            raise DataError(f"{name!r} has characters that cannot be written out; rename that folder")
+            raise DataError(f"{name!r} has unprintable characters; rename that folder")
     other: Counter[str] = Counter()
     train = _labelled_files(directory, root, classes, other)
     check_classes(root, classes, {file.label for file in train})
     if not has_parts:
         return Listing(classes, train, None, [*_notes(directory, root, other)])
-    train_root, root = root, directory / "test"
-    extra = sorted(set(_class_names(root)) - set(classes))
+    test_root = directory / "test"
+    extra = sorted(set(_class_names(test_root)) - set(classes))
     if extra:
-        raise DataError(f"{root} has folders that the training part lacks: {', '.join(extra)}")
-    test = _labelled_files(directory, root, classes, other)
+        raise DataError(f"{test_root} has folders that {root} lacks: {', '.join(extra)}")
+    test = _labelled_files(directory, test_root, classes, other)
+    notes = [*_notes(directory, root, other)]
     tested = {file.label for file in test}
-    missing = [name for label, name in enumerate(classes) if label not in tested]
-    notes = [*_notes(directory, train_root, other)]
-    if missing:
-        notes.append(f"{root} has no image of the classes {', '.join(missing)}")
+    if missing := [name for label, name in enumerate(classes) if label not in tested]:
+        notes.append(f"{test_root} has no images of the classes {', '.join(missing)}")
     return Listing(classes, train, test, notes)
+
+
+def check_classes(directory: Path, classes: tuple[str, ...], labels: set[int]) -> None:
+    """Raise DataError unless each class has one of `labels`."""
+    if empty := [name for label, name in enumerate(classes) if label not in labels]:
+        raise DataError(
+            f"{directory} has no training images in the folders {', '.join(empty)}; "
+            "add images to each, or remove it"
+        )
 
 
 def _notes(directory: Path, root: Path, other: Counter[str]) -> Iterator[str]:
     if other:
         kinds = ", ".join(f"{number} {suffix}" for suffix, number in sorted(other.items()))
-        yield f"in {directory} files of other kinds than {', '.join(FORMATS)} are left out: {kinds}"
+        yield f"ignored in {directory}, because only {', '.join(FORMATS)} files are read: {kinds}"
     loose = sum(path.suffix.lower() in _SUFFIXES for path in root.iterdir() if path.is_file())
     if loose:
-        yield f"{loose} images in {root} lie in no class's folder and are left out"
+        yield f"ignored in {root}: {loose} images outside the class folders"
 
 
 def _is_unicode(name: str) -> bool:
-    """Whether the name's bytes are UTF-8; those of old archives often are not."""
+    """Whether the name's bytes are UTF-8; in old archives they often are not."""
     try:
         name.encode()
     except UnicodeEncodeError:
@@ -91,14 +99,12 @@ def _is_unicode(name: str) -> bool:
 
 
 def _class_names(root: Path) -> list[str]:
-    """The folders in `root` but those that tools leave, as .ipynb_checkpoints and __MACOSX."""
-    return sorted(
-        entry.name for entry in root.iterdir() if entry.is_dir() and not _is_left_by_tools(entry.name)
-    )
+    return sorted(entry.name for entry in root.iterdir() if entry.is_dir() and not _is_tool_file(entry.name))
 
 
-def _is_left_by_tools(name: str) -> bool:
-    return name.startswith(".") or name in _LEFT_BY_TOOLS
+def _is_tool_file(name: str) -> bool:
+    """Hidden files and what tools create, such as .ipynb_checkpoints and __MACOSX."""
+    return name.startswith(".") or name in _TOOL_FOLDERS
 
 
 def _labelled_files(
@@ -119,16 +125,15 @@ def _labelled_files(
 def _image_files(
     folder: Path, other: Counter[str], prefix: str = ""
 ) -> Iterator[tuple[str, os.stat_result | None]]:
-    """(path, status) of those in `folder` and the folders in it, in order; hidden ones are none.
+    """(path, status) of the image files in `folder` and its subfolders, in order.
 
-    Files with other suffixes are counted in `other`.
-
-    `folder` may be a link; links to folders inside it are not followed, since they may lead back.
+    Files with other suffixes are counted in `other`. `folder` may be a link; links to folders inside it are
+    not followed, because they may form a cycle.
     """
     with os.scandir(folder / prefix) as entries:
         for entry in sorted(entries, key=lambda entry: entry.name):
             path = f"{prefix}{entry.name}"
-            if _is_left_by_tools(entry.name):
+            if _is_tool_file(entry.name):
                 continue
             if entry.is_dir(follow_symlinks=False):
                 yield from _image_files(folder, other, f"{path}/")
@@ -138,17 +143,8 @@ def _image_files(
                 except OSError:
                     yield path, None
                 else:
-                    # Others, as named pipes, could be read for ever.
+                    # Reading a named pipe could block forever.
                     if S_ISREG(status.st_mode):
                         yield path, status
             elif entry.is_file():
                 other[Path(entry.name).suffix or entry.name] += 1
-
-
-def check_classes(directory: Path, classes: tuple[str, ...], labels: set[int]) -> None:
-    empty = [name for label, name in enumerate(classes) if label not in labels]
-    if empty:
-        raise DataError(
-            f"{directory} has no image to train on in the folders {', '.join(empty)}; "
-            "each needs one or more, or is to be removed"
-        )

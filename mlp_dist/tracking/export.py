@@ -9,9 +9,8 @@ from mlp_dist.config import TrainConfig
 from mlp_dist.core.bundle import Bundle, load_bundle, recalibrate
 from mlp_dist.core.errors import BundleError
 from mlp_dist.data.batches import split_validation
-from mlp_dist.data.calibration import model_temperature
 from mlp_dist.data.datasets import default_data_dir, prepare_dataset, read_dataset
-from mlp_dist.data.evaluate import Evaluation, evaluate, predict
+from mlp_dist.data.evaluate import Evaluation, evaluate, model_temperature, predict
 from mlp_dist.data.image_set import Dataset
 from mlp_dist.tracking.find import StoredRun, download_bundle, load_config
 

@@ -14,8 +14,7 @@ from mlp_dist.core.bundle import load_bundle, save_bundle, to_probabilities
 from mlp_dist.core.io import replacing_file
 from mlp_dist.core.model import build_model, first_layer
 from mlp_dist.core.spec import BundleSpec
-from mlp_dist.data.calibration import model_temperature
-from mlp_dist.data.evaluate import Evaluation, evaluate, predict
+from mlp_dist.data.evaluate import Evaluation, evaluate, model_temperature, predict
 from mlp_dist.tracking.run_dir import BUNDLE, CHECKPOINTS, TABLES, write_json
 from mlp_dist.training import artifacts
 from mlp_dist.training.checkpoint import StateDict, cpu_copy

@@ -16,10 +16,9 @@ from mlp_dist.console.processes import Interrupted, StopSignals
 from mlp_dist.core.errors import TrainingError
 from mlp_dist.core.model import build_model
 from mlp_dist.core.spec import ModelSpec
-from mlp_dist.data.batches import INITIALIZATION, generator, split_validation
+from mlp_dist.data.batches import INITIALIZATION, generator, prefetch, split_validation, training_order
 from mlp_dist.data.evaluate import loss_and_correct
 from mlp_dist.data.image_set import Dataset, ImageSet
-from mlp_dist.data.streaming import Order, fetched, order_of
 from mlp_dist.training.checkpoint import Checkpoint, StateDict, capture, cpu_copy, restore, save_checkpoint
 from mlp_dist.training.directories import remember_output_dir
 from mlp_dist.training.distributed.peers import Peers
@@ -120,12 +119,12 @@ class Trainer:
     def train_epoch(self, signals: StopSignals) -> Record:
         """Take the remaining steps of one pass over the training images."""
         epoch, steps = len(self.history), self.epoch_steps
-        order = order_of(self.train_set, seed=self.config.seed, epoch=epoch)
+        order = training_order(self.train_set, seed=self.config.seed, epoch=epoch)
         portions, before = self._portions(), steps.seconds
         rows = (self.engine.rows(self._batches(order, portion)) for portion in portions)
         started = time.perf_counter()
         self.bar.set_description(f"epoch {epoch + 1}/{self.config.epochs}", refresh=False)
-        with closing(fetched(self.train_set, rows)) as fetching:
+        with closing(prefetch(self.train_set, rows)) as fetching:
             for portion, images in zip(portions, fetching, strict=True):
                 sizes = steps.batch_sizes[portion.start : portion.stop]
                 steps.add(self.engine.train(steps.first_step + portion.start, sizes, images))
@@ -188,7 +187,7 @@ class Trainer:
         )
         return chunks(range(steps.done, self.steps_per_epoch), self.engine.steps_at_once, every)
 
-    def _batches(self, order: Order, steps: range) -> list[torch.Tensor]:
+    def _batches(self, order: torch.Tensor, steps: range) -> list[torch.Tensor]:
         size = self.config.batch_size
         rows = order[steps.start * size : min(steps.stop * size, len(self.train_set))]
         return list(torch.split(rows.to(self.device), size))

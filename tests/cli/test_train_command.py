@@ -165,8 +165,8 @@ def test_without_network_the_bundled_digits_are_used(tmp_path: Path) -> None:
     done = run_impatient("launch/train.py", *flags, cwd=tmp_path, **dead_proxy())
     values = result(done)
     assert values["dataset"] == "digits"
-    [line] = [line for line in done.stdout.splitlines() if "could not be had" in line]
-    assert line.startswith("MNIST could not be had: cannot download train-images-idx3-ubyte.gz")
+    [line] = [line for line in done.stdout.splitlines() if "Could not download" in line]
+    assert line.startswith("Could not download MNIST: train-images-idx3-ubyte.gz")
     assert line.endswith("training on scikit-learn's handwritten digits instead")
 
 
@@ -174,7 +174,7 @@ def test_a_named_data_set_that_cannot_be_had_is_an_error(tmp_path: Path) -> None
     flags = ("--dataset", "mnist", "--data-dir", str(tmp_path / "data"))
     done = run_impatient("launch/train.py", *flags, cwd=tmp_path, **dead_proxy())
     assert done.returncode == 1
-    assert "MNIST could not be had" in done.stderr
+    assert "Could not download MNIST" in done.stderr
     assert "--dataset digits" in done.stderr
     assert "Traceback" not in done.stderr
     assert not (tmp_path / "mlflow.db").exists()

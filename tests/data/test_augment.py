@@ -1,18 +1,38 @@
 import itertools
+import math
 
 import pytest
 import torch
+from torch.nn import functional
 
-from mlp_dist.data.augment import offsets, shift
+from mlp_dist.core.image import normalize
+from mlp_dist.core.model import build_model
+from mlp_dist.core.spec import ImageSpec, ModelSpec
+from mlp_dist.data import augment
+from mlp_dist.data.augment import adversarial, deform, offsets, shift
+from mlp_dist.data.batches import DEFORMATION, generator
 
-WHOLE = slice(None)
+GRAY = ImageSpec(height=4, width=5, channels=1, mean=(0.3,), std=(0.2,))
+RGB = ImageSpec(height=4, width=5, channels=3, mean=(0.1, 0.5, 0.9), std=(0.2, 0.3, 0.4))
 
 
-def drawn(seed: int = 0, step: int = 0, batch_size: int = 100, max_shift: int = 2) -> torch.Tensor:
-    return offsets(max_shift, seed=seed, step=step, batch_size=batch_size, positions=WHOLE)
+def random_images(number: int = 12, channels: int = 1, height: int = 28, width: int = 28) -> torch.Tensor:
+    source = torch.Generator().manual_seed(1)
+    return torch.randint(256, (number, channels, height, width), dtype=torch.uint8, generator=source)
 
 
-def moved_by_loops(images: torch.Tensor, by: torch.Tensor) -> torch.Tensor:
+def draw_offsets(seed: int = 0, step: int = 0, batch_size: int = 100, max_shift: int = 2) -> torch.Tensor:
+    return offsets(max_shift, seed=seed, step=step, batch_size=batch_size, positions=slice(None))
+
+
+def deformed(images: torch.Tensor, strength: float = 1.0, seed: int = 0, step: int = 0) -> torch.Tensor:
+    return deform(images, strength, seed=seed, step=step, batch_size=len(images), positions=slice(None))
+
+
+# shift
+
+
+def shifted_by_loops(images: torch.Tensor, by: torch.Tensor) -> torch.Tensor:
     moved = torch.empty_like(images)
     _, _, height, width = images.shape
     for number, (down, right) in enumerate(by.tolist()):
@@ -22,69 +42,168 @@ def moved_by_loops(images: torch.Tensor, by: torch.Tensor) -> torch.Tensor:
     return moved
 
 
-@pytest.mark.parametrize("shape", [(6, 1, 28, 28), (5, 3, 4, 7), (3, 1, 1, 1)])
-@pytest.mark.parametrize("max_shift", [0, 1, 3, 40])
-def test_each_pixel_is_the_one_it_came_from(shape: tuple[int, ...], max_shift: int) -> None:
-    generator = torch.Generator().manual_seed(1)
-    images = torch.randint(256, shape, dtype=torch.uint8, generator=generator)
-    by = torch.randint(-max_shift, max_shift + 1, (shape[0], 2), generator=generator)
-    before = images.clone()
+@pytest.mark.parametrize("shape", [(6, 1, 28, 28), (5, 3, 4, 7), (0, 1, 4, 4)])
+@pytest.mark.parametrize("max_shift", [1, 40])
+def test_shift_equals_loops(shape: tuple[int, int, int, int], max_shift: int) -> None:
+    images = random_images(*shape)
+    by = torch.randint(-max_shift, max_shift + 1, (shape[0], 2), generator=generator(0))
     moved = shift(images, by)
     assert moved.dtype == torch.uint8
-    assert torch.equal(moved, moved_by_loops(images, by))
-    assert torch.equal(images, before)
+    assert torch.equal(moved, shifted_by_loops(images, by))
 
 
-def test_down_is_down_and_right_is_right() -> None:
+def test_shift_by_hand() -> None:
     image = torch.zeros(1, 1, 3, 3, dtype=torch.uint8)
     image[0, 0, 1, 1] = 9
-    moved = shift(image, torch.tensor([[1, -1]]))
-    assert moved[0, 0].tolist() == [[0, 0, 0], [0, 0, 0], [9, 0, 0]]
+    assert shift(image, torch.tensor([[1, -1]]))[0, 0].tolist() == [[0, 0, 0], [0, 0, 0], [9, 0, 0]]
 
 
-def test_the_border_is_repeated() -> None:
-    image = torch.tensor([[1, 2], [3, 4]], dtype=torch.uint8).view(1, 1, 2, 2)
-    assert shift(image, torch.tensor([[1, 0]]))[0, 0].tolist() == [[1, 2], [1, 2]]
-    assert shift(image, torch.tensor([[0, 1]]))[0, 0].tolist() == [[1, 1], [3, 3]]
-    assert shift(image, torch.tensor([[-5, -5]]))[0, 0].tolist() == [[4, 4], [4, 4]]
+def test_offsets_depend_on_seed_and_step_alone() -> None:
+    before = torch.get_rng_state()
+    found = {key: draw_offsets(*key) for key in itertools.product((0, 2**40), (0, 550))}
+    assert torch.equal(torch.get_rng_state(), before)
+    assert all(torch.equal(draw_offsets(*key), found[key]) for key in found)
+    for one, other in itertools.combinations(found.values(), 2):
+        assert (one == other).float().mean() < 0.4
 
 
-def test_no_images_stay_none() -> None:
-    assert shift(torch.zeros(0, 1, 4, 4, dtype=torch.uint8), drawn(batch_size=0)).shape == (0, 1, 4, 4)
+def test_offsets_are_equally_likely() -> None:
+    by = draw_offsets(batch_size=20_000, max_shift=3)
+    counts = torch.bincount((by[:, 0] + 3) * 7 + by[:, 1] + 3)
+    assert len(counts) == 49
+    assert (counts - 20_000 / 49).abs().max() <= 5 * (20_000 / 49) ** 0.5
 
 
-@pytest.mark.parametrize("world", [1, 2, 3, 8])
-def test_an_image_s_offset_does_not_depend_on_the_number_of_processes(world: int) -> None:
-    whole = drawn(seed=3, step=7, batch_size=13)
+@pytest.mark.parametrize("world", [2, 8])
+def test_augmentation_does_not_depend_on_the_number_of_processes(world: int) -> None:
+    images = random_images(13)
+    by, bent = draw_offsets(seed=3, step=7, batch_size=13), deformed(images, seed=3, step=7)
     for rank in range(world):
         for positions in (slice(rank, 13, world), torch.arange(rank, 13, world)):
             share = offsets(2, seed=3, step=7, batch_size=13, positions=positions)
-            assert torch.equal(share, whole[rank::world])
+            assert torch.equal(share, by[rank::world])
+            part = deform(images[positions], 1.0, seed=3, step=7, batch_size=13, positions=positions)
+            torch.testing.assert_close(part, bent[rank::world], rtol=0, atol=1e-4)
 
 
-def test_offsets_are_a_function_of_seed_and_step_and_leave_the_global_generator_alone() -> None:
+# deform
+
+
+@pytest.mark.parametrize("shape", [(12, 1, 28, 28), (5, 3, 9, 14), (2, 1, 1, 1), (0, 1, 4, 4)])
+def test_deform_of_strength_0_is_the_identity_and_values_stay_in_range(
+    shape: tuple[int, int, int, int],
+) -> None:
+    images = random_images(*shape)
+    found = deformed(images, strength=0.0)
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, images.float() / 255, rtol=0, atol=1e-5)
+    if len(images):
+        found = deformed(images, strength=3.0)
+        assert (found >= images.min() / 255 - 1e-6).all()
+        assert (found <= images.max() / 255 + 1e-6).all()
+
+
+def displacements(number: int) -> torch.Tensor:
+    """How far right and down of its place each pixel is read, in pixels: (N, 2, H, W)."""
+    values = (torch.arange(28) * 8).to(torch.uint8)
+    # The first channel rises to the right and the second downwards.
+    images = torch.stack([values.expand(28, 28), values[:, None].expand(28, 28)]).repeat(number, 1, 1, 1)
+    return (deformed(images) * 255 - images) / 8
+
+
+@pytest.mark.parametrize(
+    "amounts", [(1, 0, 0, 0, 0, 0), (0, 1, -1, 0, 0, 0), (0, 0, 0, 1, 0, 0), (0, 0, 0, 0, 1, -1)]
+)
+def test_affine_map_by_hand(amounts: tuple[int, ...]) -> None:
+    turn, wider, higher, slant, right, down = (float(amount) for amount in amounts)
+    cos, sin = math.cos(turn * augment.TURN), math.sin(turn * augment.TURN)
+    rotation = torch.tensor([[cos, -sin], [sin, cos]])
+    shear = torch.tensor([[1, slant * augment.SLANT], [0, 1]])
+    scale = torch.tensor([wider, higher]).mul(augment.SCALE).exp().diag()
+    place = torch.tensor([0.3, -0.7])
+    expected = rotation @ shear @ scale @ place + 2 * augment.SHIFT * torch.tensor([right, down])
+    (found,) = augment._affine(torch.tensor([amounts], dtype=torch.float32), 1.0)
+    torch.testing.assert_close(found @ torch.cat([place, torch.ones(1)]), expected)
+
+
+def test_one_move_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("BEND", "TURN", "SCALE", "SLANT"):
+        monkeypatch.setattr(augment, name, 0.0)
+    amounts = torch.rand(3, 6, generator=generator(0, DEFORMATION, 0)) * 2 - 1
+    found = displacements(3)[:, :, 8:-8, 8:-8]
+    expected = amounts[:, 4:] * augment.SHIFT * 28
+    torch.testing.assert_close(found, expected[:, :, None, None].expand_as(found), rtol=0, atol=1e-3)
+
+
+def test_bends_have_their_size_and_smoothness(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("TURN", "SCALE", "SLANT", "SHIFT"):
+        monkeypatch.setattr(augment, name, 0.0)
+    found = displacements(3000)[:, :, 4:-4, 4:-4]
+    expected = augment.BEND * 28
+    assert (found.std(dim=0) / expected - 1).abs().max() < 0.08
+    assert found.mean(dim=0).abs().max() < 0.1 * expected
+    # Noise that a Gaussian of width s has smoothed is correlated as exp(-d^2 / 4 s^2).
+    for distance in (3, 14):
+        one, other = found[:, :, 10, 2], found[:, :, 10, 2 + distance]
+        correlation = (one * other).mean() / (one.std() * other.std())
+        smoothness = augment.SMOOTHNESS * 28
+        assert correlation.item() == pytest.approx(math.exp(-((distance / smoothness) ** 2) / 4), abs=0.06)
+
+
+def test_deformations_differ_by_seed_step_and_place() -> None:
     before = torch.get_rng_state()
-    keys = list(itertools.product((0, 1, 2**40), (0, 1, 550)))
-    found = {key: drawn(*key) for key in keys}
+    images = random_images(1).expand(6, -1, -1, -1)
+    found = torch.cat([deformed(images, seed=seed, step=step) for seed in (0, 1) for step in (0, 9)])
+    for one, other in itertools.combinations(found, 2):
+        assert (one - other).abs().mean() > 0.05
     assert torch.equal(torch.get_rng_state(), before)
-    assert all(torch.equal(drawn(*key), found[key]) for key in reversed(keys))
-    for one, other in itertools.combinations(keys, 2):
-        assert (found[one] == found[other]).float().mean() < 0.4
 
 
-@pytest.mark.parametrize("max_shift", [0, 1, 3])
-def test_all_offsets_are_equally_likely(max_shift: int) -> None:
-    by = drawn(batch_size=20_000, max_shift=max_shift)
-    assert (by.dtype, by.shape) == (torch.int64, (20_000, 2))
-    side = 2 * max_shift + 1
-    counts = torch.bincount((by[:, 0] + max_shift) * side + by[:, 1] + max_shift)
-    assert len(counts) == side**2
-    expected = 20_000 / side**2
-    assert (counts - expected).abs().max() <= 5 * expected**0.5
+# adversarial
+
+
+def random_pixels(image: ImageSpec, number: int = 6) -> torch.Tensor:
+    """float32 from 0 to 1, some of them 0 or 1."""
+    shape = (number, image.channels, image.height, image.width)
+    return torch.rand(shape, generator=generator(0)).mul(1.4).sub(0.2).clamp(0, 1)
+
+
+@pytest.mark.parametrize("image", [GRAY, RGB], ids=["gray", "rgb"])
+def test_adversarial_moves_each_pixel_by_eps_within_the_range(image: ImageSpec) -> None:
+    before = random_pixels(image)
+    inputs = normalize(before, image)
+    slopes = torch.randn(inputs.shape, generator=generator(1))
+    slopes[0] = 0
+    found = adversarial(inputs, lambda moved: (moved * slopes).sum(), 0.1, image)
+    expected = (before.flatten(1) + 0.1 * slopes.sign()).clamp(0, 1).view_as(before)
+    torch.testing.assert_close(found, normalize(expected, image))
+    assert torch.equal(found[0], inputs[0])
+    assert not found.requires_grad
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+def test_adversarial_raises_the_loss_and_leaves_gradients_alone(autocast: bool) -> None:
+    model = build_model(ModelSpec((20, 16, 3)), generator=generator(0))
+    inputs, labels = normalize(random_pixels(GRAY, 30), GRAY), torch.arange(30) % 3
+
+    def loss_of(moved: torch.Tensor) -> torch.Tensor:
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            return functional.cross_entropy(model(moved), labels, reduction="sum")
+
+    losses = [loss_of(adversarial(inputs, loss_of, eps, GRAY)).item() for eps in (0.0, 0.05, 0.1)]
+    assert losses[0] == pytest.approx(loss_of(inputs).item())
+    assert losses[0] < losses[1] < losses[2]
+    assert all(parameter.grad is None for parameter in model.parameters())
+    assert adversarial(inputs[:0], lambda moved: model(moved).sum(), 0.1, GRAY).shape == (0, 20)
 
 
 @pytest.mark.gpu
-def test_on_a_gpu_it_is_the_same() -> None:
-    images = torch.randint(256, (50, 3, 8, 8), dtype=torch.uint8)
-    by = drawn(batch_size=50)
+def test_augmentation_on_a_gpu() -> None:
+    images, by = random_images(50, 3), draw_offsets(batch_size=50)
     assert torch.equal(shift(images.cuda(), by.cuda()).cpu(), shift(images, by))
+    whole = deformed(images.cuda())
+    share = deform(images[1::3].cuda(), 1.0, seed=0, step=0, batch_size=50, positions=slice(1, 50, 3))
+    torch.testing.assert_close(share, whole[1::3], rtol=0, atol=1e-3)
+    inputs = normalize(random_pixels(RGB), RGB)
+    found = adversarial(inputs.cuda(), lambda moved: moved.sum(), 0.1, RGB)
+    torch.testing.assert_close(found.cpu(), adversarial(inputs, lambda moved: moved.sum(), 0.1, RGB))

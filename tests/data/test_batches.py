@@ -1,34 +1,39 @@
 import itertools
+import threading
+from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from mlp_dist.data.batches import INITIALIZATION, ORDER, epoch_order, generator, shares, split_validation
+from mlp_dist.core.errors import DataError
+from mlp_dist.core.model import build_model
+from mlp_dist.core.spec import ImageSpec, ModelSpec
+from mlp_dist.data import arrays, batches
+from mlp_dist.data.arrays import StoredSet
+from mlp_dist.data.batches import (
+    INITIALIZATION,
+    ORDER,
+    epoch_order,
+    generator,
+    prefetch,
+    shares,
+    split_validation,
+    training_order,
+)
+from mlp_dist.data.evaluate import loss_and_correct, predict
 from mlp_dist.data.image_set import ImageSet
 
-WORLDS = [1, 2, 3, 4, 8]
-CASES = [(100, 10), (103, 10), (101, 10), (37, 100), (5, 3), (7, 1), (64, 64), (1, 1)]
+NUMBER = 30_000
 
 
 def numbered(number: int) -> ImageSet:
-    """Images whose pixels and label tell which one they are."""
-    labels = torch.arange(number)
-    return ImageSet(labels.to(torch.uint8).view(-1, 1, 1, 1).expand(-1, 1, 2, 2), labels)
-
-
-def batches_of(
-    data: ImageSet, order: torch.Tensor, size: int, world: int
-) -> list[list[tuple[list[int], int]]]:
-    """For each rank its shares, as labels, and their batches' sizes."""
-    return [
-        [
-            (data[batch[positions]].labels.tolist(), len(batch))
-            for batch in torch.split(order, size)
-            for positions in shares(len(batch), rank=rank, world_size=world)
-        ]
-        for rank in range(world)
-    ]
+    """uint8 images of 4x4 pixels; the first three pixels and the label identify each."""
+    images = torch.randint(0, 256, (number, 1, 4, 4), dtype=torch.uint8, generator=generator(0))
+    for place in range(3):
+        images[:, 0, 0, place] = torch.arange(number) // 256**place % 256
+    return ImageSet(images, torch.arange(number))
 
 
 # ImageSet
@@ -38,142 +43,178 @@ def batches_of(
     "index", [torch.tensor([4, 0, 4]), slice(1, 3), torch.tensor([], dtype=torch.int64)], ids=str
 )
 def test_image_set_is_indexed_together(index: torch.Tensor | slice) -> None:
-    part = numbered(5)[index]
+    whole = numbered(5)
+    part = whole[index]
     assert torch.equal(part.labels, torch.arange(5)[index])
-    assert torch.equal(part.images[:, 0, 0, 0].long(), part.labels)
-    assert len(part) == len(part.labels)
-
-
-def test_image_set_moves() -> None:
-    moved = numbered(5).to("meta")
-    assert (moved.images.device.type, moved.labels.device.type) == ("meta", "meta")
+    assert torch.equal(part.images, whole.images[index])
 
 
 # Random numbers
 
 
-def test_every_stream_of_every_seed_is_another() -> None:
-    seeds = (0, 1, 2, 2**32, 2**32 + 1, 2**63 - 1)
+def test_every_stream_of_every_seed_is_different() -> None:
+    seeds = (0, 1, 2**32, 2**32 + 1, 2**63 - 1)
     keys = [(0,), *((seed, INITIALIZATION) for seed in seeds)]
     keys += [(seed, ORDER, epoch) for seed in seeds for epoch in range(3)]
+    before = torch.get_rng_state()
     numbers = {key: torch.randint(2**62, (8,), generator=generator(*key)).tolist() for key in keys}
     assert numbers == {key: torch.randint(2**62, (8,), generator=generator(*key)).tolist() for key in keys}
-    alike = [pair for pair in itertools.combinations(keys, 2) if {*numbers[pair[0]]} & {*numbers[pair[1]]}]
-    assert alike == []
-
-
-def test_streams_do_not_correlate() -> None:
-    streams = [
-        (0, INITIALIZATION),
-        *((0, ORDER, epoch) for epoch in range(4)),
-        (1, INITIALIZATION),
-        (1, ORDER, 0),
-    ]
-    values = np.stack([torch.randn(20_000, generator=generator(*stream)).numpy() for stream in streams])
-    others = np.corrcoef(values) - np.eye(len(streams))
-    assert np.abs(others).max() < 0.04
-
-
-def test_generators_leave_the_global_one_alone() -> None:
-    before = torch.get_rng_state()
-    epoch_order(100, seed=1, epoch=2)
-    split_validation(numbered(10), 3)
+    assert [
+        pair for pair in itertools.combinations(keys, 2) if {*numbers[pair[0]]} & {*numbers[pair[1]]}
+    ] == []
     assert torch.equal(torch.get_rng_state(), before)
 
 
-# epoch_order
+def test_streams_are_the_same_in_every_version() -> None:
+    assert epoch_order(8, seed=3, epoch=1).tolist() == [2, 5, 6, 1, 4, 0, 7, 3]
+    assert split_validation(numbered(200), 4)[1].labels.tolist() == [76, 81, 183, 140]
 
 
-@pytest.mark.parametrize("number", [1, 2, 100, 55_000])
-def test_order_has_every_image_once(number: int) -> None:
-    order = epoch_order(number, seed=3, epoch=1)
-    assert order.dtype == torch.int64
-    assert torch.equal(order.sort().values, torch.arange(number))
+# Orders
 
 
-def test_order_is_a_function_of_seed_and_epoch_only() -> None:
-    keys = list(itertools.product((0, 1, 7), range(5)))
-    first = {key: epoch_order(1000, seed=key[0], epoch=key[1]) for key in keys}
-    torch.manual_seed(99)
-    torch.randn(5)
-    for seed, epoch in reversed(keys):
-        assert torch.equal(epoch_order(1000, seed=seed, epoch=epoch), first[seed, epoch])
-    for one, other in itertools.combinations(keys, 2):
-        assert (first[one] == first[other]).float().mean() < 0.02
+def test_epoch_order_is_a_permutation_that_depends_on_seed_and_epoch() -> None:
+    keys = list(itertools.product((0, 7), range(3)))
+    orders = {key: epoch_order(1000, seed=key[0], epoch=key[1]) for key in keys}
+    for (seed, epoch), order in orders.items():
+        assert torch.equal(order.sort().values, torch.arange(1000))
+        assert torch.equal(order, epoch_order(1000, seed=seed, epoch=epoch))
+    for one, other in itertools.combinations(orders.values(), 2):
+        assert (one == other).float().mean() < 0.02
 
 
-# shares
-
-
-@pytest.mark.parametrize("world", WORLDS)
-@pytest.mark.parametrize(("number", "size"), CASES)
-def test_shares_partition_every_global_batch(number: int, size: int, world: int) -> None:
-    data, order = numbered(number), epoch_order(number, seed=0, epoch=0)
-    expected = [order[start : start + size].tolist() for start in range(0, number, size)]
-    ranks = batches_of(data, order, size, world)
-    assert [len(rank) for rank in ranks] == [len(expected)] * world
-    for position, batch in enumerate(expected):
-        found = [rank[position][0] for rank in ranks]
-        assert sorted(itertools.chain(*found)) == sorted(batch)
-        assert max(map(len, found)) - min(map(len, found)) <= 1
-        assert {rank[position][1] for rank in ranks} == {len(batch)}
-
-
-@pytest.mark.parametrize(("number", "size"), CASES)
-def test_one_process_takes_the_order_as_it_is(number: int, size: int) -> None:
-    order = epoch_order(number, seed=5, epoch=2)
-    (found,) = batches_of(numbered(number), order, size, 1)
-    assert list(itertools.chain(*(labels for labels, _ in found))) == order.tolist()
-    assert sum(total for _, total in found) == number
-
-
-@pytest.mark.parametrize("parts", [1, 2, 3, 7])
-@pytest.mark.parametrize("world", WORLDS)
-@pytest.mark.parametrize("number", [1, 2, 5, 94, 100])
-def test_parts_of_a_share_are_as_many_for_all_and_together_the_batch(
-    number: int, world: int, parts: int
-) -> None:
+@pytest.mark.parametrize("world", [1, 2, 3, 8])
+@pytest.mark.parametrize("parts", [1, 3])
+@pytest.mark.parametrize("number", [1, 5, 100])
+def test_shares_partition_every_global_batch(number: int, world: int, parts: int) -> None:
     positions = torch.arange(number)
     found = [shares(number, rank=rank, world_size=world, parts=parts) for rank in range(world)]
     assert {len(each) for each in found} == {parts}
     for rank, each in enumerate(found):
-        whole = torch.cat([positions[part] for part in each])
-        assert torch.equal(whole, positions[rank::world])
+        assert torch.equal(torch.cat([positions[part] for part in each]), positions[rank::world])
         sizes = [len(positions[part]) for part in each]
         assert max(sizes) - min(sizes) <= 1
 
 
-def test_an_empty_share_has_the_images_shape() -> None:
-    (positions,) = shares(2, rank=5, world_size=8)
-    share = numbered(2)[positions]
-    assert share.images.shape == (0, 1, 2, 2)
-    assert share.labels.shape == (0,)
-
-
-# split_validation
-
-
-@pytest.mark.parametrize(("number", "val_size"), [(100, 10), (60_000, 5000), (10, 0), (10, 9), (10, 10)])
+@pytest.mark.parametrize(("number", "val_size"), [(60_000, 5000), (10, 0), (10, 9)])
 def test_split_is_disjoint_and_complete(number: int, val_size: int) -> None:
-    labels = torch.arange(number)
-    train, val = split_validation(ImageSet(labels.view(-1, 1, 1, 1), labels), val_size)
+    train, val = split_validation(numbered(number), val_size)
     assert (len(train), len(val)) == (number - val_size, val_size)
-    assert torch.equal(torch.cat([train.labels, val.labels]).sort().values, labels)
-    assert torch.equal(train.images.flatten(), train.labels)
-    assert torch.equal(val.images.flatten(), val.labels)
+    assert torch.equal(torch.cat([train.labels, val.labels]).sort().values, torch.arange(number))
 
 
-def test_split_depends_on_the_two_numbers_alone() -> None:
-    first = split_validation(numbered(200), 20)[1].labels
-    torch.manual_seed(99)
-    again = split_validation(numbered(200), 20)[1].labels
-    larger = split_validation(numbered(200), 40)[1].labels
-    assert torch.equal(first, again)
-    assert set(first.tolist()) < set(larger.tolist())
-    assert first.tolist() != sorted(first.tolist())
+# Sets on disk
 
 
-def test_validation_has_every_class_of_digits_that_are_sorted() -> None:
-    labels = torch.arange(10).repeat_interleave(60)
-    _, val = split_validation(ImageSet(labels.view(-1, 1, 1, 1), labels), 100)
-    assert torch.bincount(val.labels, minlength=10).min() > 0
+@pytest.fixture
+def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Blocks of 10 images of 16 bytes, windows of 2,560, reads of 1,000."""
+    monkeypatch.setattr(batches, "BLOCK_BYTES", 160)
+    monkeypatch.setattr(batches, "WINDOW_BYTES", 40_960)
+    monkeypatch.setattr(arrays, "WINDOW_BYTES", 40_960)
+    monkeypatch.setattr(batches, "_READ_BYTES", 16_000)
+
+
+@pytest.fixture(scope="module")
+def held() -> ImageSet:
+    return numbered(NUMBER)
+
+
+@pytest.fixture
+def stored(held: ImageSet, tmp_path: Path) -> StoredSet:
+    np.save(tmp_path / "images.npy", held.images.numpy())
+    return StoredSet(tmp_path / "images.npy", tuple(held.images.shape), torch.arange(NUMBER), held.labels)
+
+
+def readers() -> list[str]:
+    return [thread.name for thread in threading.enumerate() if thread.name.startswith("reader")]
+
+
+def test_set_on_disk_has_the_order_of_one_in_memory(stored: StoredSet, held: ImageSet) -> None:
+    for part, expected in zip(split_validation(stored, 2500), split_validation(held, 2500), strict=True):
+        assert isinstance(part, StoredSet)
+        order = training_order(part, seed=1, epoch=2)
+        assert torch.equal(order, training_order(expected, seed=1, epoch=2))
+        for found, chunk in zip(prefetch(part, order.split(700)), order.split(700), strict=True):
+            assert torch.equal(found.images, expected[chunk].images)
+            assert torch.equal(found.labels, expected[chunk].labels)
+    assert readers() == []
+
+
+@pytest.mark.usefixtures("small_blocks")
+def test_order_of_a_large_set_on_disk(stored: StoredSet, held: ImageSet) -> None:
+    order = training_order(stored, seed=1, epoch=0)
+    assert torch.equal(order.sort().values, torch.arange(NUMBER))
+    assert torch.equal(order, training_order(stored, seed=1, epoch=0))
+    for seed, epoch in ((2, 0), (1, 1)):
+        assert (order == training_order(stored, seed=seed, epoch=epoch)).float().mean() < 0.01
+    window = order[:2560]
+    # Its images come from few blocks from everywhere, and neighbours are separated.
+    assert 256 <= len((window // 10).unique()) <= 2 * 257
+    assert torch.histc(window.double(), 10, 0, NUMBER).min() > 0.04 * 2560
+    assert ((window[1:] - window[:-1]).abs() == 1).float().mean() < 0.01
+    train, val = split_validation(stored, 2500)
+    expected = split_validation(held, 2500)
+    assert torch.equal(train.labels, expected[0].labels.sort().values)
+    assert torch.equal(val.labels, expected[1].labels.sort().values)
+    assert torch.equal(train.images, held[train.labels].images)
+
+
+@pytest.mark.usefixtures("small_blocks")
+def test_prefetch_reads_no_more_than_two_groups_ahead(stored: StoredSet) -> None:
+    asked: list[int] = []
+
+    def chunks() -> Iterator[torch.Tensor]:
+        for start in range(0, NUMBER, 10):
+            asked.append(start)
+            yield torch.arange(start, start + 10)
+
+    fetching = prefetch(stored, chunks())
+    next(fetching)
+    assert 100 <= len(asked) <= 200
+    fetching.close()
+    assert readers() == []
+    assert list(prefetch(stored, [])) == []
+
+
+@pytest.mark.usefixtures("small_blocks")
+def test_reader_thread_ends_with_its_consumer(stored: StoredSet) -> None:
+    def consume() -> None:
+        for _ in prefetch(stored, torch.split(torch.arange(NUMBER), 100)):
+            assert len(readers()) == 1
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        consume()
+    assert readers() == []
+
+
+@pytest.mark.usefixtures("small_blocks")
+def test_read_errors_reach_the_consumer(stored: StoredSet) -> None:
+    with stored.path.open("r+b") as file:
+        file.truncate(20_000)
+    with pytest.raises(DataError, match=f"^{stored.path} is damaged"):
+        list(prefetch(stored, torch.split(torch.arange(NUMBER), 1000)))
+    assert readers() == []
+
+
+def test_set_on_disk_is_evaluated_as_one_in_memory(stored: StoredSet, held: ImageSet) -> None:
+    spec = ImageSpec(height=4, width=4, channels=1, mean=(0.5,), std=(0.5,))
+    model = build_model(ModelSpec((16, 10)), generator=generator(0))
+    held = ImageSet(held.images, held.labels % 10)
+    stored = StoredSet(stored.path, stored.shape, stored.rows, held.labels)
+    logits = predict(model, held.images, spec)
+    assert torch.equal(predict(model, stored, spec), logits)
+    expected = torch.nn.functional.cross_entropy(logits.double(), held.labels, reduction="sum").item()
+    correct = (logits.argmax(dim=1) == held.labels).sum().item()
+    for part in (stored, held):
+        assert loss_and_correct(model, part, spec).tolist() == [pytest.approx(expected, rel=1e-6), correct]
+    assert loss_and_correct(model, held[:0], spec).tolist() == [0, 0]
+
+
+@pytest.mark.gpu
+def test_prefetch_to_a_gpu(stored: StoredSet, held: ImageSet) -> None:
+    [found] = prefetch(stored.to("cuda"), [torch.arange(50, device="cuda")])
+    assert found.images.is_cuda
+    assert torch.equal(found.images.cpu(), held.images[:50])
+    assert torch.equal(found.labels.cpu(), held.labels[:50])

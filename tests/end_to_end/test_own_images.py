@@ -102,7 +102,7 @@ def test_unreadable_images_and_a_long_path(tmp_path: Path) -> None:
     flags = ("--dataset", f"folder:{pictures}", "--epochs", "1")
     done = train(*flags, cwd=tmp_path)
     assert done.returncode == 1
-    assert "2 of 42 images cannot be read; remove them, or leave them out with --skip-bad-" in done.stderr
+    assert "2 of 42 images cannot be read; remove them, or use --skip-bad-" in done.stderr
     for path in ("sky/bad.jpg", "rose/empty.png"):
         assert f"  {pictures / path}: " in done.stderr
     assert "Traceback" not in done.stderr

@@ -6,10 +6,8 @@ from functools import partial
 import torch
 
 from mlp_dist.core.image import normalize
-from mlp_dist.data.adversarial import adversarial
-from mlp_dist.data.augment import offsets, shift
+from mlp_dist.data.augment import adversarial, deform, offsets, shift
 from mlp_dist.data.batches import shares
-from mlp_dist.data.deform import deform
 from mlp_dist.data.image_set import ImageSet
 from mlp_dist.training.dropout import Dropout
 from mlp_dist.training.engines.gradients import build_gradients

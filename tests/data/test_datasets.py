@@ -1,0 +1,265 @@
+import gzip
+import hashlib
+import struct
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torchvision import datasets
+
+from mlp_dist.core.catalog import CATALOG
+from mlp_dist.core.errors import DataError, DownloadError
+from mlp_dist.core.image import decode_image, encode_png
+from mlp_dist.data.datasets import default_data_dir, prepare_dataset, read_dataset
+
+RANDOM = np.random.default_rng(0)
+ARRAYS = {
+    "train-images-idx3-ubyte": RANDOM.integers(0, 256, (30, 28, 28), dtype=np.uint8),
+    "train-labels-idx1-ubyte": RANDOM.integers(0, 10, 30, dtype=np.uint8),
+    "t10k-images-idx3-ubyte": RANDOM.integers(0, 256, (10, 28, 28), dtype=np.uint8),
+    "t10k-labels-idx1-ubyte": RANDOM.integers(0, 10, 10, dtype=np.uint8),
+}
+TRAIN_IMAGES, *_, TEST_LABELS = ARRAYS
+
+
+def idx(array: np.ndarray) -> bytes:
+    return struct.pack(f">HBB{array.ndim}I", 0, 8, array.ndim, *array.shape) + array.tobytes()
+
+
+PACKED = {f"{name}.gz": gzip.compress(idx(array)) for name, array in ARRAYS.items()}
+
+
+def snapshot(directory: Path) -> dict[Path, tuple[int, int]]:
+    return {path: (path.stat().st_mtime_ns, path.stat().st_size) for path in sorted(directory.rglob("*"))}
+
+
+@pytest.fixture
+def raw(tmp_path: Path) -> Path:
+    """MNIST/raw of an empty data directory."""
+    directory = tmp_path / "data" / "MNIST" / "raw"
+    directory.mkdir(parents=True)
+    return directory
+
+
+@pytest.fixture
+def unpacked(raw: Path) -> Path:
+    """MNIST/raw with a small MNIST, not compressed."""
+    for name, array in ARRAYS.items():
+        (raw / name).write_bytes(idx(array))
+    return raw
+
+
+# MNIST
+
+
+@pytest.mark.parametrize("name", ["mnist", "fashion_mnist", "kmnist"])
+def test_torchvision_has_the_files(name: str) -> None:
+    source = getattr(datasets, str(CATALOG[name].source))
+    assert [file.removesuffix(".gz") for file, _ in source.resources] == list(ARRAYS)
+
+
+def test_mnist_equals_torchvision_and_nothing_is_written(mnist_dir: Path, raw: Path) -> None:
+    before = snapshot(mnist_dir)
+    data = read_dataset("mnist", mnist_dir)
+    assert snapshot(mnist_dir) == before
+    for name in ARRAYS:
+        (raw / name).write_bytes(gzip.decompress((mnist_dir / "MNIST/raw" / f"{name}.gz").read_bytes()))
+    for train, part in ((True, data.train), (False, data.test)):
+        expected = datasets.MNIST(raw.parents[1], train=train, download=False)
+        assert torch.equal(part.images, expected.data.unsqueeze(1))
+        assert torch.equal(part.labels, expected.targets)
+    assert data.digest() == read_dataset("mnist", raw.parents[1]).digest()
+    assert (len(data.train), len(data.test)) == (60_000, 10_000)
+    assert (data.name, data.title, data.classes) == ("mnist", "MNIST", tuple("0123456789"))
+
+
+@pytest.mark.parametrize("compressed", [True, False])
+def test_reads_compressed_and_extracted_files(raw: Path, compressed: bool) -> None:
+    for name, array in ARRAYS.items():
+        data = idx(array)
+        (raw / f"{name}{'.gz' * compressed}").write_bytes(gzip.compress(data) if compressed else data)
+    read = read_dataset("mnist", raw.parents[1])
+    arrays = list(ARRAYS.values())
+    for part, images, labels in ((read.train, *arrays[:2]), (read.test, *arrays[2:])):
+        assert (part.images.dtype, part.labels.dtype) == (torch.uint8, torch.int64)
+        assert np.array_equal(part.images[:, 0].numpy(), images)
+        assert np.array_equal(part.labels.numpy(), labels)
+
+
+@pytest.mark.parametrize("name", ARRAYS)
+def test_damaged_compressed_file_is_named(unpacked: Path, name: str) -> None:
+    path, data = unpacked / f"{name}.gz", bytearray(PACKED[f"{name}.gz"])
+    for damage in (data[:-20], b"<html>not found</html>", data[:30] + bytes([data[30] ^ 16]) + data[31:]):
+        path.write_bytes(damage)
+        with pytest.raises(DataError, match=rf"^{path} is damaged \(.+\); delete it to download it again$"):
+            read_dataset("mnist", unpacked.parents[1])
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        idx(ARRAYS[TRAIN_IMAGES])[:-1],
+        idx(ARRAYS[TRAIN_IMAGES]) + b"\0",
+        b"\x00\x00\x0d\x01\x00\x00\x00\x01\x00\x00\x00\x00",
+        b"<html>not found</html>",
+        idx(np.zeros((30, 27, 28), np.uint8)),
+        idx(ARRAYS[TEST_LABELS]),
+    ],
+    ids=["empty", "truncated", "longer", "floats", "text", "27x28", "labels"],
+)
+def test_damaged_extracted_file_is_named(unpacked: Path, content: bytes) -> None:
+    (unpacked / TRAIN_IMAGES).write_bytes(content)
+    with pytest.raises(DataError, match=f"^{unpacked / TRAIN_IMAGES} is damaged.*; delete it to download it"):
+        read_dataset("mnist", unpacked.parents[1])
+
+
+def test_inconsistent_files_are_rejected(unpacked: Path) -> None:
+    labels = unpacked / TEST_LABELS
+    labels.write_bytes(idx(np.arange(1, 11, dtype=np.uint8)))
+    with pytest.raises(DataError, match=f"^{unpacked} has the label 10, but 10 classes"):
+        read_dataset("mnist", unpacked.parents[1])
+    labels.write_bytes(idx(np.zeros(9, np.uint8)))
+    with pytest.raises(DataError, match=f"{unpacked} holds 10 images, but 9 labels"):
+        read_dataset("mnist", unpacked.parents[1])
+    labels.unlink()
+    with pytest.raises(DataError, match=f"^cannot read {labels}: No such file or directory$"):
+        read_dataset("mnist", unpacked.parents[1])
+
+
+# Digits, and what all have in common
+
+
+def test_digits_are_those_of_scikit_learn_enlarged() -> None:
+    from sklearn.datasets import load_digits
+
+    data = read_dataset("digits", Path("unused"))
+    assert data.digest() == read_dataset("digits", Path("unused")).digest()
+    assert (len(data.train), len(data.test)) == (1437, 360)
+    for part in (data.train, data.test):
+        assert part.images.shape == (len(part), 1, 28, 28)
+        assert (part.images.dtype, part.labels.dtype) == (torch.uint8, torch.int64)
+        assert torch.bincount(part.labels).min() > 20
+    bunch = load_digits()
+    images = torch.cat([data.train.images, data.test.images]).double()
+    small = torch.nn.functional.interpolate(images, size=(8, 8), mode="area").flatten(1) * (16 / 255)
+    original = torch.cdist(small, torch.from_numpy(bunch.data)).argmin(dim=1)
+    assert len(set(original.tolist())) > 1790
+    assert bunch.target[original].tolist() == [*data.train.labels.tolist(), *data.test.labels.tolist()]
+
+
+def test_digest_of_the_digits_is_the_same_in_every_version() -> None:
+    assert (
+        read_dataset("digits", Path("unused")).digest()
+        == "56552a879ce334388a8eefc858e96a0b1d65f2bfe39a87d94428d205c3ecfa4f"
+    )
+
+
+@pytest.mark.parametrize("name", ["digits", "mnist"])
+def test_catalog_has_the_mean_and_std_of_the_training_images(
+    name: str, request: pytest.FixtureRequest
+) -> None:
+    directory = Path("unused") if name == "digits" else request.getfixturevalue("mnist_dir")
+    data = read_dataset(name, directory)
+    assert (data.image, data.classes) == (CATALOG[name].image, CATALOG[name].classes)
+    values = data.train.images.double() / 255
+    assert values.mean().item() == pytest.approx(data.image.mean[0], abs=5e-5)
+    assert values.std(correction=0).item() == pytest.approx(data.image.std[0], abs=5e-5)
+    assert set(data.train.labels.tolist()) == set(data.test.labels.tolist()) == set(range(10))
+
+
+@pytest.mark.parametrize("size", [8, 64])
+def test_resized_images_equal_decoded_files(size: int) -> None:
+    original, other = read_dataset("digits", Path("unused")), read_dataset("digits", Path(), image_size=size)
+    assert other.image == replace(original.image, height=size, width=size)
+    for part, resized in ((original.train, other.train), (original.test, other.test)):
+        assert resized.images.shape == (len(part), 1, size, size)
+        assert torch.equal(resized.labels, part.labels)
+        for index in range(0, len(part), 40):
+            assert torch.equal(
+                resized.images[index], decode_image(encode_png(part.images[index]), other.image)
+            )
+
+
+def test_digest_depends_on_every_pixel_and_label(unpacked: Path) -> None:
+    data = read_dataset("mnist", unpacked.parents[1])
+    digests = {data.digest()}
+    for part in (data.train, data.test):
+        part.images[0, 0, 0, 0] += 1
+        digests.add(data.digest())
+        part.labels[0] += 1
+        digests.add(data.digest())
+    assert len(digests) == 5
+
+
+# prepare_dataset
+
+
+@pytest.fixture
+def small_mnist(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torchvision's MNIST has the checksums of PACKED."""
+    sums = [(name, hashlib.md5(data, usedforsecurity=False).hexdigest()) for name, data in PACKED.items()]
+    monkeypatch.setattr(datasets.MNIST, "resources", sums)
+    monkeypatch.setattr("mlp_dist.data.download.PAUSES", (0.01,) * 4)
+
+
+@pytest.mark.usefixtures("small_mnist")
+def test_only_missing_files_are_downloaded(
+    raw: Path, serve_files: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mirror = serve_files(PACKED)
+    monkeypatch.setattr(datasets.MNIST, "mirrors", [mirror.url])
+    packed, extracted, *missing = PACKED
+    (raw / packed).write_bytes(PACKED[packed])
+    (raw / extracted).with_suffix("").write_bytes(idx(ARRAYS["train-labels-idx1-ubyte"]))
+    prepare_dataset("mnist", raw.parents[1])
+    assert set(mirror.requests) == set(missing)
+    assert len(read_dataset("mnist", raw.parents[1]).train) == 30
+    mirror.requests.clear()
+    prepare_dataset("mnist", raw.parents[1])
+    assert mirror.requests == []
+
+
+@pytest.mark.parametrize("name", ["digits", "folder:somewhere"])
+def test_other_data_sets_need_no_download(tmp_path: Path, name: str) -> None:
+    prepare_dataset(name, tmp_path / "data")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.usefixtures("small_mnist")
+def test_message_without_a_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(datasets.MNIST, "mirrors", ["http://127.0.0.1:9/"])
+    with pytest.raises(DownloadError) as raised:
+        prepare_dataset("mnist", tmp_path)
+    first, second = str(raised.value).splitlines()
+    assert first.startswith("Could not download MNIST: train-images-idx3-ubyte.gz: ")
+    assert first.endswith("refused, tried 5 times")
+    for part in (*PACKED, str(tmp_path / "MNIST/raw"), "--data-dir", "--dataset digits"):
+        assert part in second
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+def test_files_at_hand_need_neither_torchvision_nor_a_network(unpacked: Path) -> None:
+    code = (
+        "import sys; from pathlib import Path; from mlp_dist.data.datasets import *; "
+        f"prepare_dataset('mnist', Path({str(unpacked.parents[1])!r})); "
+        f"read_dataset('mnist', Path({str(unpacked.parents[1])!r})); print('torchvision' in sys.modules)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True
+    )
+    assert done.stdout == "False\n"
+
+
+def test_default_data_dir(monkeypatch: pytest.MonkeyPatch) -> None:
+    for value, expected in (("/there", "/there"), ("", "data")):
+        monkeypatch.setenv("MLP_DIST_DATA", value)
+        assert default_data_dir() == Path(expected)
+    monkeypatch.delenv("MLP_DIST_DATA")
+    assert default_data_dir() == Path("data")

@@ -1,0 +1,194 @@
+import json
+import math
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from sklearn.metrics import accuracy_score, confusion_matrix, log_loss, precision_recall_fscore_support
+
+from mlp_dist.core.bundle import load_bundle, load_file, recalibrate, save_file
+from mlp_dist.core.errors import BundleError
+from mlp_dist.core.image import encode_png, normalize
+from mlp_dist.core.model import build_model
+from mlp_dist.core.spec import ImageSpec, ModelSpec
+from mlp_dist.data.batches import generator, split_validation
+from mlp_dist.data.evaluate import (
+    COLDEST,
+    HOTTEST,
+    calibration,
+    confident_mistakes,
+    evaluate,
+    fit_temperature,
+    model_temperature,
+    predict,
+)
+from mlp_dist.data.image_set import Dataset, ImageSet
+from mlp_dist.tracking import find
+from mlp_dist.tracking.export import export_run, run_dataset
+from tests.helpers.launching import Trained
+from tests.helpers.stored_runs import digits_run
+
+SPEC = ImageSpec(height=2, width=3, channels=1, mean=(0.3,), std=(0.4,))
+
+
+@pytest.mark.parametrize(("number", "classes"), [(1, 2), (500, 10), (50, 100)])
+def test_evaluation_equals_scikit_learn(number: int, classes: int) -> None:
+    logits = 3 * torch.randn(number, classes, generator=generator(number))
+    labels = torch.randint(classes, (number,), generator=generator(number))
+    found = evaluate(logits, labels)
+    names = list(range(classes))
+    predicted = logits.argmax(dim=1).numpy()
+    assert found.accuracy == accuracy_score(labels.numpy(), predicted)
+    assert found.confusion.dtype == torch.int64
+    assert np.array_equal(found.confusion.numpy(), confusion_matrix(labels.numpy(), predicted, labels=names))
+    probabilities = torch.softmax(logits.double(), dim=1).numpy()
+    assert found.loss == pytest.approx(log_loss(labels.numpy(), probabilities, labels=names), rel=1e-12)
+    precision, recall, f1, _ = precision_recall_fscore_support(
+        labels.numpy(), predicted, labels=names, zero_division=math.nan
+    )
+    for ours, theirs in (
+        (found.class_precision, precision),
+        (found.class_accuracy, recall),
+        (found.class_f1, f1),
+    ):
+        expected = [None if math.isnan(value) else pytest.approx(value, rel=1e-12) for value in theirs]
+        assert ours == expected
+
+
+def test_loss_is_computed_in_float64() -> None:
+    found = evaluate(torch.tensor([[0.0, 30.0]]), torch.tensor([1]))
+    assert 0 < found.loss == pytest.approx(math.log1p(math.exp(-30)), rel=1e-2)
+
+
+def of_two(*confidences: float) -> torch.Tensor:
+    """Probabilities of two classes; the second has these."""
+    return torch.tensor([[1 - value, value] for value in confidences], dtype=torch.float64)
+
+
+def test_calibration_by_hand() -> None:
+    """The fourteenth of fifteen bins is (13/15, 14/15]; bins weigh by their numbers of images."""
+    probabilities, labels = of_two(0.9, 0.92, 0.55, 1.0), torch.tensor([1, 0, 1, 1])
+    bins = calibration(probabilities, labels)
+    assert (bins.shape, bins.dtype) == ((15, 3), torch.float64)
+    expected = {8: [1, 0.55, 1], 13: [2, 0.9 + 0.92, 1], 14: [1, 1, 1]}
+    for number, row in enumerate(bins.tolist()):
+        assert row == pytest.approx(expected.get(number, [0, 0, 0]))
+    assert evaluate(probabilities.log(), labels).ece == pytest.approx((2 * 0.41 + 0.45 + 0) / 4)
+    assert evaluate(of_two(0.75, 0.75, 0.75, 0.75).log(), labels).ece == pytest.approx(0, abs=1e-15)
+
+
+@pytest.mark.parametrize("bound", [1, 7, 14])
+def test_a_bin_includes_its_upper_end(bound: int) -> None:
+    rows = torch.zeros(2, 20, dtype=torch.float64)
+    rows[:, 0] = torch.tensor([bound / 15, math.nextafter(bound / 15, 1)], dtype=torch.float64)
+    bins = calibration(rows, torch.tensor([0, 0]))
+    assert bins[:, 0].nonzero().flatten().tolist() == [bound - 1, bound]
+
+
+def test_confident_mistakes_come_first() -> None:
+    probabilities, labels = of_two(0.6, 0.9, 0.9, 0.99, 0.1), torch.tensor([0, 0, 0, 1, 1])
+    assert confident_mistakes(probabilities, labels, 10).tolist() == [1, 2, 4, 0]
+    assert confident_mistakes(probabilities, labels, 2).tolist() == [1, 2]
+    assert confident_mistakes(probabilities, torch.tensor([1, 1, 1, 1, 0]), 2).tolist() == []
+
+
+@pytest.mark.parametrize("number", [1, 2001])
+def test_predict_equals_the_model_on_all_images(number: int) -> None:
+    model = build_model(ModelSpec((6, 5, 4)), generator=generator(0))
+    images = torch.randint(0, 256, (number, 1, 2, 3), dtype=torch.uint8, generator=generator(1))
+    logits = predict(model, images, SPEC)
+    assert (logits.shape, logits.dtype, logits.requires_grad) == ((number, 4), torch.float32, False)
+    torch.testing.assert_close(logits, model(normalize(images, SPEC)).detach(), rtol=1e-5, atol=1e-6)
+    labels = torch.zeros(number, dtype=torch.int64)
+    assert torch.equal(predict(model, ImageSet(images, labels), SPEC), logits)
+
+
+# Temperature
+
+
+def calibrated(number: int, classes: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Logits, and labels drawn with the probabilities of their softmax."""
+    logits = 3 * torch.randn(number, classes, generator=generator(number))
+    return logits, torch.multinomial(torch.softmax(logits, dim=1), 1, generator=generator(1)).squeeze(1)
+
+
+@pytest.mark.parametrize("factor", [0.2, 3.0])
+@pytest.mark.parametrize("classes", [2, 10])
+def test_temperature_undoes_a_scaling(factor: float, classes: int) -> None:
+    logits, labels = calibrated(20_000, classes)
+    found = fit_temperature(logits * factor, labels)
+    assert found == pytest.approx(factor, rel=0.03)
+    fitted = evaluate(logits * factor, labels, temperature=found)
+    assert fitted.ece < 0.01 < 0.05 < fitted.uncalibrated_ece
+    least, below, above = (
+        evaluate(logits * factor / (found * change), labels).loss for change in (1, 1 / 1.05, 1.05)
+    )
+    assert least < min(below, above)
+
+
+@pytest.mark.parametrize("logits", [torch.zeros(0, 3), torch.zeros(5, 3), torch.full((4, 1), 2.0)])
+def test_temperature_is_1_without_information(logits: torch.Tensor) -> None:
+    assert fit_temperature(logits, torch.zeros(len(logits), dtype=torch.int64)) == 1
+
+
+def test_temperature_of_perfect_and_wrong_predictions() -> None:
+    logits, _ = calibrated(30, 10)
+    found = fit_temperature(logits, logits.argmax(dim=1))
+    # 30 correct predictions justify a confidence of 30 / 31.
+    confidence = torch.softmax(logits / found, dim=1).amax(dim=1).mean().item()
+    assert 0.7 < confidence < 30 / 31
+    assert fit_temperature(1e-3 * logits, logits.argmax(dim=1)) == pytest.approx(COLDEST)
+    assert fit_temperature(logits, logits.argmin(dim=1)) == pytest.approx(HOTTEST)
+    assert fit_temperature(torch.tensor([[0.0, 4.0]]), torch.tensor([1])) == pytest.approx(4 / math.log(3))
+
+
+@pytest.mark.slow
+def test_every_way_to_predict_is_calibrated(trained: Trained, image_data: Dataset, tmp_path: Path) -> None:
+    bundle, test_set = load_bundle(trained.bundle), image_data.test
+    test = evaluate(
+        predict(bundle.model, test_set.images, bundle.spec.image),
+        test_set.labels,
+        temperature=bundle.spec.temperature,
+    )
+    assert bundle.spec.temperature == trained.result["temperature"] != 1
+    assert test.ece == pytest.approx(trained.result["test_ece"], abs=1e-6)
+    assert test.uncalibrated_ece == pytest.approx(trained.result["test_ece_uncalibrated"], abs=1e-6)
+    hot = replace(bundle, spec=replace(bundle.spec, temperature=3.0))
+    images = test_set.images[:5]
+    expected = torch.softmax(predict(bundle.model, images, bundle.spec.image).double() / 3, dim=1)
+    save_file(hot, tmp_path / "hot.pt")
+    loaded = load_file(tmp_path / "hot.pt")
+    for asked in (hot, loaded):
+        answers = (
+            asked.probabilities(images).tolist(),
+            [list(answer.values()) for answer in asked.predict_proba(images)],
+            [list(asked.answer(encode_png(image)).values()) for image in images],
+        )
+        for found in answers:
+            torch.testing.assert_close(torch.tensor(found, dtype=torch.float64), expected, rtol=0, atol=1e-6)
+    with pytest.raises(BundleError):
+        hot.check_golden()
+    shutil.copytree(trained.bundle, tmp_path / "bundle")
+    recalibrate(tmp_path / "bundle", bundle, 3.0).check_golden()
+    load_bundle(tmp_path / "bundle").check_golden()
+
+
+@pytest.mark.slow
+def test_run_without_a_temperature_gets_one_when_exported(mlflow: Any, tmp_path: Path) -> None:
+    run = find.get_run(digits_run("x", "old", noise=0, val_accuracy=0.9, val_size=200))
+    [stored] = tmp_path.glob("mlruns/*/*/artifacts/bundle/bundle.json")
+    values = json.loads(stored.read_text())
+    stored.write_text(json.dumps({name: value for name, value in values.items() if name != "temperature"}))
+    exported, data = export_run(run, tmp_path / "once"), run_dataset(run)
+    _, held_out = split_validation(data.train, 200)
+    expected = model_temperature(exported.bundle.model, held_out, exported.bundle.spec.image)
+    assert exported.bundle.spec.temperature == exported.test.temperature == expected
+    assert exported.test.ece < 0.1 < exported.test.uncalibrated_ece
+    load_bundle(exported.directory).check_golden()
+    assert export_run(run, tmp_path / "again").bundle.spec == exported.bundle.spec
+    unheld = find.get_run(digits_run("x", "all", noise=0, val_accuracy=0.9, val_size=0))
+    assert export_run(unheld, tmp_path / "all").bundle.spec.temperature == 1
