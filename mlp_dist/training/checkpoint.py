@@ -84,7 +84,7 @@ def capture(trainer: "Trainer") -> Checkpoint:
         kept=trainer.kept,
         history=trainer.history,
         data_digest=trainer.data_digest,
-        average=None if trainer.average is None else trainer.average.state_dict(),
+        average=None if trainer.average is None else cpu_copy(trainer.average.state_dict()),
         scaler=None if scaler is None else scaler.state_dict(),
         epoch_steps=steps.state_dict(trainer.total) if steps.done else None,
         workers=trainer.workers,
@@ -96,13 +96,22 @@ def restore(trainer: "Trainer", checkpoint: Checkpoint) -> None:
     trainer.module.load_state_dict(checkpoint.model)
     trainer.torch_optimizer.load_state_dict(checkpoint.optimizer)
     if trainer.average is not None and checkpoint.average is not None:
-        trainer.average.load_state_dict(checkpoint.average)
+        trainer.average.load_state_dict(_current_average(checkpoint))
     if trainer.accelerator.scaler is not None and checkpoint.scaler is not None:
         trainer.accelerator.scaler.load_state_dict(checkpoint.scaler)
     trainer.run_key, trainer.history = checkpoint.run_key, checkpoint.history
     trainer.data_digest = checkpoint.data_digest
     trainer.kept, trainer.best = checkpoint.kept, checkpoint.best
     trainer.saved = checkpoint.progress
+
+
+def _current_average(checkpoint: Checkpoint) -> dict[str, Any]:
+    """The state of an AveragedModel; 0.1.0 wrote `num_updates` and the averaged parameters alone."""
+    state = checkpoint.average or {}
+    if "num_updates" not in state:
+        return state
+    average = {f"module.{name}": tensor for name, tensor in (checkpoint.model | state["average"]).items()}
+    return {"n_averaged": torch.tensor(state["num_updates"]), **average}
 
 
 def cpu_copy(state_dict: StateDict) -> StateDict:

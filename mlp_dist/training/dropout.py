@@ -1,4 +1,4 @@
-"""Dropout (Srivastava et al. 2014) that leaves out the same units however many processes train."""
+"""Dropout (Srivastava et al. 2014) that drops the same units on any number of processes."""
 
 import torch
 from torch import nn
@@ -9,11 +9,10 @@ from mlp_dist.data.batches import DROPOUT, generator
 
 
 class Dropout:
-    """Puts dropout after each hidden activation of a model that `build_model` has made; one for the model.
+    """Adds dropout after each hidden activation of a model from `build_model`.
 
-    In training each hidden value is 0 with probability `p`, from 0 to below 1, else 1 / (1 - p) times itself,
-    as torch's Dropout makes it; with `model.eval()` the model is what it was. Its state_dict stays as it was,
-    and where `p` is 0 the model too.
+    During training a hidden value becomes 0 with probability `p`, from 0 to below 1, and is otherwise scaled
+    by 1 / (1 - p), as in torch.nn.Dropout; in eval mode the model is unchanged, and so is its state_dict.
     """
 
     def __init__(self, model: nn.Module, p: float, *, seed: int) -> None:
@@ -21,27 +20,27 @@ class Dropout:
         biases = [parameter for parameter in model.parameters() if parameter.dim() == 1]
         self._widths = [len(bias) for bias in biases[:-1]] if p else []
         self._device = biases[0].device
-        self._masks = [_Masked() for _ in self._widths]
+        self._masks = [_Mask() for _ in self._widths]
         self._drawn_for: tuple[int, int] | None = None
         self._drawn: list[torch.Tensor] = []
         if p:
             _insert(model, self._masks)
 
     def at(self, step: int, *, batch_size: int, positions: torch.Tensor | slice) -> None:
-        """To be called before the model is, in training.
+        """Set the masks for the next forward pass.
 
-        `positions` are the N rows' places in the global batch of `batch_size`, int64 (N,) on the model's
-        device or a slice. What is left out of a row is a function of the seed, the step, the layer and the
-        row's place; between a CPU and a GPU it differs.
+        `positions` are the rows' positions in the global batch of `batch_size`: int64 (N,) on the model's
+        device, or a slice. The dropped units are a function of the seed, the step, the layer and the position
+        alone; they differ between CPU and GPU.
         """
-        # The parts of a batch that is worked through in several share what was drawn for it.
+        # The parts of an accumulated batch share its draws.
         if self._drawn_for != (step, batch_size):
             self._drawn = [
                 self._uniform(step, layer, batch_size, width) for layer, width in enumerate(self._widths)
             ]
             self._drawn_for = (step, batch_size)
-        for module, drawn in zip(self._masks, self._drawn, strict=True):
-            module.mask = (drawn[positions] >= self.p).float().mul_(1 / (1 - self.p))
+        for mask, drawn in zip(self._masks, self._drawn, strict=True):
+            mask.values = (drawn[positions] >= self.p).float().mul_(1 / (1 - self.p))
 
     def _uniform(self, step: int, layer: int, batch_size: int, width: int) -> torch.Tensor:
         source = generator(self.seed, DROPOUT, step, layer)
@@ -50,23 +49,23 @@ class Dropout:
         return torch.rand(batch_size, width, generator=source, device=self._device)
 
 
-class _Masked(nn.Module):
-    """values (N, width) -> values times a mask that is set from without, float32 (N, width)."""
+class _Mask(nn.Module):
+    """Multiplies activations (N, width) by `values`, float32 (N, width)."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.mask: torch.Tensor | None = None
+        self.values: torch.Tensor | None = None
 
-    def forward(self, values: torch.Tensor) -> torch.Tensor:
+    def forward(self, activations: torch.Tensor) -> torch.Tensor:
         if not self.training:
-            return values
-        if self.mask is None:
-            raise RuntimeError("Dropout.at must be called before the model is")
-        # Under autocast the values are of fewer bits, and stay so.
-        return (values * self.mask).to(values.dtype)
+            return activations
+        if self.values is None:
+            raise RuntimeError("call Dropout.at before the model")
+        # Keeps autocast's dtype.
+        return (activations * self.values).to(activations.dtype)
 
 
-def _insert(model: nn.Module, masks: list[_Masked]) -> None:
+def _insert(model: nn.Module, masks: list[_Mask]) -> None:
     if isinstance(model, TensorMLP):
         model.after_relu = nn.ModuleList(masks)
         return

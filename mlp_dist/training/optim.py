@@ -1,4 +1,4 @@
-"""TrainConfig -> optimizer, and plain SGD written out."""
+"""The optimizers of a TrainConfig, and plain SGD written out."""
 
 import sys
 from collections.abc import Callable, Iterable
@@ -9,9 +9,9 @@ from mlp_dist.config import TrainConfig
 
 
 class ScratchSGD(torch.optim.Optimizer):
-    """Plain stochastic gradient descent, as torch.optim.SGD: parameter -= lr * gradient.
+    """Stochastic gradient descent as in torch.optim.SGD: parameter -= lr * gradient.
 
-    `weight_decay` times the parameter is added to its gradient.
+    `weight_decay` times the parameter is added to the gradient.
     """
 
     def __init__(
@@ -30,7 +30,7 @@ class ScratchSGD(torch.optim.Optimizer):
                 if parameter.grad is None:
                     continue
                 gradient = parameter.grad
-                # What an earlier version's checkpoint holds has no weight decay.
+                # Old checkpoints have no weight decay.
                 if decay := group.get("weight_decay", 0.0):
                     gradient = gradient.add(parameter, alpha=decay)
                 parameter.add_(gradient, alpha=-group["lr"])
@@ -38,13 +38,10 @@ class ScratchSGD(torch.optim.Optimizer):
 
 
 def build_optimizer(config: TrainConfig, parameters: Iterable[torch.nn.Parameter]) -> torch.optim.Optimizer:
-    """The configuration's optimizer at its learning rate and weight decay, all else torch's defaults.
-
-    Adam's weight decay is decoupled from its gradient's scale: AdamW (Loshchilov and Hutter, 2019).
-    """
+    """Adam with weight decay is AdamW, decoupled from the gradient (Loshchilov and Hutter, 2019)."""
     lr, weight_decay = config.lr, config.weight_decay
     if not config.compile:
-        _leave_out_the_compiler()
+        _avoid_dynamo()
     if config.optimizer == "sgd":
         return torch.optim.SGD(parameters, lr=lr, weight_decay=weight_decay)
     if config.optimizer == "scratch-sgd":
@@ -54,11 +51,11 @@ def build_optimizer(config: TrainConfig, parameters: Iterable[torch.nn.Parameter
     return torch.optim.Adam(parameters, lr=lr, fused=True)
 
 
-def _leave_out_the_compiler() -> None:
-    """Let optimizers be made without torch._dynamo, whose import takes a second and 150 MB.
+def _avoid_dynamo() -> None:
+    """Keep optimizers from importing torch._dynamo, which takes a second and 150 MB.
 
-    torch imports it at the first call of these methods, to have them left out of what is being compiled. Here
-    nothing is: each is told to stand for itself, as `torch._disable_dynamo` would remember it.
+    torch wraps these methods in `torch._disable_dynamo`, which imports it on the first call and caches the
+    result in this attribute.
     """
     for name in ("state_dict", "load_state_dict", "zero_grad", "add_param_group"):
         method = getattr(getattr(torch.optim.Optimizer, name), "__wrapped__", None)

@@ -1,4 +1,4 @@
-"""How exactly float32 matrices are multiplied, while training steps run."""
+"""The precision of float32 matrix products during training."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -7,16 +7,16 @@ from functools import lru_cache
 import torch
 
 _LOSSLESS = 1e-5
-"""The largest error, relative to the largest product, of what is float32 for all that its name says. bfloat16
-has some 3e-3, TensorFloat-32 some 5e-4, float32 less than 1e-6."""
+"""Largest relative error that still counts as float32: bfloat16 has about 3e-3, TensorFloat-32 5e-4, float32
+less than 1e-6."""
 
 
 @lru_cache
-def settle(precision: str, device: torch.device) -> str:
-    """The name that `precision`, one of MATMUL_PRECISIONS, comes to on `device`.
+def resolve_matmul_precision(precision: str, device: torch.device) -> str:
+    """Replace `auto` by the fastest setting of torch.set_float32_matmul_precision that loses no precision.
 
-    `medium` only permits torch to compute in bfloat16. Where a CPU has no use for that it moves the products
-    to oneDNN, in float32 and up to twice as fast as MKL; where it has (AMX, CUDA), auto is `highest`.
+    `medium` permits bfloat16. CPUs without AMX don't use it: there `medium` selects oneDNN in float32, up to
+    twice as fast as MKL. Elsewhere `auto` means `highest`.
     """
     if precision != "auto":
         return precision
@@ -35,7 +35,7 @@ def matmul_error(precision: str, device: torch.device) -> float:
 
 @contextmanager
 def matmul_precision(precision: str) -> Iterator[None]:
-    """torch's global setting, for as long as the block runs."""
+    """Change torch's global setting inside the block."""
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision(precision)
     try:

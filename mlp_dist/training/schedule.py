@@ -1,35 +1,32 @@
-"""The learning rate of each step, a function of its number alone: a resumed training needs no state."""
+"""Learning rates as a function of the step alone, so that a resumed training needs no scheduler state."""
 
 import math
 
 from mlp_dist.config import SCHEDULES
 
-_PEAK_SHARE, _START_DIVISOR, _END_DIVISOR = 0.3, 25.0, 1e4
-"""torch's OneCycleLR: where its peak lies, and what its first and its last rate are parts of."""
+_PEAK, _START_DIVISOR, _END_DIVISOR = 0.3, 25.0, 1e4
+"""Defaults of torch's OneCycleLR: pct_start, div_factor and final_div_factor."""
 
 
 def learning_rate(schedule: str, *, lr: float, step: int, num_steps: int, warmup_steps: int = 0) -> float:
-    """The rate of step `step`, from 0, of a training of `num_steps`, its peak being `lr`.
+    """The rate of `step`, from 0, in a training of `num_steps` with the peak rate `lr`.
 
-    Step i of the first `warmup_steps` has lr * (i + 1) / warmup_steps. Of the n steps that remain, step k,
-    from 0, has
+    Step i of the first `warmup_steps` has lr * (i + 1) / warmup_steps. Step k of the remaining n steps has
 
     - constant: lr;
-    - cosine: lr * (1 + cos(pi * k / n)) / 2 (Loshchilov and Hutter 2017, without restarts), the last one
-      lr * sin(pi / 2n)^2;
-    - linear: lr * (1 - k / n), the last one lr / n.
+    - cosine: lr * (1 + cos(pi * k / n)) / 2 (Loshchilov and Hutter 2017, without restarts);
+    - linear: lr * (1 - k / n).
 
-    one-cycle (Smith and Topin 2019) is torch's OneCycleLR with its defaults, momentum left alone: half a
-    cosine from lr / 25 up to lr, and half a cosine down to lr / 250,000, the last step's rate. It rises over
-    the first 30 % of the steps, or over `warmup_steps` where that is above 0: the last of them has lr.
+    one-cycle (Smith and Topin 2019) is torch's OneCycleLR with its defaults and constant momentum: half a
+    cosine from lr / 25 up to lr, then half a cosine down to lr / 250,000 at the last step. It rises over 30 %
+    of the steps, or over `warmup_steps` if that is not 0.
 
-    A warm-up as long as the training or longer is all there is of it.
-    Raises ValueError for a schedule not in SCHEDULES and for a step outside the training.
+    Raises ValueError for an unknown schedule or a step outside the training.
     """
     if schedule not in SCHEDULES:
-        raise ValueError(f"unknown schedule {schedule!r} (there are: {', '.join(SCHEDULES)})")
+        raise ValueError(f"unknown schedule {schedule!r} (choose from {', '.join(SCHEDULES)})")
     if not 0 <= step < num_steps:
-        raise ValueError(f"step {step} is none of {num_steps} steps, counted from 0")
+        raise ValueError(f"step {step} is outside a training of {num_steps} steps")
     if schedule == "one-cycle":
         return _one_cycle(lr, step, num_steps, warmup_steps)
     if step < warmup_steps:
@@ -42,8 +39,8 @@ def learning_rate(schedule: str, *, lr: float, step: int, num_steps: int, warmup
 
 def _one_cycle(lr: float, step: int, num_steps: int, warmup_steps: int) -> float:
     start = lr / _START_DIVISOR
-    # In a training of fewer than four steps torch's peak lies before the first.
-    peak = (warmup_steps or _PEAK_SHARE * num_steps) - 1
+    # With fewer than four steps torch's peak lies before the first.
+    peak = (warmup_steps or _PEAK * num_steps) - 1
     if step < peak:
         return _half_cosine(start, lr, step / peak)
     if step == peak:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from mlp_dist.config import TrainConfig
 from mlp_dist.console import progress
@@ -22,10 +23,9 @@ from mlp_dist.data.image_set import Dataset, ImageSet
 from mlp_dist.training.checkpoint import Checkpoint, StateDict, capture, cpu_copy, restore, save_checkpoint
 from mlp_dist.training.directories import remember_output_dir
 from mlp_dist.training.distributed.peers import Peers
-from mlp_dist.training.ema import MovingAverage
 from mlp_dist.training.engines import Job, build_engine
 from mlp_dist.training.optim import build_optimizer
-from mlp_dist.training.precision import settle
+from mlp_dist.training.precision import resolve_matmul_precision
 from mlp_dist.training.report import Report
 from mlp_dist.training.schedule import learning_rate
 from mlp_dist.training.steps import EpochSteps, Pace, Record, chunks
@@ -67,7 +67,10 @@ class Trainer:
             generator=generator(config.seed, INITIALIZATION),
             initialization=config.initialization,
         ).to(self.device)
-        self.average = MovingAverage(self.module, config.ema_decay) if config.ema_decay else None
+        self.average = None
+        if config.ema_decay:
+            average_fn = get_ema_multi_avg_fn(config.ema_decay)  # type: ignore[no-untyped-call]
+            self.average = AveragedModel(self.module, multi_avg_fn=average_fn)
         # A second module, so that evaluation has no dropout and can use the averaged weights.
         self.evaluated = build_model(self.spec).to(self.device)
         self.torch_optimizer = build_optimizer(config, self.module.parameters())
@@ -79,7 +82,7 @@ class Trainer:
         if checkpoint is not None:
             restore(self, checkpoint)
         self.data_digest = self.data_digest or data.digest()
-        self.matmul_precision = settle(config.matmul_precision, self.device)
+        self.matmul_precision = resolve_matmul_precision(config.matmul_precision, self.device)
         self.job = Job(
             config=config,
             accelerator=accelerator,
@@ -121,7 +124,7 @@ class Trainer:
         epoch, steps = len(self.history), self.epoch_steps
         order = training_order(self.train_set, seed=self.config.seed, epoch=epoch)
         portions, before = self._portions(), steps.seconds
-        rows = (self.engine.rows(self._batches(order, portion)) for portion in portions)
+        rows = (self._share(order, portion) for portion in portions)
         started = time.perf_counter()
         self.bar.set_description(f"epoch {epoch + 1}/{self.config.epochs}", refresh=False)
         with closing(prefetch(self.train_set, rows)) as fetching:
@@ -149,7 +152,7 @@ class Trainer:
 
     def weights(self) -> StateDict:
         """The weights to evaluate and keep: the model's, or their moving average."""
-        return self.module.state_dict() if self.average is None else self.average.averaged()
+        return (self.average.module if self.average else self.module).state_dict()
 
     def _loss_and_accuracy(self, part: ImageSet) -> tuple[float, float]:
         share = part[slice(self.rank, len(part), self.world_size)]
@@ -187,10 +190,11 @@ class Trainer:
         )
         return chunks(range(steps.done, self.steps_per_epoch), self.engine.steps_at_once, every)
 
-    def _batches(self, order: torch.Tensor, steps: range) -> list[torch.Tensor]:
+    def _share(self, order: torch.Tensor, steps: range) -> torch.Tensor:
+        """Indices of this process's images in the global batches of `steps`, int64 (N,)."""
         size = self.config.batch_size
-        rows = order[steps.start * size : min(steps.stop * size, len(self.train_set))]
-        return list(torch.split(rows.to(self.device), size))
+        rows = order[steps.start * size : min(steps.stop * size, len(self.train_set))].to(self.device)
+        return torch.cat([batch[self.rank :: self.world_size] for batch in torch.split(rows, size)])
 
     def after_steps(self, number: int, signals: StopSignals) -> None:
         """Log and save if due, after `number` more steps."""
@@ -211,7 +215,7 @@ class Trainer:
         signum, wrong, seconds = self.peers.largest(
             signals.received or 0, -self.epoch_steps.first_not_finite(), self.pace.elapsed()
         )
-        self.pace.asked(seconds)
+        self.pace.restart(seconds)
         if wrong > -math.inf:
             raise self._not_finite(
                 f"the loss of step {-wrong:.0f} (epoch {len(self.history) + 1}) is not finite"

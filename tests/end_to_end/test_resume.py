@@ -26,7 +26,7 @@ def weights(directory: Path) -> Weights:
     return {
         "last": checkpoint.model,
         "best": checkpoint.best,
-        "average": checkpoint.average["average"],
+        "average": checkpoint.average,
     }
 
 

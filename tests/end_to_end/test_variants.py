@@ -17,7 +17,7 @@ from torch.optim import SGD, Adam, AdamW, lr_scheduler
 
 from mlp_dist.core.image import normalize
 from mlp_dist.training.checkpoint import load_checkpoint
-from mlp_dist.training.engines.cpu import PlainEngine
+from mlp_dist.training.engines.cpu import CPUEngine
 from tests.helpers.launching import ROOT, run
 from tests.helpers.plain_loop import PlainLoop
 from tests.helpers.variants import (
@@ -286,9 +286,9 @@ def test_bf16_learns_and_is_not_float32(alone: Callable[[str], Result], tmp_path
 @needs_compiler
 def test_a_compiled_model_is_compiled(tmp_path: Path) -> None:
     with trainer(VARIANTS["compiled"], tmp_path) as made:
-        assert isinstance(made.engine.gradients.model, torch._dynamo.OptimizedModule)
+        assert isinstance(made.engine.model, torch._dynamo.OptimizedModule)
     with trainer(PLAIN, tmp_path) as made:
-        assert isinstance(made.engine, PlainEngine)
+        assert isinstance(made.engine, CPUEngine)
 
 
 def test_float64_gradients_are_rounded_once(tmp_path: Path) -> None:

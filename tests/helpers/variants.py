@@ -130,7 +130,7 @@ def train(config: TrainConfig, directory: Path) -> dict[str, Any]:
 
 def take_step(trainer: Trainer, step: int, batch: torch.Tensor) -> torch.Tensor:
     """Step `step` on the training images of the indices `batch`; (summed loss, number correct), (1, 2)."""
-    images = trainer.train_set[trainer.engine.rows([batch])]
+    images = trainer.train_set[batch[trainer.rank :: trainer.world_size]]
     return trainer.engine.train(step, [len(batch)], images)
 
 

@@ -1,11 +1,11 @@
-"""The ways to run training steps. `build_engine` takes the fastest that does what is asked."""
+"""Engines run training steps. `build_engine` selects the fastest one that supports a configuration."""
 
 from mlp_dist.training.engines.accelerated import EagerEngine
-from mlp_dist.training.engines.cpu import PlainEngine
+from mlp_dist.training.engines.cpu import CPUEngine
 from mlp_dist.training.engines.job import Engine, Job
 
 __all__ = ["Engine", "Job", "build_engine"]
 
 
 def build_engine(job: Job) -> Engine:
-    return PlainEngine(job) if PlainEngine.takes(job) else EagerEngine(job)
+    return CPUEngine(job) if CPUEngine.supports(job) else EagerEngine(job)

@@ -1,9 +1,8 @@
-"""Training steps of a plain perceptron on the CPU, forward and backward written out.
+"""Training steps of a plain MLP in one CPU process, with forward and backward pass written out.
 
-A small model's step is a dozen matrix products of some ten microseconds each. Autograd's own work, memory
-taken anew for each result, and the optimizer's passes over the parameters cost as much again. Here results
-go into buffers that stay, steps share what can be done for several at once, and plain SGD's update is part
-of the product that makes the gradient.
+In a small model autograd's bookkeeping, memory allocation and the optimizer's passes over the parameters cost
+as much time as the matrix products. Here results go into preallocated buffers, several steps share their
+preparation, and plain SGD's update is part of the product that computes the gradient.
 """
 
 from collections.abc import Sequence
@@ -17,18 +16,24 @@ from torch.nn import functional
 from mlp_dist.data.image_set import ImageSet
 from mlp_dist.training.engines.job import Job
 from mlp_dist.training.engines.products import Products
-from mlp_dist.training.engines.rows import Buffers, SharedRows, build_rows
 from mlp_dist.training.engines.updates import build_update
 
-_ROWS_AT_ONCE, _BYTES_AT_ONCE = 2**13, 2**24
-"""Images that are normalized in one go, and what they may take: enough to hide the cost of the calls."""
+_MAX_ROWS, _MAX_BYTES = 2**13, 2**24
+"""Limits on the images that are normalized at once: enough to hide the calls' overhead."""
 
 _WIDE = 100_000
-"""Elements from which on a second thread takes off more than it costs."""
+"""Elements above which an elementwise operation gains from a second thread."""
 
 
-class PlainEngine:
-    """For nn.Linear and ReLU in float32 with SGD or Adam; equal to autograd's steps but for rounding."""
+class _Buffers(NamedTuple):
+    """Activations of hidden layers and loss derivatives by each layer's outputs, float32 (rows, width)."""
+
+    values: list[torch.Tensor]
+    derivatives: list[torch.Tensor]
+
+
+class CPUEngine:
+    """nn.Linear and ReLU in float32 with SGD or Adam. Equals autograd's steps up to rounding."""
 
     def __init__(self, job: Job) -> None:
         self.job, batch_size = job, job.config.batch_size
@@ -40,70 +45,66 @@ class PlainEngine:
         self._transposed = [weight.t() for weight in self._weights]
         self._large = [Products.is_large(batch_size, *weight.shape) for weight in self._weights]
         self._products = Products(job.matmul_precision)
-        num_parameters = sum(weight.numel() for weight in self._weights)
-        self._rows = build_rows(job, [len(bias) for bias in self._biases], num_parameters)
-        reduce = job.world_size > 1 and not isinstance(self._rows, SharedRows)
-        self._update = build_update(job, self._weights, self._biases, reduce=reduce)
+        self._update = build_update(job, self._weights, self._biases)
+        widths = [linear.out_features for linear in linears]
+        self._values = [torch.empty(batch_size, width) for width in widths[:-1]]
+        self._derivatives = [torch.empty(batch_size, width) for width in widths]
+        # Two sizes: the last batch of an epoch may be shorter.
+        self._buffers = lru_cache(maxsize=2)(self._views)
         num_pixels = job.image.height * job.image.width
         mean, std = (
             torch.tensor(values, dtype=torch.float64).repeat_interleave(num_pixels)
             for values in (job.image.mean, job.image.std)
         )
         self._offset, self._scale = (-mean / std).float(), (1 / (255 * std)).float()
-        self._layout = lru_cache(maxsize=4)(self._layout_of)
         most = self.steps_at_once * batch_size
         self._inputs = torch.empty(most, num_features)
-        self._logits, self._targets = (torch.empty(most, linears[-1].out_features) for _ in range(2))
+        self._logits, self._targets = (torch.empty(most, widths[-1]) for _ in range(2))
 
     @staticmethod
-    def takes(job: Job) -> bool:
-        return job.is_plain and job.device.type == "cpu"
-
-    def rows(self, batches: Sequence[torch.Tensor]) -> torch.Tensor:
-        if self.job.world_size == 1:
-            return torch.cat(list(batches))
-        return torch.cat([batch[self._rows.needed(len(batch))] for batch in batches])
+    def supports(job: Job) -> bool:
+        config, accelerator = job.config, job.accelerator
+        return (
+            accelerator.num_processes == 1
+            and accelerator.device.type == "cpu"
+            and config.model == "module"
+            and config.optimizer in ("sgd", "adam")
+            and config.mixed_precision == "no"
+            and config.gradient_dtype == "float32"
+            and config.accumulation_steps == 1
+            and config.clip_norm is None
+            and not (config.compile or config.dropout or config.augment_shift)
+            and not (config.deform or config.adversarial)
+        )
 
     @torch.no_grad()
     def train(self, step: int, sizes: Sequence[int], images: ImageSet) -> torch.Tensor:
-        shares, given, own, step_of = self._layout(tuple(sizes))
-        labels = images.labels
-        if given != own:
-            parts = zip(torch.split(labels, given), shares, strict=True)
-            labels = torch.cat([part[share] for part, share in parts])
+        labels, parts = images.labels, list(sizes)
         inputs = self._normalized(images.images)
         targets, logits = self._one_hot(labels), self._logits[: len(labels)]
-        views = zip(
-            sizes,
-            shares,
-            torch.split(inputs, given),
-            torch.split(targets, own),
-            torch.split(logits, own),
-            strict=True,
-        )
+        views = zip(parts, *(torch.split(each, parts) for each in (inputs, targets, logits)), strict=True)
         with self._products:
-            for number, (size, share, x, target, answers) in enumerate(views):
-                buffers = self._rows.buffers(size)
+            for number, (size, x, target, outputs) in enumerate(views):
+                buffers = self._buffers(size)
                 rate = self.job.set_learning_rate(step + number)
-                self._forward(x[share], buffers.values, answers)
-                self._backward(answers, target, buffers, scale=self._update.scale(size, rate))
-                self._update_from(x, self._rows.known(size), rate)
+                self._forward(x, buffers.values, outputs)
+                self._backward(outputs, target, buffers, scale=self._update.scale(size, rate))
+                self._update_from(x, buffers, rate)
                 if self.job.average is not None:
-                    self.job.average.update()
+                    self.job.average.update_parameters(self.job.module)
         self._update.finish()
         smoothing = self.job.config.label_smoothing
         losses = functional.cross_entropy(logits, labels, reduction="none", label_smoothing=smoothing)
-        told = torch.stack([losses, logits.argmax(dim=1) == labels], dim=1).double()
-        return torch.zeros(len(sizes), 2, dtype=torch.float64).index_add_(0, step_of, told)
+        figures = torch.stack([losses, logits.argmax(dim=1) == labels], dim=1).double()
+        totals: torch.Tensor = torch.segment_reduce(figures, "sum", lengths=torch.tensor(parts))
+        return totals
 
-    def _layout_of(self, sizes: tuple[int, ...]) -> "_Layout":
-        shares = [self._rows.own(size) for size in sizes]
-        given = [_length(self._rows.needed(size)) for size in sizes]
-        own = [_length(share) for share in shares]
-        return _Layout(shares, given, own, torch.repeat_interleave(torch.tensor(own)))
+    def _views(self, size: int) -> _Buffers:
+        values, derivatives = ([each[:size] for each in all_] for all_ in (self._values, self._derivatives))
+        return _Buffers(values, derivatives)
 
     def _normalized(self, images: torch.Tensor) -> torch.Tensor:
-        """As core's `normalize` but for rounding, in one pass instead of three."""
+        """core's `normalize` up to rounding, in one pass instead of three."""
         inputs = self._inputs[: len(images)]
         inputs.copy_(images.flatten(1))
         torch.addcmul(self._offset, inputs, self._scale, out=inputs)
@@ -119,16 +120,16 @@ class PlainEngine:
         before = inputs
         for layer, after in enumerate([*values, logits]):
             self._products.use(self._large[layer])
-            # addmm would first spread the bias over all rows, and then add the product to it.
+            # Faster than addmm, which broadcasts the bias first and then adds the product to it.
             torch.mm(before, self._transposed[layer], out=after)
             self._products.use(after.numel() > _WIDE)
             after.add_(self._biases[layer])
             before = after if after is logits else after.relu_()
 
     def _backward(
-        self, logits: torch.Tensor, targets: torch.Tensor, buffers: Buffers, *, scale: float
+        self, logits: torch.Tensor, targets: torch.Tensor, buffers: _Buffers, *, scale: float
     ) -> None:
-        """The derivatives, by each layer's outputs, of `scale` times the summed cross entropy."""
+        """Compute the derivatives, by each layer's outputs, of `scale` times the summed cross entropy."""
         values, derivatives = buffers
         self._products.use(True)
         torch.softmax(logits, 1, out=derivatives[-1])
@@ -139,28 +140,14 @@ class PlainEngine:
             torch.mm(above, self._weights[layer + 1], out=here)
             torch.ops.aten.threshold_backward.grad_input(here, values[layer], 0, grad_input=here)
 
-    def _update_from(self, inputs: torch.Tensor, known: Buffers, rate: float) -> None:
+    def _update_from(self, inputs: torch.Tensor, buffers: _Buffers, rate: float) -> None:
         for layer in range(len(self._weights) - 1, -1, -1):
             self._products.use(self._large[layer])
-            before = known.values[layer - 1] if layer else inputs
-            self._update.add(layer, before, known.derivatives[layer])
+            before = buffers.values[layer - 1] if layer else inputs
+            self._update.add(layer, before, buffers.derivatives[layer])
         self._products.use(True)
         self._update.step(rate)
 
 
 def rows_at_once(num_features: int) -> int:
-    return min(_ROWS_AT_ONCE, _BYTES_AT_ONCE // (4 * num_features))
-
-
-def _length(part: slice) -> int:
-    return int(part.stop - part.start)
-
-
-class _Layout(NamedTuple):
-    """Of consecutive steps: the process's share of the rows given for each, the numbers of both, and of each
-    of its rows the step, counted from the first."""
-
-    shares: list[slice]
-    given: list[int]
-    own: list[int]
-    step_of: torch.Tensor
+    return min(_MAX_ROWS, _MAX_BYTES // (4 * num_features))

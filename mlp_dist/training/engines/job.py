@@ -1,4 +1,4 @@
-"""What an engine trains."""
+"""The input of an engine, and its interface."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -7,18 +7,18 @@ from typing import Protocol
 import torch
 from accelerate import Accelerator
 from torch import nn
+from torch.optim.swa_utils import AveragedModel
 
 from mlp_dist.config import TrainConfig
 from mlp_dist.core.spec import ImageSpec
 from mlp_dist.data.image_set import ImageSet
-from mlp_dist.training.ema import MovingAverage
 
 
 @dataclass(frozen=True)
 class Job:
-    """A model and all that its steps need; engines change `module`, `optimizer` and `average` in place.
+    """A model and everything its steps need. Engines update `module`, `optimizer` and `average` in place.
 
-    `set_learning_rate` gives the optimizer the rate of a step, counted from 0, and returns it.
+    `set_learning_rate` sets the optimizer's rate for a step, counted from 0, and returns it.
     """
 
     config: TrainConfig
@@ -27,49 +27,19 @@ class Job:
     optimizer: torch.optim.Optimizer
     image: ImageSpec
     set_learning_rate: Callable[[int], float]
-    average: MovingAverage | None = None
+    average: AveragedModel | None = None
     matmul_precision: str = "highest"
-
-    @property
-    def device(self) -> torch.device:
-        device: torch.device = self.accelerator.device
-        return device
-
-    @property
-    def rank(self) -> int:
-        return int(self.accelerator.process_index)
-
-    @property
-    def world_size(self) -> int:
-        return int(self.accelerator.num_processes)
-
-    @property
-    def is_plain(self) -> bool:
-        """Whether a step is no more than products, ReLU, cross entropy and SGD or Adam, in float32."""
-        config = self.config
-        return (
-            config.model == "module"
-            and config.optimizer in ("sgd", "adam")
-            and config.mixed_precision == "no"
-            and config.gradient_dtype == "float32"
-            and config.accumulation_steps == 1
-            and config.clip_norm is None
-            and not (config.compile or config.dropout or config.augment_shift)
-            and not (config.deform or config.adversarial)
-        )
 
 
 class Engine(Protocol):
-    """Runs training steps, several in a call where that is faster: about `steps_at_once`."""
+    """Runs training steps; most efficient with about `steps_at_once` of them per call."""
 
     steps_at_once: int
 
-    def rows(self, batches: Sequence[torch.Tensor]) -> torch.Tensor:
-        """The indices of the images that this process needs for these global batches, int64 (N,)."""
-
     def train(self, step: int, sizes: Sequence[int], images: ImageSet) -> torch.Tensor:
-        """Take a step with each of some global batches of `sizes`; `step`, counted from 0, with the first.
+        """Take one step for each global batch of `sizes`; `step`, from 0, is the number of the first one.
 
-        `images` are those of the batches' `rows`. Returns for each step this process's part of (summed loss,
-        number correct), float64 (len(sizes), 2).
+        `images` are this process's share of the batches, one batch after the other: of each batch every
+        `num_processes`-th image from `process_index` on. Returns this process's (summed loss, number
+        correct) of each step, float64 (len(sizes), 2).
         """

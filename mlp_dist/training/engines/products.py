@@ -1,4 +1,4 @@
-"""Which library multiplies two matrices on the CPU, and with how many threads."""
+"""The library and the number of threads for float32 matrix products on the CPU."""
 
 from types import TracebackType
 from typing import Self
@@ -6,15 +6,14 @@ from typing import Self
 import torch
 
 _SMALL = 4e6
-"""Floating point operations of a product below which MKL on one thread is the faster: oneDNN needs some ten
-microseconds to begin, and several threads need time to meet."""
+"""Floating point operations below which MKL on one thread is faster: oneDNN needs about ten microseconds to
+start, and threads need time to synchronize."""
 
 
 class Products:
-    """torch's global settings, set for each product by its size while this is entered.
+    """While entered, sets torch's global settings before each product according to its size.
 
-    `precision` is the name under which large ones are made. The choice follows from the global batch alone,
-    so any number of processes makes the same products in the same way.
+    `precision` applies to large products.
     """
 
     def __init__(self, precision: str) -> None:
@@ -38,7 +37,6 @@ class Products:
         self._large = None
 
     def use(self, large: bool) -> None:
-        """From here on for products that are, or are not, large."""
         if large is not self._large:
             torch.set_float32_matmul_precision(self.precision if large else "highest")
             torch.set_num_threads(self._before[1] if large else 1)
