@@ -53,23 +53,20 @@ def check_launcher() -> None:
         return
     found = re.search(r"--num[-_]processes[ =](\d+)", " ".join(_parent("cmdline")))
     number = found[1] if found else "N"
-    words = shlex.join(["accelerate", "launch", "--multi_gpu", "--num_processes", number, *sys.argv])
+    command = f"{launch_command(number)} {shlex.join(sys.argv[1:])}"
     raise UsageError(
         f"accelerate launch was asked for {number} processes but started 1, because --multi_gpu is missing. "
-        f"This command starts {number}, on GPUs if there are any, else on the CPU:\n  {_cpu_prefix()}{words}"
+        f"This command starts {number}, on GPUs if there are any, else on the CPU:\n  {command}"
     )
 
 
-def launch_command() -> str:
-    """The command that starts the same number of processes on this machine."""
-    number = world_size()
-    if number == 1:
+def launch_command(number: str = "") -> str:
+    """The command that starts `number` processes of a training on this machine, by default as many as now."""
+    number = number or str(world_size())
+    if number == "1":
         return "accelerate launch -m mlp_dist.train"
-    return f"{_cpu_prefix()}accelerate launch --multi_gpu --num_processes {number} -m mlp_dist.train"
-
-
-def _cpu_prefix() -> str:
-    return "ACCELERATE_USE_CPU=true " if _is_cpu_forced() else ""
+    cpu = "ACCELERATE_USE_CPU=true " if _is_cpu_forced() else ""
+    return f"{cpu}accelerate launch --multi_gpu --num_processes {number} -m mlp_dist.train"
 
 
 def _parent(what: str) -> list[str]:
@@ -149,11 +146,10 @@ def end_with_launcher() -> None:
 
     Raises Interrupted if the launcher is dead already.
     """
-    if sys.platform == "linux" and _is_launched():
-        _set_death_signal()
-        # In a container the launcher may be process 1; elsewhere that is init, which adopts orphans.
-        if os.getppid() == 1 and not re.search("accelerate|torch", " ".join(_parent("cmdline"))):
-            raise Interrupted(signal.SIGTERM)
+    # Init adopts orphans, but in a container the launcher itself may be process 1.
+    is_orphan = os.getppid() == 1 and not re.search("accelerate|torch", " ".join(_parent("cmdline")))
+    if _is_launched():
+        end_with(0 if is_orphan else os.getppid())
 
 
 def end_with(parent: int) -> None:
@@ -162,13 +158,9 @@ def end_with(parent: int) -> None:
     Raises Interrupted if the parent is dead already.
     """
     if sys.platform == "linux":
-        _set_death_signal()
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
         if os.getppid() != parent:
             raise Interrupted(signal.SIGTERM)
-
-
-def _set_death_signal() -> None:
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)

@@ -27,6 +27,12 @@ def exit_code(action: Callable[[], object]) -> object:
     return raised.value.code
 
 
+def stop_with_note() -> Interrupted:
+    error = Interrupted(signal.SIGTERM)
+    error.add_note("2 of 5 epochs are in outputs/run")
+    return error
+
+
 def run_and_fail(error: BaseException) -> object:
     def main() -> None:
         raise error
@@ -93,7 +99,7 @@ def test_exit_code_is_the_returned_one() -> None:
         (MlpDistError("anything"), 1, "error: anything\n"),
         (OSError(28, "No space left on device"), 1, "error: [Errno 28] No space left on device\n"),
         (KeyboardInterrupt(), 130, "\ninterrupted\n"),
-        (Interrupted(signal.SIGTERM), 143, "\nstopped by SIGTERM\n"),
+        (stop_with_note(), 143, "\nstopped by SIGTERM\n2 of 5 epochs are in outputs/run\n"),
     ],
     ids=lambda value: type(value).__name__,
 )
@@ -116,13 +122,6 @@ def test_other_ranks_do_not_report_wrong_arguments(
     monkeypatch.setenv("RANK", "3")
     assert exit_code(lambda: parser().parse_args(["--epoch"])) == 2
     assert capsys.readouterr() == ("", "")
-
-
-def test_notes_of_an_interruption_are_printed(capsys: pytest.CaptureFixture[str]) -> None:
-    error = Interrupted(signal.SIGTERM)
-    error.add_note("2 of 5 epochs are in outputs/run")
-    assert run_and_fail(error) == 143
-    assert capsys.readouterr().err == "\nstopped by SIGTERM\n2 of 5 epochs are in outputs/run\n"
 
 
 @pytest.mark.parametrize(("rank", "where"), [("0", ""), ("1", " in the process of rank 1")])

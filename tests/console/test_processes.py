@@ -75,19 +75,21 @@ def found(done: subprocess.CompletedProcess[str]) -> list[dict[str, Any]]:
 
 
 @pytest.mark.slow
-def test_missing_multi_gpu_is_an_error_with_a_working_command(script: Path) -> None:
-    done = launch(script, "--cpu", "--num_processes", "2", str(script), "--name", "two words")
+def test_several_processes_need_multi_gpu(script: Path) -> None:
+    words = ("--num_processes", "2", "--main_process_port", "0", str(script), "--name", "two words")
+    done = launch(script, "--cpu", *words)
     assert done.returncode != 0
     assert done.stdout == ""
+    command = "accelerate launch --multi_gpu --num_processes 2 -m mlp_dist.train --name 'two words'"
     assert "accelerate launch was asked for 2 processes but started 1" in done.stderr
-    (line,) = (line for line in done.stderr.splitlines() if line.startswith("  ") and "--multi_gpu" in line)
-    both = found(run(["sh", "-c", line], script.parent, HF_HOME=str(script.parent / "home")))
+    assert f"\n  ACCELERATE_USE_CPU=true {command}\n" in done.stderr
+    both = found(launch(script, "--multi_gpu", *words, ACCELERATE_USE_CPU="true"))
     assert [(each["size"], each["argv"]) for each in both] == [(2, ["--name", "two words"])] * 2
     assert [each["main"] for each in both] == [True, False]
     assert [each["threads"] for each in both] == [max(1, CORES // 2)] * 2
 
 
-def test_processes_of_a_configuration_file_are_counted_too(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_number_of_processes_may_come_from_a_configuration_file(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ACCELERATE_DYNAMO_BACKEND", "NO")
     monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
     with pytest.raises(UsageError, match=r"asked for N processes.*\n  accelerate launch --multi_gpu"):
@@ -138,23 +140,13 @@ def test_process_ends_with_its_launcher(tmp_path: Path) -> None:
         assert process.stdout.read() == ""
 
 
-@pytest.mark.parametrize(
-    ("variables", "command"),
-    [
-        ({"ACCELERATE_USE_CPU": "true"}, "accelerate launch -m mlp_dist.train"),
-        ({"WORLD_SIZE": "3"}, "accelerate launch --multi_gpu --num_processes 3 -m mlp_dist.train"),
-        (
-            {"WORLD_SIZE": "2", "ACCELERATE_USE_CPU": "true"},
-            "ACCELERATE_USE_CPU=true accelerate launch --multi_gpu --num_processes 2 -m mlp_dist.train",
-        ),
-    ],
-)
-def test_launch_command_starts_the_same_number_of_processes(
-    monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], command: str
-) -> None:
-    for name, value in variables.items():
-        monkeypatch.setenv(name, value)
+def test_launch_command_starts_the_same_number_of_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert launch_command() == "accelerate launch -m mlp_dist.train"
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    command = "accelerate launch --multi_gpu --num_processes 3 -m mlp_dist.train"
     assert launch_command() == command
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    assert launch_command() == f"ACCELERATE_USE_CPU=true {command}"
 
 
 # Devices
@@ -225,13 +217,6 @@ def test_at_once_lets_only_the_first_signal_interrupt() -> None:
             os.kill(os.getpid(), signal.SIGUSR1)
         os.kill(os.getpid(), signal.SIGTERM)
         assert signals.received == signal.SIGUSR1
-
-
-def test_at_once_raises_for_an_earlier_signal() -> None:
-    with StopSignals() as signals:
-        os.kill(os.getpid(), signal.SIGUSR1)
-        with pytest.raises(Interrupted, match="SIGUSR1"):
-            signals.at_once()
 
 
 def test_interruption_can_be_pickled() -> None:

@@ -82,17 +82,6 @@ def test_round_trip(tmp_path: Path, spec: BundleSpec, model: torch.nn.Module) ->
     bundle.check_golden()
 
 
-def test_answer_is_the_softmax_by_class_name(saved: Path, model: torch.nn.Module) -> None:
-    bundle = load_bundle(saved)
-    for image in pixels_of(20, seed=2):
-        logits = model(normalize(image[None], IMAGE))
-        expected = torch.softmax(logits.detach().double(), dim=1)[0]
-        answer = bundle.answer(encode_png(image))
-        assert list(answer) == ["cow", "cat", "dog"]
-        assert list(answer.values()) == pytest.approx(expected.tolist(), abs=1e-6)
-        assert sum(answer.values()) == pytest.approx(1, abs=1e-12)
-
-
 def test_answers_do_not_depend_on_the_batch(saved: Path) -> None:
     bundle, images = load_bundle(saved), pixels_of(50, seed=3)
     batch = bundle.probabilities(images)
@@ -177,17 +166,6 @@ def test_check_probabilities_has_a_tolerance(answer: dict[str, float], message: 
         check_probabilities(answer, golden)
 
 
-# Writing
-
-
-def test_failing_save_keeps_the_old_bundle(saved: Path, spec: BundleSpec, model: torch.nn.Module) -> None:
-    before = {path.name: path.read_bytes() for path in saved.iterdir()}
-    with pytest.raises(ValueError, match="not JSON compliant"):
-        save_bundle(saved, replace(spec, metrics={"loss": float("nan")}), model.state_dict(), pixels_of(1)[0])
-    assert {path.name: path.read_bytes() for path in saved.iterdir()} == before
-    assert [path.name for path in saved.parent.iterdir()] == ["bundle"]
-
-
 # Damage
 
 
@@ -222,7 +200,6 @@ def test_spec_that_is_not_json(saved: Path, content: bytes) -> None:
         ({"format_version": 2}, "bundle format 2 is not 1"),
         ({"classes": ["cow", "cat"]}, "3 outputs, 2 classes and 3 golden probabilities"),
         ({"classes": 3}, "is not a bundle's description"),
-        ({"model": {"layer_sizes": "784"}}, "layer_sizes 784 need at least an input and an output"),
         ({"model": {"layer_sizes": [20, 8.0, 3]}}, "layer_sizes .20, 8.0, 3. need .* from 1 to"),
         ({"model": {"layer_sizes": [20, 10**30, 3]}}, "each a number from 1 to 1,000,000,000"),
         (

