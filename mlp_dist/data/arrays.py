@@ -109,10 +109,11 @@ def _read_part(directory: Path, part: str, image_size: int, most_in_memory: int)
     path, labels_path = (directory / f"{part}_{kind}.npy" for kind in ("images", "labels"))
     images, labels = _load(path, mapped=True), _load(labels_path)
     shape = images.shape
-    if images.dtype != np.uint8:
-        raise DataError(f"{path} holds {images.dtype}; images must be uint8, from 0 to 255")
-    if len(shape) not in (3, 4) or (len(shape) == 4 and shape[1] not in (1, 3)):
-        raise DataError(f"{path} has shape {shape}; it must be (N, H, W), (N, 1, H, W) or (N, 3, H, W)")
+    if images.dtype != np.uint8 or len(shape) not in (3, 4) or (len(shape) == 4 and shape[1] not in (1, 3)):
+        raise DataError(
+            f"{path} holds {images.dtype} of shape {shape}; "
+            "images must be uint8 of shape (N, H, W), (N, 1, H, W) or (N, 3, H, W)"
+        )
     if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
         raise DataError(
             f"{labels_path} holds {labels.dtype} of shape {labels.shape}; "

@@ -4,7 +4,7 @@ The order is a function of (seed, epoch) alone, and each process takes its share
 so one process or eight take the same steps.
 """
 
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Generator, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 
@@ -90,36 +90,28 @@ def prefetch(part: ImageSet, chunks: Iterable[torch.Tensor]) -> Generator[ImageS
     if not isinstance(part, StoredSet):
         yield from (part[chunk] for chunk in chunks)
         return
-    groups = _grouped(chunks, max(1, _READ_BYTES // part.image_bytes))
+    remaining = iter(chunks)
+
+    def read() -> list[ImageSet]:
+        """The next chunks, read together; [] after the last one."""
+        group: list[torch.Tensor] = []
+        while sum(map(len, group)) * part.image_bytes < _READ_BYTES:
+            if (chunk := next(remaining, None)) is None:
+                break
+            group.append(chunk)
+        if not group:
+            return []
+        images = part[torch.cat(group)]
+        sizes = [len(chunk) for chunk in group]
+        pairs = zip(torch.split(images.images, sizes), torch.split(images.labels, sizes), strict=True)
+        return [ImageSet(*pair) for pair in pairs]
+
     with ThreadPoolExecutor(1, thread_name_prefix="reader") as pool:
-        ahead = pool.submit(_read_next, part, groups)
-        while images := ahead.result():
-            ahead = pool.submit(_read_next, part, groups)
-            for each in images:
+        ahead = pool.submit(read)
+        while parts := ahead.result():
+            ahead = pool.submit(read)
+            for each in parts:
                 yield _on_device(each, part.labels.device)
-
-
-def _grouped(chunks: Iterable[torch.Tensor], num_images: int) -> Iterator[list[torch.Tensor]]:
-    """Consecutive chunks in groups of at least `num_images` images, to be read together."""
-    group: list[torch.Tensor] = []
-    for chunk in chunks:
-        group.append(chunk)
-        if sum(map(len, group)) >= num_images:
-            yield group
-            group = []
-    if group:
-        yield group
-
-
-def _read_next(part: StoredSet, groups: Iterator[list[torch.Tensor]]) -> list[ImageSet]:
-    """The images of each chunk in the next group; [] after the last group."""
-    group = next(groups, [])
-    if not group:
-        return []
-    sizes = [len(chunk) for chunk in group]
-    read = part[torch.cat(group)]
-    parts = zip(torch.split(read.images, sizes), torch.split(read.labels, sizes), strict=True)
-    return [ImageSet(images, labels) for images, labels in parts]
 
 
 def _on_device(part: ImageSet, device: torch.device) -> ImageSet:

@@ -21,10 +21,7 @@ from mlp_dist.data.download import download
 from mlp_dist.data.folder import read_folder
 from mlp_dist.data.image_set import Dataset, ImageSet
 
-_FILES = (
-    *("train-images-idx3-ubyte", "train-labels-idx1-ubyte"),
-    *("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"),
-)
+_FILES = [f"{part}-{kind}-ubyte" for part in ("train", "t10k") for kind in ("images-idx3", "labels-idx1")]
 
 NUM_TEST_DIGITS = 360
 """One image in five."""
@@ -99,14 +96,15 @@ def _raw_directory(facts: DatasetFacts, data_dir: Path) -> Path:
 
 def _read_idx(facts: DatasetFacts, data_dir: Path) -> tuple[ImageSet, ImageSet]:
     directory = _raw_directory(facts, data_dir)
-    size = (facts.image.height, facts.image.width)
     train_images, train_labels, test_images, test_labels = (
-        _read_idx_file(directory / f"{file}.gz", size if "images" in file else ()) for file in _FILES
+        _read_idx_file(directory / f"{file}.gz", (28, 28) if "images" in file else ()) for file in _FILES
     )
-    for labels in (train_labels, test_labels):
-        if labels.max(initial=0) >= len(facts.classes):
-            raise DataError(f"{directory} has the label {labels.max()}, but {len(facts.classes)} classes")
-    return _image_set(train_images, train_labels, directory), _image_set(test_images, test_labels, directory)
+    for images, labels in ((train_images, train_labels), (test_images, test_labels)):
+        if len(images) != len(labels) or labels.max(initial=0) >= len(facts.classes):
+            raise DataError(
+                f"images and labels in {directory} do not match; delete them to download them again"
+            )
+    return _image_set(train_images, train_labels), _image_set(test_images, test_labels)
 
 
 def _read_idx_file(path: Path, size: tuple[int, ...]) -> np.ndarray:
@@ -117,25 +115,20 @@ def _read_idx_file(path: Path, size: tuple[int, ...]) -> np.ndarray:
     """
     path = path if path.exists() else path.with_suffix("")
     try:
-        data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        data = path.read_bytes()
+        data = gzip.decompress(data) if path.suffix == ".gz" else data
+        header = struct.Struct(f">HBB{1 + len(size)}I")
+        zeros, element_type, num_dimensions, number, *found = header.unpack_from(data)
+        if (zeros, element_type, num_dimensions, *found) != (0, 8, 1 + len(size), *size):
+            raise ValueError(f"it is not an IDX file of {'x'.join(map(str, size)) or 'single'} bytes")
+        return np.frombuffer(data, np.uint8, offset=header.size).reshape(number, *size)
+    except (gzip.BadGzipFile, EOFError, zlib.error, struct.error, ValueError) as error:
         raise DataError(f"{path} is damaged ({error}); delete it to download it again") from error
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror or error}") from error
-    header = struct.Struct(f">HBB{1 + len(size)}I")
-    number = struct.unpack_from(">I", data, 4)[0] if len(data) >= header.size else 0
-    if header.pack(0, 8, 1 + len(size), number, *size) != data[: header.size]:
-        raise DataError(f"{path} is damaged or another file; delete it to download it again")
-    if len(data) != (length := header.size + number * int(np.prod(size))):
-        raise DataError(
-            f"{path} is damaged: it has {len(data)} bytes, not {length}; delete it to download it again"
-        )
-    return np.frombuffer(data, np.uint8, offset=header.size).reshape(number, *size)
 
 
-def _image_set(images: np.ndarray, labels: np.ndarray, source: Path | str) -> ImageSet:
-    if len(images) != len(labels):
-        raise DataError(f"{source} holds {len(images)} images, but {len(labels)} labels")
+def _image_set(images: np.ndarray, labels: np.ndarray) -> ImageSet:
     return ImageSet(torch.from_numpy(images.copy()).unsqueeze(1), torch.from_numpy(labels.astype(np.int64)))
 
 
@@ -151,9 +144,7 @@ def _read_digits() -> tuple[ImageSet, ImageSet]:
     digits = np.loadtxt(Path(package) / "datasets/data/digits.csv.gz", delimiter=",")
     pixels = np.round(digits[:, :-1].reshape(-1, 8, 8) * (255 / 16)).astype(np.uint8)
     enlarged = [Image.fromarray(gray).resize((28, 28), Image.Resampling.BICUBIC) for gray in pixels]
-    everything = _image_set(
-        np.stack([np.asarray(image) for image in enlarged]), digits[:, -1], "scikit-learn"
-    )
+    everything = _image_set(np.stack([np.asarray(image) for image in enlarged]), digits[:, -1])
     # Neighbours are by one writer, so the test images are drawn from the whole set, always the same ones.
     order = torch.randperm(len(everything), generator=generator(0))
     return everything[order[NUM_TEST_DIGITS:]], everything[order[:NUM_TEST_DIGITS]]

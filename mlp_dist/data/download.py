@@ -1,15 +1,16 @@
 """Downloading a data set's files by torchvision, with retries and in a bounded time."""
 
-import queue
+import math
 import shutil
 import sys
 import tempfile
 import threading
 import time
 from collections.abc import Sequence
+from concurrent.futures import Future, wait
 from http.client import HTTPException
 from pathlib import Path
-from urllib.error import HTTPError, URLError
+from urllib.error import HTTPError
 
 from mlp_dist.console import progress
 from mlp_dist.core.errors import DownloadError
@@ -21,16 +22,8 @@ PAUSES = (0.5, 1.0, 2.0, 4.0)
 STALL_SECONDS = 5.0
 """How long one request may bring nothing."""
 
-SILENCE_SECONDS = 20.0
-"""How long all tries together may bring nothing."""
-
-
-class _TryError(Exception):
-    """A request that failed; `received` tells whether any bytes arrived."""
-
-    def __init__(self, reason: str, *, received: bool) -> None:
-        super().__init__(reason)
-        self.received = received
+RETRY_SECONDS = 20.0
+"""How long a file is tried; a request that brings data may take longer."""
 
 
 def download(source: str, names: Sequence[str], directory: Path) -> None:
@@ -60,65 +53,47 @@ def download(source: str, names: Sequence[str], directory: Path) -> None:
 
 
 def _download(name: str, md5: str, mirrors: Sequence[str], directory: Path) -> Path:
-    """Try all mirrors in turn, five times, until SILENCE_SECONDS pass without a byte."""
-    end = time.monotonic() + SILENCE_SECONDS
-    for number, pause in enumerate((*PAUSES, None), start=1):
+    """Try all mirrors in turn, five times, within RETRY_SECONDS."""
+    end = time.monotonic() + RETRY_SECONDS
+    for number, pause in enumerate((*PAUSES, math.inf), start=1):
         for mirror in mirrors:
-            # Each request has its own file: one that was given up may still write to its own.
+            # Each request has its own file, because one that was given up may still write.
             path = directory / f"{time.monotonic_ns()}.gz"
             try:
-                _fetch(f"{mirror}{name}", md5, path, min(STALL_SECONDS, end - time.monotonic()))
+                _fetch(f"{mirror}{name}", md5, path, min(STALL_SECONDS, max(0.0, end - time.monotonic())))
                 return path
-            except _TryError as error:
-                reason = str(error)
-                if error.received:
-                    end = time.monotonic() + SILENCE_SECONDS
-            if time.monotonic() > end:
-                break
-        if pause is None or time.monotonic() + pause > end:
+            # The errors of torchvision, urllib and http.client.
+            except (OSError, RuntimeError, HTTPException) as error:
+                reason = " ".join(str(error).split()).removeprefix("<urlopen error ").removesuffix(">")
+        if time.monotonic() + pause > end:
             break
-        progress.tell(
-            f"cannot download {name} ({reason}); try {number + 1} of {len(PAUSES) + 1} in {pause:g} s",
-            sys.stderr,
-        )
+        trying = f"try {number + 1} of {len(PAUSES) + 1} in {pause:g} s"
+        progress.tell(f"cannot download {name} ({reason}); {trying}", sys.stderr)
         time.sleep(pause)
     raise DownloadError(f"{name}: {reason}, tried {number} times")
 
 
 def _fetch(url: str, md5: str, path: Path, seconds: float) -> None:
-    """Download `url`, or raise _TryError if it fails or nothing arrives for `seconds`."""
+    """Download `url`; raises TimeoutError if nothing arrives for `seconds`."""
     from torchvision.datasets.utils import download_url
 
-    outcome: queue.SimpleQueue[Exception | None] = queue.SimpleQueue()
+    outcome: Future[None] = Future()
 
     def work() -> None:
         try:
-            download_url(url, path.parent, path.name, md5)
-        except (OSError, HTTPException, RuntimeError) as error:
-            outcome.put(error)
-        else:
-            outcome.put(None)
+            outcome.set_result(download_url(url, path.parent, path.name, md5))
+        except Exception as error:
+            if isinstance(error, HTTPError):
+                error.close()
+            outcome.set_exception(error)
 
     # torchvision sets no time limit, and a lookup of a host name cannot be stopped.
     threading.Thread(target=work, daemon=True).start()
-    size, since = 0, time.monotonic()
-    while True:
-        try:
-            error = outcome.get(timeout=0.05)
-            break
-        except queue.Empty:
-            found = path.stat().st_size if path.exists() else 0
-            if found > size:
-                size, since = found, time.monotonic()
-            elif time.monotonic() - since > seconds:
-                raise _TryError(f"no answer for {max(seconds, 0):.0f} seconds", received=size > 0) from None
-    if error is not None:
-        raise _TryError(_reason(error), received=path.exists()) from error
-
-
-def _reason(error: Exception) -> str:
-    if isinstance(error, HTTPError):
-        error.close()
-    elif isinstance(error, URLError):
-        return str(error.reason)
-    return " ".join(str(error).split()) or type(error).__name__
+    size, since = -1, time.monotonic()
+    while not wait([outcome], timeout=0.05).done:
+        found = path.stat().st_size if path.exists() else 0
+        if found > size:
+            size, since = found, time.monotonic()
+        elif time.monotonic() - since > seconds:
+            raise TimeoutError(f"no answer for {seconds:.0f} seconds")
+    outcome.result()

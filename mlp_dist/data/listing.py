@@ -52,7 +52,7 @@ def list_folder(directory: Path) -> Listing:
     if len(classes) < 2:
         raise DataError(f"{root} holds {len(classes)} folders; it needs two or more, one per class")
     for name in (str(directory), *classes):
-        if not name.isprintable() or not _is_unicode(name):
+        if not name.isprintable():
             raise DataError(f"{name!r} has unprintable characters; rename that folder")
     other: Counter[str] = Counter()
     train = _labelled_files(directory, root, classes, other)
@@ -87,15 +87,6 @@ def _notes(directory: Path, root: Path, other: Counter[str]) -> Iterator[str]:
     loose = sum(path.suffix.lower() in _SUFFIXES for path in root.iterdir() if path.is_file())
     if loose:
         yield f"ignored in {root}: {loose} images outside the class folders"
-
-
-def _is_unicode(name: str) -> bool:
-    """Whether the name's bytes are UTF-8; in old archives they often are not."""
-    try:
-        name.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def _class_names(root: Path) -> list[str]:

@@ -96,45 +96,25 @@ INVALID: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda path: (path / "test_labels.npy").unlink(),
         "cannot read {}/test_labels.npy: No such file or directory$",
     ),
-    "text": (
-        lambda path: (path / "train_images.npy").write_text("hello"),
-        "{}/train_images.npy is damaged or not an array that numpy.save wrote: ",
-    ),
     "truncated": (
         lambda path: (path / "train_images.npy").write_bytes((path / "train_images.npy").read_bytes()[:-1]),
-        "{}/train_images.npy is damaged or not an array",
-    ),
-    "empty": (
-        lambda path: (path / "train_images.npy").write_bytes(b""),
         "{}/train_images.npy is damaged or not an array",
     ),
     "pickled": (
         lambda path: np.save(path / "train_labels.npy", np.array([{}]), allow_pickle=True),
         "{}/train_labels.npy is damaged or not an array",
     ),
-    "fortran": (
-        replaced("train_images.npy", np.asfortranarray(IMAGES[:60])),
-        "{}/train_images.npy is not one array in C order",
-    ),
     "floats": (
         replaced("train_images.npy", IMAGES[:60] / 255),
-        "{}/train_images.npy holds float64; images must be uint8, from 0 to 255$",
-    ),
-    "flat": (
-        replaced("train_images.npy", IMAGES[:60].reshape(60, 784)),
-        r"{}/train_images.npy has shape \(60, 784\); it must be ",
+        r"{}/train_images.npy holds float64 of shape \(60, 28, 28\); images must be uint8 of shape",
     ),
     "two channels": (
         replaced("train_images.npy", IMAGES[:60].reshape(30, 2, 28, 28)),
-        r"{}/train_images.npy has shape \(30, 2, 28, 28\); it must be ",
+        r"{}/train_images.npy holds uint8 of shape \(30, 2, 28, 28\); images must be ",
     ),
     "size": (
         replaced("test_images.npy", np.zeros((10, 32, 32), np.uint8)),
         "{}/test_images.npy holds images of 32x32 pixels, not 28x28; use --image-size 32$",
-    ),
-    "not square": (
-        replaced("test_images.npy", np.zeros((10, 28, 32), np.uint8)),
-        "{}/test_images.npy holds images of 28x32 pixels, not 28x28; they must be square$",
     ),
     "gray and RGB": (
         replaced("test_images.npy", np.zeros((10, 3, 28, 28), np.uint8)),
@@ -152,15 +132,10 @@ INVALID: dict[str, tuple[Callable[[Path], object], str]] = {
         replaced("train_labels.npy", LABELS[:60] - 1),
         "{}/train_labels.npy has the label -1, but the 5 classes are 0 to 4$",
     ),
-    "too few names": (
-        lambda path: (path / "classes.json").write_text('["a", "b", "c"]'),
-        "{}/train_labels.npy has the label 4, but the 3 classes are 0 to 2$",
-    ),
     "equal names": (
         lambda path: (path / "classes.json").write_text('["a", "a"]'),
         r"{}/classes.json must be a list of two or more different names, not \[",
     ),
-    "no JSON": (lambda path: (path / "classes.json").write_text("a, b"), "cannot read {}/classes.json: "),
 }
 
 

@@ -10,7 +10,7 @@ from mlp_dist.core.model import build_model
 from mlp_dist.core.spec import ImageSpec, ModelSpec
 from mlp_dist.data import augment
 from mlp_dist.data.augment import adversarial, deform, offsets, shift
-from mlp_dist.data.batches import DEFORMATION, generator
+from mlp_dist.data.batches import generator
 
 GRAY = ImageSpec(height=4, width=5, channels=1, mean=(0.3,), std=(0.2,))
 RGB = ImageSpec(height=4, width=5, channels=3, mean=(0.1, 0.5, 0.9), std=(0.2, 0.3, 0.4))
@@ -52,21 +52,6 @@ def test_shift_equals_loops(shape: tuple[int, int, int, int], max_shift: int) ->
     assert torch.equal(moved, shifted_by_loops(images, by))
 
 
-def test_shift_by_hand() -> None:
-    image = torch.zeros(1, 1, 3, 3, dtype=torch.uint8)
-    image[0, 0, 1, 1] = 9
-    assert shift(image, torch.tensor([[1, -1]]))[0, 0].tolist() == [[0, 0, 0], [0, 0, 0], [9, 0, 0]]
-
-
-def test_offsets_depend_on_seed_and_step_alone() -> None:
-    before = torch.get_rng_state()
-    found = {key: draw_offsets(*key) for key in itertools.product((0, 2**40), (0, 550))}
-    assert torch.equal(torch.get_rng_state(), before)
-    assert all(torch.equal(draw_offsets(*key), found[key]) for key in found)
-    for one, other in itertools.combinations(found.values(), 2):
-        assert (one == other).float().mean() < 0.4
-
-
 def test_offsets_are_equally_likely() -> None:
     by = draw_offsets(batch_size=20_000, max_shift=3)
     counts = torch.bincount((by[:, 0] + 3) * 7 + by[:, 1] + 3)
@@ -74,8 +59,8 @@ def test_offsets_are_equally_likely() -> None:
     assert (counts - 20_000 / 49).abs().max() <= 5 * (20_000 / 49) ** 0.5
 
 
-@pytest.mark.parametrize("world", [2, 8])
-def test_augmentation_does_not_depend_on_the_number_of_processes(world: int) -> None:
+def test_augmentation_does_not_depend_on_the_number_of_processes() -> None:
+    world = 3
     images = random_images(13)
     by, bent = draw_offsets(seed=3, step=7, batch_size=13), deformed(images, seed=3, step=7)
     for rank in range(world):
@@ -124,15 +109,6 @@ def test_affine_map_by_hand(amounts: tuple[int, ...]) -> None:
     expected = rotation @ shear @ scale @ place + 2 * augment.SHIFT * torch.tensor([right, down])
     (found,) = augment._affine(torch.tensor([amounts], dtype=torch.float32), 1.0)
     torch.testing.assert_close(found @ torch.cat([place, torch.ones(1)]), expected)
-
-
-def test_one_move_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("BEND", "TURN", "SCALE", "SLANT"):
-        monkeypatch.setattr(augment, name, 0.0)
-    amounts = torch.rand(3, 6, generator=generator(0, DEFORMATION, 0)) * 2 - 1
-    found = displacements(3)[:, :, 8:-8, 8:-8]
-    expected = amounts[:, 4:] * augment.SHIFT * 28
-    torch.testing.assert_close(found, expected[:, :, None, None].expand_as(found), rtol=0, atol=1e-3)
 
 
 def test_bends_have_their_size_and_smoothness(monkeypatch: pytest.MonkeyPatch) -> None:

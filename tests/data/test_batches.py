@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 import torch
 
-from mlp_dist.core.errors import DataError
 from mlp_dist.core.model import build_model
 from mlp_dist.core.spec import ImageSpec, ModelSpec
 from mlp_dist.data import arrays, batches
@@ -34,19 +33,6 @@ def numbered(number: int) -> ImageSet:
     for place in range(3):
         images[:, 0, 0, place] = torch.arange(number) // 256**place % 256
     return ImageSet(images, torch.arange(number))
-
-
-# ImageSet
-
-
-@pytest.mark.parametrize(
-    "index", [torch.tensor([4, 0, 4]), slice(1, 3), torch.tensor([], dtype=torch.int64)], ids=str
-)
-def test_image_set_is_indexed_together(index: torch.Tensor | slice) -> None:
-    whole = numbered(5)
-    part = whole[index]
-    assert torch.equal(part.labels, torch.arange(5)[index])
-    assert torch.equal(part.images, whole.images[index])
 
 
 # Random numbers
@@ -186,15 +172,6 @@ def test_reader_thread_ends_with_its_consumer(stored: StoredSet) -> None:
 
     with pytest.raises(KeyboardInterrupt):
         consume()
-    assert readers() == []
-
-
-@pytest.mark.usefixtures("small_blocks")
-def test_read_errors_reach_the_consumer(stored: StoredSet) -> None:
-    with stored.path.open("r+b") as file:
-        file.truncate(20_000)
-    with pytest.raises(DataError, match=f"^{stored.path} is damaged"):
-        list(prefetch(stored, torch.split(torch.arange(NUMBER), 1000)))
     assert readers() == []
 
 

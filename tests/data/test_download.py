@@ -93,7 +93,7 @@ def test_gives_up_mirrors_that_hang(
     serve_files: Callable, fetch: Callable, manner: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "STALL_SECONDS", 0.2)
-    monkeypatch.setattr(module, "SILENCE_SECONDS", 1.0)
+    monkeypatch.setattr(module, "RETRY_SECONDS", 1.0)
     started = time.monotonic()
     with pytest.raises(DownloadError, match=r"^first.gz: no answer for 0 seconds, tried \d times$"):
         fetch(*(serve_files(FILES, manner).url for _ in range(2)))

@@ -59,11 +59,6 @@ def test_evaluation_equals_scikit_learn(number: int, classes: int) -> None:
         assert ours == expected
 
 
-def test_loss_is_computed_in_float64() -> None:
-    found = evaluate(torch.tensor([[0.0, 30.0]]), torch.tensor([1]))
-    assert 0 < found.loss == pytest.approx(math.log1p(math.exp(-30)), rel=1e-2)
-
-
 def of_two(*confidences: float) -> torch.Tensor:
     """Probabilities of two classes; the second has these."""
     return torch.tensor([[1 - value, value] for value in confidences], dtype=torch.float64)
@@ -79,14 +74,6 @@ def test_calibration_by_hand() -> None:
         assert row == pytest.approx(expected.get(number, [0, 0, 0]))
     assert evaluate(probabilities.log(), labels).ece == pytest.approx((2 * 0.41 + 0.45 + 0) / 4)
     assert evaluate(of_two(0.75, 0.75, 0.75, 0.75).log(), labels).ece == pytest.approx(0, abs=1e-15)
-
-
-@pytest.mark.parametrize("bound", [1, 7, 14])
-def test_a_bin_includes_its_upper_end(bound: int) -> None:
-    rows = torch.zeros(2, 20, dtype=torch.float64)
-    rows[:, 0] = torch.tensor([bound / 15, math.nextafter(bound / 15, 1)], dtype=torch.float64)
-    bins = calibration(rows, torch.tensor([0, 0]))
-    assert bins[:, 0].nonzero().flatten().tolist() == [bound - 1, bound]
 
 
 def test_confident_mistakes_come_first() -> None:

@@ -75,15 +75,6 @@ def test_folder_with_parts(tmp_path: Path, mode: str) -> None:
     assert set(data.train.labels[:10].tolist()) == {0, 1, 2}
 
 
-def test_one_folder_has_one_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write_folder(tmp_path / "pets")
-    monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.chdir(tmp_path / "pets")
-    data = [read_folder(Path(path)) for path in (f"{tmp_path}/pets/../pets", "~/pets", ".")]
-    assert {each.name for each in data} == {f"folder:{tmp_path}/pets"}
-    assert {each.title for each in data} == {"pets"}
-
-
 # Unreadable files
 
 
@@ -107,6 +98,21 @@ def test_every_unreadable_file_is_named(tmp_path: Path) -> None:
         for name in ("dark/0.png", "dark/text.jpg", "mid/bad.png")
     ]
     assert lines[2].startswith(f"  {tmp_path}/train/mid/bad.png: the image is empty")
+
+
+def test_file_removed_between_listing_and_reading_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_folder(tmp_path)
+    decode = folder._decode
+
+    def decode_after_removal(*arguments: Any) -> object:
+        (tmp_path / "mid" / "3.png").unlink()
+        return decode(*arguments)
+
+    monkeypatch.setattr(folder, "_decode", decode_after_removal)
+    with pytest.raises(DataError, match=f"\n  {tmp_path}/mid/3.png: No such file or directory$"):
+        read_folder(tmp_path)
 
 
 def test_skip_bad_images_leaves_them_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -135,36 +141,6 @@ def test_parts_and_classes_need_readable_images(tmp_path: Path) -> None:
         read_folder(tmp_path / "parts", skip_bad_images=True)
 
 
-def test_missing_files_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write_folder(tmp_path)
-    (tmp_path / "mid" / "link.png").symlink_to(tmp_path / "nowhere.png")
-    with pytest.raises(
-        DataError, match=f"^1 of 25 .*\n  {tmp_path}/mid/link.png: No such file or directory$"
-    ):
-        read_folder(tmp_path)
-    (tmp_path / "mid" / "link.png").unlink()
-    decode = folder._decode
-
-    def decode_after_removal(*arguments: Any) -> object:
-        (tmp_path / "mid" / "3.png").unlink()
-        return decode(*arguments)
-
-    monkeypatch.setattr(folder, "_decode", decode_after_removal)
-    with pytest.raises(DataError, match=f"\n  {tmp_path}/mid/3.png: No such file or directory$"):
-        read_folder(tmp_path)
-
-
-def test_folder_without_permission_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write_folder(tmp_path)
-
-    def scandir(path: Path) -> None:
-        raise PermissionError(13, "Permission denied", str(path))
-
-    monkeypatch.setattr(os, "scandir", scandir)
-    with pytest.raises(DataError, match=f"^cannot read {tmp_path}/dark: Permission denied$"):
-        folder.read_folder(tmp_path)
-
-
 # Layouts
 
 
@@ -176,12 +152,9 @@ def test_unusable_folders_are_rejected(tmp_path: Path) -> None:
     write_folder(tmp_path, {"only": 1})
     with pytest.raises(DataError, match=f"{tmp_path} holds 1 folders; it needs two or more"):
         read_folder(tmp_path)
-    (tmp_path / "empty" / "a").mkdir(parents=True)
-    (tmp_path / "empty" / "b").mkdir()
-    with pytest.raises(DataError, match=f"{tmp_path}/empty holds no PNG, .*TIFF files"):
-        read_folder(tmp_path / "empty")
     write_folder(tmp_path / "empty", {"c": 1})
-    with pytest.raises(DataError, match=f"{tmp_path}/empty has no training images in the folders a, b"):
+    (tmp_path / "empty" / "a").mkdir()
+    with pytest.raises(DataError, match=f"{tmp_path}/empty has no training images in the folders a; add"):
         read_folder(tmp_path / "empty")
     write_folder(tmp_path / "parts" / "train", number=2)
     with pytest.raises(DataError, match="has a folder train but none named test; it needs both, or neither"):
@@ -250,17 +223,6 @@ def test_class_folders_may_be_links(tmp_path: Path) -> None:
 # Sizes and colours
 
 
-def test_gray_files_of_any_format_make_a_gray_folder(tmp_path: Path) -> None:
-    for name in "ab":
-        (tmp_path / name / "deep").mkdir(parents=True)
-        for suffix in ("png", "gif", "JPEG", "bmp", "tiff"):
-            Image.new("L", (30, 40), 51).save(tmp_path / name / "deep" / f"0.{suffix}")
-    data = read_folder(tmp_path)
-    assert (len(all_images(data)), data.image.channels) == (10, 1)
-    # Of one colour only.
-    assert (data.image.mean, data.image.std) == ((0.2,), (1.0,))
-
-
 @pytest.mark.parametrize("image_size", [16, 40])
 def test_images_are_decoded_as_in_serving(tmp_path: Path, image_size: int) -> None:
     paths = []
@@ -298,21 +260,6 @@ def test_gray_files_of_a_colour_folder_are_decoded_as_in_serving(tmp_path: Path)
     assert len(expected) == 6
 
 
-def test_number_of_threads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(12)))
-
-    def files(size: int) -> list[folder.ImageFile]:
-        status = os.stat_result((0, 0, 0, 0, 0, 0, size, 0, 0, 0))
-        return [folder.ImageFile("a", 0, status), folder.ImageFile("b", 0, status)]
-
-    assert [folder._num_threads(files(size)) for size in (0, 500, 10_000, 10**6)] == [1, 1, 5, 12]
-    monkeypatch.setattr(folder, "_num_threads", lambda files: 5)
-    data = read_folder(write_folder(tmp_path, number=50))
-    assert [values_of(data.train, label) for label in range(3)] == [
-        [value] * 43 for value in CLASSES.values()
-    ]
-
-
 # The split
 
 
@@ -329,16 +276,3 @@ def test_one_image_in_seven_of_each_class_is_held_out(tmp_path: Path) -> None:
     for label in range(5):
         members = [each.test.images[each.test.labels == label].flatten(1).tolist() for each in (again, data)]
         assert sorted(members[0]) == sorted(members[1])
-
-
-def test_small_classes_keep_their_images(tmp_path: Path) -> None:
-    write_folder(tmp_path, {"a": 20}, number=1)
-    write_folder(tmp_path, {"b": 90}, number=3)
-    write_folder(tmp_path, {"c": 180}, number=2)
-    data = read_folder(tmp_path)
-    assert (sorted(data.train.labels.tolist()), data.test.labels.tolist()) == ([0, 1, 1, 2, 2], [1])
-    write_folder(tmp_path / "single", number=1)
-    with pytest.raises(
-        DataError, match=f"^{tmp_path}/single holds fewer than two images in every class, .*; add"
-    ):
-        read_folder(tmp_path / "single")
