@@ -154,15 +154,6 @@ def test_errors_name_the_file(tmp_path: Path) -> None:
         model_input(tmp_path, GRAY)
 
 
-def test_16_bit_file_image_and_array_are_equal(tmp_path: Path) -> None:
-    values = np.random.default_rng(0).integers(0, 65536, (28, 28)).astype(np.uint16)
-    Image.fromarray(values).save(tmp_path / "deep.png")
-    expected = model_input(tmp_path / "deep.png", GRAY)
-    with Image.open(tmp_path / "deep.png") as image:
-        for one in (values, image, np.asarray(image)):
-            assert torch.equal(model_input(one, GRAY), expected)
-
-
 @pytest.mark.parametrize(("spec", "number"), [(GRAY, 3), (COLOR, 4)])
 def test_ambiguous_shapes_are_rejected(spec: ImageSpec, number: int) -> None:
     message = (

@@ -129,15 +129,6 @@ with replacing_directory(Path({str(path)!r})) as temporary:
     assert (path / "content").read_text() == "old"
 
 
-def test_remove_left_prefers_the_new_directory(tmp_path: Path) -> None:
-    for name in ("bundle", ".bundle.4711.old", ".bundle.4711.tmp"):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "content").write_text(name)
-    remove_left(tmp_path)
-    assert names(tmp_path) == ["bundle"]
-    assert (tmp_path / "bundle" / "content").read_text() == "bundle"
-
-
 def test_remove_left_keeps_other_files(tmp_path: Path) -> None:
     expected = [".bashrc.backup.old", ".hidden", ".notes.draft.tmp", ".tmp", "a.tmp", "b.1.old", "last.pt"]
     for name in expected:

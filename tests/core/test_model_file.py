@@ -230,7 +230,7 @@ def test_writing_to_a_directory_is_an_error(
 
 
 def test_save_model_rejects_modules(bundle: Bundle, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="takes what load_model gave, not Linear; save_state_dict writes"):
+    with pytest.raises(UsageError, match="takes a model from load_model, not Linear"):
         mlp_dist.save_model(nn.Linear(3, 2), tmp_path / "model.pt")  # type: ignore[arg-type]
 
 

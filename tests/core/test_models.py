@@ -6,7 +6,6 @@ import torch
 from torch import nn
 
 from mlp_dist.config import INITIALIZATIONS
-from mlp_dist.core import layers
 from mlp_dist.core import model as models
 from mlp_dist.core.model import TensorMLP, build_model, first_layer
 from mlp_dist.core.spec import KINDS, ModelSpec
@@ -61,14 +60,6 @@ def test_raw_tensors_have_documented_names_and_shapes() -> None:
     assert repr(model) == "TensorMLP(784-500-10)"
     shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     assert shapes == {"W_1": (784, 500), "b_1": (500,), "W_2": (500, 10), "b_2": (10,)}
-
-
-def test_written_out_layers_are_used() -> None:
-    model = build_model(ModelSpec((784, 256, 64, 10), "layers"), generator=seeded(0))
-    assert [type(layer) for layer in model.children()] == [
-        layers.Flatten,
-        *(layers.Linear, layers.ReLU, layers.Linear, layers.ReLU, layers.Linear),
-    ]
 
 
 @pytest.mark.parametrize("sizes", SIZES, ids=str)
