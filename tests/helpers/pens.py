@@ -1,4 +1,4 @@
-"""Digits drawn with a round pen, and how far two framed ones are apart."""
+"""Digits drawn with a round pen, and the distance of framed digits."""
 
 import numpy as np
 from PIL import Image, ImageDraw
@@ -26,7 +26,7 @@ def drawn(
     scale: float = 1.0,
     shift: tuple[float, float] = (0.0, 0.0),
 ) -> np.ndarray:
-    """A digit drawn with a round pen on a square page; points and `shift` in units of its side."""
+    """A digit on a square page of `side` pixels; points and `shift` are in units of its side."""
     image = Image.new("L", (side, side), paper)
     draw = ImageDraw.Draw(image)
     places = [tuple((scale * p + s) * side for p, s in zip(point, shift, strict=True)) for point in points]
@@ -37,6 +37,6 @@ def drawn(
 
 
 def distance(one: np.ndarray, other: np.ndarray) -> float:
-    """The mean difference of two images, wherever the rounding of the centre of mass has put them."""
+    """The mean absolute difference, with shifts by a pixel from rounding the center of mass undone."""
     shifted = (np.roll(other, (y, x), (0, 1)) for y in (-1, 0, 1) for x in (-1, 0, 1))
     return min(float(np.abs(one.astype(int) - each).mean()) for each in shifted)

@@ -38,7 +38,7 @@ def _visible(line: str) -> str:
 
 
 def in_terminal(words: list[str], cwd: Path, *, piped: bool = False, **changes: str) -> Seen:
-    """Run a command whose stderr is a terminal, and stdout too unless it is `piped`."""
+    """Run a command with stderr in a terminal, and stdout too unless it is `piped`."""
     master, slave = pty.openpty()
     fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 100, 0, 0))
     kept = {name: value for name, value in environment().items() if name not in (*VARIABLES, "COLUMNS")}
