@@ -5,6 +5,7 @@ import sys
 import uuid
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from typing import Any
 
 from mlp_dist.core.errors import TrackingError, TrainingError
@@ -83,15 +84,10 @@ def summary(plan: Plan, results: Sequence[TrialResult], run_id: str | None) -> d
 
 def load_or_create_record(plan: Plan) -> RunRecord:
     """The sweep's run, the parent of the trials' runs."""
-    try:
+    with suppress(TrackingError):
         record = RunRecord.load(plan.directory)
-    except TrackingError:
-        return _new_record(plan)
-    record.open()
-    return record
-
-
-def _new_record(plan: Plan) -> RunRecord:
+        record.open()
+        return record
     base, parameters = plan.space.base, plan.space.parameters
     return RunRecord(
         experiment=plan.experiment,

@@ -2,8 +2,6 @@
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -15,7 +13,6 @@ from mlp_dist.sweep import plan as planning
 from mlp_dist.sweep.outcome import check_results, ranked, results_table, summary, trial_line
 from mlp_dist.sweep.plan import Plan, load_plan, new_plan, resumed_plan
 from mlp_dist.sweep.study import COMPLETE, FAILED, JOURNAL, PRUNED, UNFINISHED, Study, Trial
-from tests.helpers.launching import ROOT
 
 SPACE = """
 [fixed]
@@ -208,25 +205,3 @@ def test_sweep_without_a_completed_trial_fails(plan: Plan) -> None:
         trial.fail("the loss of step 1 is not finite")
     with pytest.raises(TrainingError, match="no trial completed: the loss of step 1 is not finite"):
         check_results(plan, study.results())
-
-
-@pytest.mark.slow
-def test_concurrent_processes_take_each_trial_once(plan: Plan) -> None:
-    code = f"""
-from pathlib import Path
-from mlp_dist.sweep.plan import load_plan
-from mlp_dist.sweep.study import Study
-study = Study(load_plan(Path({str(plan.directory)!r})))
-for trial in iter(study.take, None):
-    print(trial.number)
-    trial.complete(trial.values["lr"])
-"""
-    Study(plan)
-    words = [sys.executable, "-c", code]
-    running = [
-        subprocess.Popen(words, cwd=ROOT, stdout=subprocess.PIPE, text=True, stderr=subprocess.PIPE)
-        for _ in range(2)
-    ]
-    outputs = [process.communicate(timeout=120) for process in running]
-    assert [problem for _, problem in outputs] == [""] * 2
-    assert sorted(int(number) for lines, _ in outputs for number in lines.split()) == list(range(8))
