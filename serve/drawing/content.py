@@ -1,13 +1,16 @@
 """What the page shows: answers as HTML, and test images to pick."""
 
 import time
-from collections.abc import Callable
+from contextlib import suppress
+from functools import cache
 from html import escape
 from typing import Any
+from urllib.parse import urlsplit, urlunsplit
 
 from mlp_dist.core.errors import MlpDistError, ServerError
 from mlp_dist.core.image import encode_png
 from mlp_dist.tracking import export, find
+from mlp_dist.tracking.store import load_mlflow
 from serve.archive import Archive
 from serve.client import Client, InvalidKeyError, NotReadyError
 from serve.drawing.page import Example, answer_section, bars
@@ -34,11 +37,8 @@ def examples_of(archive: Archive) -> list[Example]:
     ]
 
 
-def answer_html(client: Client, run_url: Callable[[str], str], picture: bytes, name: str) -> str:
-    """The server's answer to the bytes of an image file, or its error, as HTML.
-
-    `name` describes the picture; `run_url` returns the URL of a run in MLflow, or "".
-    """
+def answer_html(client: Client, picture: bytes, name: str) -> str:
+    """The server's answer to the bytes of an image file, or its error, as HTML. `name` is for people."""
     started = time.perf_counter()
     try:
         answer = client.ask(picture)
@@ -55,7 +55,7 @@ def answer_html(client: Client, run_url: Callable[[str], str], picture: bytes, n
         explanation = f"<p>No explanation: {escape(_message(error))}</p>"
     label = max(answer.values, key=answer.values.__getitem__)
     title = f"{answer.values[label]:.1%} sure about {name}"
-    run = f'<p class="run">{_run_link(answer.run_id, run_url)}</p>'
+    run = f'<p class="run">{_run_link(answer.run_id)}</p>'
     body = bars(answer.values) + explanation + run
     return answer_section(label, title, f"answered in {seconds * 1000:.0f} ms", body, label=label)
 
@@ -75,12 +75,19 @@ def _figures(explanation: dict[str, Any]) -> str:
     return f'<div class="pictures">{"".join(figures)}</div>'
 
 
-def _run_link(run_id: str, run_url: Callable[[str], str]) -> str:
-    url = run_url(run_id)
-    if not url:
-        return f"Run {escape(run_id)}, not found in MLflow."
-    link = f'<a href="{escape(url)}" target="_blank" rel="noopener">{escape(run_id[:8])} in MLflow</a>'
-    return f"Run {link}."
+@cache
+def _run_link(run_id: str) -> str:
+    """A link to the run's page if MLflow's store is a tracking server. Failures are cached: it may hang."""
+    uri = urlsplit(load_mlflow().get_tracking_uri())
+    if uri.scheme in ("http", "https"):
+        with suppress(MlpDistError):
+            address = urlunsplit(uri._replace(netloc=uri.netloc.rpartition("@")[2])).rstrip("/")
+            url = f"{address}/#/experiments/{find.get_run(run_id).experiment_id}/runs/{run_id}"
+            link = (
+                f'<a href="{escape(url)}" target="_blank" rel="noopener">{escape(run_id[:8])} in MLflow</a>'
+            )
+            return f"Run {link}."
+    return f"Run {escape(run_id)}."
 
 
 def _message(error: ServerError) -> str:

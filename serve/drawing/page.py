@@ -11,10 +11,10 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from mlp_dist.core.errors import ServerError
+from mlp_dist.core.errors import ServerError, UsageError
 from mlp_dist.core.spec import AUTO, BundleSpec
 from serve.archive import Archive
-from serve.torchserve.ports import HOST
+from serve.torchserve.ports import HOST, is_free, owner_of
 
 HERE = Path(__file__).resolve().parent
 
@@ -73,11 +73,19 @@ def load_gradio() -> ModuleType:
     return module
 
 
+def check_port(port: int | None) -> None:
+    """Raise UsageError for an invalid port and ServerError for a taken one."""
+    if port is not None and not 1 <= port <= 65535:
+        raise UsageError(f"port is {port}; give one from 1 to 65535")
+    if port is not None and not is_free(port):
+        raise ServerError(f"port {port} is taken by {owner_of(port)}; give another --port, or omit it")
+
+
 @contextmanager
-def opened(contents: Contents, port: int) -> Iterator[str]:
+def opened(contents: Contents, port: int | None) -> Iterator[str]:
     """Serve the page on loopback; yields its URL. Removes uploads at the end.
 
-    Raises ServerError if gradio is missing or `port` is taken.
+    `port` None: the first free one from 7860 on. Raises ServerError if gradio is missing or no port is free.
     """
     gr = load_gradio()
     with tempfile.TemporaryDirectory(prefix="mlp-draw-") as uploads:
@@ -102,9 +110,7 @@ def opened(contents: Contents, port: int) -> Iterator[str]:
                 max_file_size=_MAX_FILE_SIZE,
             )
         except OSError as error:
-            raise ServerError(
-                f"port {port} was taken by another program in the meantime; try again"
-            ) from error
+            raise ServerError(f"no free port for the page: {error}") from error
         try:
             yield url.rstrip("/")
         finally:

@@ -11,7 +11,7 @@ import torch
 
 from mlp_dist.core.bundle import Bundle, to_probabilities
 from mlp_dist.core.image import encode_png, normalize
-from serve.inference.request_errors import NotInstalledError, RequestError, TooManyImagesError
+from serve.inference.request_errors import NotInstalledError, TooManyImagesError
 
 MAX_EXPLAINED = 32
 """Images per request: each takes as long as some hundred predictions, while other requests wait."""
@@ -28,12 +28,10 @@ _HEAT_MAP_SIZE = 280
 _RED, _BLUE = (230, 30, 30), (40, 90, 255)
 
 
-def explain(bundle: Bundle, pixels: torch.Tensor, target: int | None = None) -> list[dict[str, Any]]:
-    """Attribute the logit of a class to the pixels of each image.
+def explain(bundle: Bundle, pixels: torch.Tensor) -> list[dict[str, Any]]:
+    """Attribute the logit of the most probable class to the pixels of each image.
 
-    Args:
-        pixels: (N, C, H, W), uint8 or float32 from 0 to 1.
-        target: index of the class; None: the most probable one.
+    `pixels` are (N, C, H, W), uint8 or float32 from 0 to 1.
 
     The baseline is a black image: black is the background of MNIST's digits, so only ink contributes. The
     logit is explained rather than the probability, which saturates and depends on all other logits.
@@ -43,13 +41,11 @@ def explain(bundle: Bundle, pixels: torch.Tensor, target: int | None = None) -> 
     sum up to logit - baseline_logit + convergence_delta. The last two are PNGs as data URLs: the pixels, and
     red where they raise the logit and blue where they lower it.
 
-    Raises NotInstalledError without Captum, RequestError for an unknown class, and TooManyImagesError.
+    Raises NotInstalledError without Captum, and TooManyImagesError.
     """
     if len(pixels) > MAX_EXPLAINED:
         raise TooManyImagesError(f"{len(pixels)} images to explain; send at most {MAX_EXPLAINED}")
     spec = bundle.spec
-    if target is not None and not 0 <= target < len(spec.classes):
-        raise RequestError(f"class index {target} is not in 0 to {len(spec.classes) - 1}")
     # The caller may be in inference mode, where tensors have no gradients.
     with torch.inference_mode(False), torch.enable_grad():
         pixels = pixels.clone().to(next(bundle.model.parameters()).device)
@@ -58,7 +54,7 @@ def explain(bundle: Bundle, pixels: torch.Tensor, target: int | None = None) -> 
         with torch.no_grad():
             logits, baseline_logits = bundle.model(inputs), bundle.model(baseline)[0].tolist()
         probabilities = to_probabilities(logits, spec.temperature).tolist()
-        targets = logits.argmax(dim=1).tolist() if target is None else [target] * len(pixels)
+        targets = logits.argmax(dim=1).tolist()
         attributions = _integrated_gradients(bundle, inputs, baseline, targets)
     return [
         {

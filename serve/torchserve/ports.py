@@ -36,10 +36,7 @@ def three_ports(first: int | None) -> tuple[list[int], str]:
     taken = [port for port in wanted if not is_free(port)]
     if not taken:
         return list(wanted), ""
-    owners: dict[str, list[str]] = {}
-    for port in taken:
-        owners.setdefault(_owner(port), []).append(str(port))
-    message = "; ".join(f"port {' and '.join(ports)} is taken by {owner}" for owner, ports in owners.items())
+    message = f"port {taken[0]} is taken by {owner_of(taken[0])}"
     if first is not None:
         raise ServerError(f"{message}; give another --port, or omit it to use free ports")
     for start in range(FIRST + _STEP, FIRST + _TRIES * _STEP, _STEP):
@@ -47,22 +44,6 @@ def three_ports(first: int | None) -> tuple[list[int], str]:
         if all(map(is_free, ports)):
             return ports, f"{message}; using {ports[0]} to {ports[-1]}"
     raise ServerError(f"{message}, and so are the ports up to {start}; give another --port")
-
-
-def one_port(port: int | None, first: int) -> int:
-    """`port`; None: the first free one from `first` on.
-
-    Raises ServerError if it is taken and UsageError if it is invalid.
-    """
-    if port is None:
-        return next((each for each in range(first, first + _TRIES) if is_free(each)), 0) or free_ports(1)[0]
-    if not 1 <= port <= 65535:
-        raise UsageError(f"port is {port}; give one from 1 to 65535")
-    if not is_free(port):
-        raise ServerError(
-            f"port {port} is taken by {_owner(port)}; give another --port, or omit it to use a free port"
-        )
-    return port
 
 
 def is_free(port: int) -> bool:
@@ -76,7 +57,7 @@ def is_free(port: int) -> bool:
     return True
 
 
-def _owner(port: int) -> str:
+def owner_of(port: int) -> str:
     with suppress(psutil.Error, OSError):
         for each in psutil.net_connections(kind="tcp"):
             if each.laddr and each.laddr.port == port and each.status == psutil.CONN_LISTEN and each.pid:

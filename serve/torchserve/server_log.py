@@ -1,7 +1,7 @@
-"""The log of TorchServe and its workers: printing it, and finding out why a worker died."""
+"""The log of TorchServe and its workers: printing it, and the error of a dead worker."""
 
 import re
-import sys
+import subprocess
 import time
 from itertools import takewhile
 from pathlib import Path
@@ -20,22 +20,8 @@ _NEXT_WORKER = "s_name_part"
 
 
 def print_log(log: Path, *, follow: bool) -> None:
-    """Print the log; with `follow`, print new lines until interrupted."""
-    file = log.open(errors="replace")
-    try:
-        while True:
-            sys.stdout.write(file.read())
-            sys.stdout.flush()
-            if not follow:
-                return
-            time.sleep(_PAUSE)
-            if log.exists() and not log.samefile(f"/dev/fd/{file.fileno()}"):
-                # The log was rotated: print the rest of the old file first.
-                sys.stdout.write(file.read())
-                file.close()
-                file = log.open(errors="replace")
-    finally:
-        file.close()
+    """Print the log; with `follow`, print new lines until interrupted, also after a rotation."""
+    subprocess.run(["tail", "--lines=+1", *(["-F"] if follow else []), str(log)], check=False)
 
 
 def load_failure(log: Path, version: str = "", offset: int = 0) -> str | None:
