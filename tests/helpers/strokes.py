@@ -1,4 +1,4 @@
-"""Digits as people draw them with a mouse: some strokes, not quite straight, of any size, anywhere."""
+"""Digits drawn with the mouse: wavy strokes of any size, anywhere."""
 
 import math
 import random
@@ -20,7 +20,6 @@ _WAYS: dict[str, tuple[str, ...]] = {
     ),
     "1": (
         "50,0 50,50 48,100",
-        "62,0 50,50 40,100",
         "35,22 55,0 55,1 53,50 52,100",
     ),
     "2": (
@@ -56,7 +55,7 @@ _WAYS: dict[str, tuple[str, ...]] = {
         "76,16 48,0 20,20 35,48 68,40 78,16 78,20 72,60 60,100",
     ),
 }
-"""Each digit in the ways it is written: strokes through points, in hundredths, x to the right and y down."""
+"""Strokes of each digit in two ways, through points in hundredths: x to the right, y down."""
 
 WAYS: dict[str, list[list[Stroke]]] = {
     digit: [[_points(stroke) for stroke in way.split("|")] for way in ways] for digit, ways in _WAYS.items()
@@ -64,45 +63,36 @@ WAYS: dict[str, list[list[Stroke]]] = {
 
 
 def drawn(strokes: Sequence[Stroke], chance: random.Random, side: float) -> list[list[Point]]:
-    """The strokes on a square of `side`: of another size, place, slant and width each time, by a hand that
-    is not quite steady.
-    """
+    """The strokes on a square of `side`, with random size, place, slant and waves."""
     height = side * chance.uniform(0.4, 0.8)
     width = height * chance.uniform(0.55, 0.8)
     slant = chance.uniform(-0.15, 0.25)
-    room = 0.06 * side
-    left = chance.uniform(room + 0.15 * height, side - room - width - 0.25 * height)
-    top = chance.uniform(room, side - room - height)
+    margin = 0.06 * side
+    left = chance.uniform(margin + 0.15 * height, side - margin - width - 0.25 * height)
+    top = chance.uniform(margin, side - margin - height)
     placed = []
     for stroke in strokes:
-        moved = [(x + chance.gauss(0, 0.02), y + chance.gauss(0, 0.02)) for x, y in stroke]
-        phase, waves = chance.uniform(0, 6.3), chance.uniform(1, 3)
-        points = curve(moved)
-        placed.append(
-            [
-                (
-                    left
-                    + width * x
-                    + slant * height * (0.5 - y)
-                    + 0.008 * side * math.sin(phase + waves * 6.3 * t),
-                    top + height * y + 0.008 * side * math.cos(phase + waves * 5.1 * t),
-                )
-                for t, (x, y) in ((i / len(points), point) for i, point in enumerate(points))
-            ]
-        )
+        points = curve([(x + chance.gauss(0, 0.02), y + chance.gauss(0, 0.02)) for x, y in stroke])
+        phase, waves, amplitude = chance.uniform(0, 6.3), chance.uniform(1, 3), 0.008 * side
+        line = []
+        for number, (x, y) in enumerate(points):
+            turn = 6.0 * waves * number / len(points)
+            shift = slant * height * (0.5 - y) + amplitude * math.sin(phase + turn)
+            line.append((left + width * x + shift, top + height * y + amplitude * math.cos(phase + turn)))
+        placed.append(line)
     return placed
 
 
 def curve(points: Stroke, steps: int = 5) -> list[Point]:
-    """Catmull and Rom's spline through the points."""
+    """A Catmull-Rom spline through the points."""
     ends = [points[0], *points, points[-1]]
     found = []
     for a, b, c, d in zip(ends, ends[1:], ends[2:], ends[3:], strict=False):
         for step in range(steps):
             t = step / steps
-            found.append(tuple(_between(*axis, t) for axis in zip(a, b, c, d, strict=True)))
+            found.append(tuple(_interpolate(*axis, t) for axis in zip(a, b, c, d, strict=True)))
     return [*found, points[-1]]
 
 
-def _between(a: float, b: float, c: float, d: float, t: float) -> float:
+def _interpolate(a: float, b: float, c: float, d: float, t: float) -> float:
     return 0.5 * (2 * b + (c - a) * t + (2 * a - 5 * b + 4 * c - d) * t**2 + (3 * b - a - 3 * c + d) * t**3)
