@@ -35,7 +35,7 @@ def execute(notebook: NotebookNode, directory: Path, **changes: str) -> None:
         notebook,
         config=Config({"KernelManager": {"transport_encryption": "required"}}),
         resources={"metadata": {"path": str(examples)}},
-        timeout=200,
+        timeout=400,
         record_timing=False,
     )
     client.execute(env=environment(**changes))
