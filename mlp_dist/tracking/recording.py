@@ -10,6 +10,7 @@ import gc
 import os
 import sys
 import threading
+import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from importlib import import_module
@@ -33,7 +34,7 @@ class Recording:
 
     def __init__(self) -> None:
         self._delivery = Delivery(self._monitor)
-        self._may_draw: dict[Path, threading.Event] = {}
+        self._may_draw = threading.Event()
         self._monitored: set[str] = set()
         self._drawing = ThreadPoolExecutor(1, "drawing")
 
@@ -44,10 +45,8 @@ class Recording:
         for name in [name for name in os.environ if name.startswith("MLFLOW_")]:
             del os.environ[name]
         os.environ.update(variables)
-        self._may_draw[directory] = threading.Event()
-        timer = threading.Timer(CALM, self._may_draw[directory].set)
-        timer.daemon = True
-        timer.start()
+        self._may_draw.clear()
+        self._opened = time.monotonic()
         self._delivery.opened(directory)
 
     def changed(self, directory: Path) -> None:
@@ -57,7 +56,7 @@ class Recording:
         self._drawing.submit(self._draw, directory, name, arguments)
 
     def _draw(self, directory: Path, name: str, arguments: tuple[Any, ...]) -> None:
-        self._may_draw[directory].wait()
+        self._may_draw.wait(max(0.0, self._opened + CALM - time.monotonic()))
         try:
             plots.save(plots.FIGURES[name](*arguments), directory / "figures" / f"{name}.png")
         # A missing picture must not cost the run.
@@ -67,15 +66,12 @@ class Recording:
 
     def settle(self, directory: Path, patience: float) -> "Future[Outcome]":
         """Upload everything recorded so far."""
-        # Pictures of all runs share one thread.
-        for may_draw in self._may_draw.values():
-            may_draw.set()
+        self._may_draw.set()
         return self._delivery.settle(directory, patience)
 
     def end(self, directory: Path, patience: float) -> "Future[Outcome]":
         """Draw the remaining pictures, then upload the rest."""
-        for may_draw in self._may_draw.values():
-            may_draw.set()
+        self._may_draw.set()
         self._drawing.submit(lambda: None).result()
         return self._delivery.settle(directory, patience)
 

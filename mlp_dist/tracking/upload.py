@@ -338,19 +338,13 @@ def _metrics(points: list[tuple[str, float, int, int]]) -> list["Metric"]:
 
 def _read_lines(path: Path) -> list[dict[str, Any]]:
     """The objects in the complete lines of a file that may still be written. Raises TrackingError."""
-    if not path.exists():
-        return []
-    return [
-        _parse(line, f"{path}:{number}")
-        for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], start=1)
-    ]
-
-
-def _parse(line: bytes, where: str) -> dict[str, Any]:
-    try:
-        if isinstance(found := json.loads(line.decode()), dict):
-            return found
-        problem = f"{found!r} is not an object"
-    except ValueError as error:
-        problem = str(error)
-    raise TrackingError(f"{where}: the line is damaged ({problem}); remove it and run the command again")
+    lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
+    found = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            found.append(dict(json.loads(line.decode())))
+        except (ValueError, TypeError) as error:
+            raise TrackingError(
+                f"{path}:{number}: the line is damaged ({error}); remove it and run the command again"
+            ) from error
+    return found

@@ -98,7 +98,7 @@ def test_command_uploads_the_others_if_one_fails(
 
 @pytest.mark.parametrize(
     ("line", "problem"),
-    [(b"\xff\xfe", "can't decode"), (b'{"epoch": 2', "delimiter"), (b"null", "None is not an object")],
+    [(b"\xff\xfe", "can't decode"), (b'{"epoch": 2', "delimiter"), (b"null", "not iterable")],
 )
 def test_damaged_line(line: bytes, problem: str, mlflow: Any, tmp_path: Path) -> None:
     write_run(tmp_path / "one")
