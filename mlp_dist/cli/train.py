@@ -76,7 +76,7 @@ FLAGS = {
         "image_size": "resize images to N x N pixels",
         "normalize": "none: ToTensor's range; data: the training images' mean and std; --normalize=-0.5,0.5",
         "skip_bad_images": "skip unreadable images of a folder",
-        "val_size": "validation images (one in twelve); 0: keep the last epoch",
+        "val_size": "validation images (one in twelve); 0: none",
     },
     "output": {
         "output_dir": "(a new directory under outputs)",
@@ -173,13 +173,14 @@ def main() -> None:
         recorder.start()
     # Imported objects are never garbage; collecting during imports takes a second.
     gc.disable()
-    # Accelerate's import takes seconds; a wrong flag is reported before.
-    with progress.stages("starting"):
-        from mlp_dist.training.setup import start_training
-
-    training = start_training(config, resume=args.resume, given=given)
-    gc.freeze()
-    gc.enable()
+    try:
+        # Accelerate's import takes seconds; a wrong flag is reported before.
+        with progress.stages("starting"):
+            from mlp_dist.training.setup import start_training
+        training = start_training(config, resume=args.resume, given=given)
+    finally:
+        gc.freeze()
+        gc.enable()
     try:
         result = training.fit()
     except (Interrupted, ProcessLostError) as stop:

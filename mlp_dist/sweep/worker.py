@@ -15,7 +15,6 @@ from mlp_dist.console import command, processes
 from mlp_dist.core.errors import TrainingError
 from mlp_dist.sweep.plan import Plan, load_plan
 from mlp_dist.training import recorder
-from mlp_dist.training.directories import release
 
 if TYPE_CHECKING:
     from mlp_dist.sweep.study import Trial
@@ -62,7 +61,6 @@ def train(trial: "Trial", plan: Plan) -> None:
     else:
         facts = {name: result[name] for name in ("best_epoch", "test_accuracy", "run_id")}
         trial.complete(result["val_accuracy"], **facts)
-    release(training.output_dir)
 
 
 def prune_if_hopeless(trial: "Trial", report: "Report") -> None:

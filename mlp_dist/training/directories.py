@@ -76,15 +76,18 @@ def make_new(wanted: Path) -> Path:
 
 def _claim(directory: Path) -> None:
     """Lock the directory until this process ends, so that no other training writes to it."""
-    if (lock := try_to_lock(directory)) is None:
-        raise UsageError(f"another training is running in {directory}; choose another --output-dir")
-    _claims[directory.absolute()] = lock
+    # This process may have locked it for a start that failed.
+    if directory.absolute() not in _claims:
+        if (lock := try_to_lock(directory)) is None:
+            raise UsageError(f"another training is running in {directory}; choose another --output-dir")
+        _claims[directory.absolute()] = lock
     remove_left(directory)
 
 
 def release(directory: Path) -> None:
-    """Unlock the directory of a finished run."""
-    os.close(_claims.pop(directory.absolute()))
+    """Unlock the directory of a run that has ended."""
+    if (lock := _claims.pop(directory.absolute(), None)) is not None:
+        os.close(lock)
 
 
 def _check_finished(directory: Path) -> None:

@@ -32,7 +32,7 @@ _EXIT_SECONDS = 1.0
 PATIENCE, IMPATIENCE, LEAST_PATIENCE = 5.0, 2.0, 0.25
 """Seconds to wait for an unreachable MLflow: for a finished run, for an interrupted one, and at the least.
 
-After each wait in vain, the process's next wait is half as long.
+After each wait in vain, the next wait for the same run, or runs nested beside it, is half as long.
 """
 
 
@@ -119,6 +119,8 @@ class RunTracker:
         self._saved: dict[str, Any] = {}
         self._save()
         self._open()
+        if record.parent is None:
+            self._recorder.patience = PATIENCE
 
     def _open(self) -> None:
         self._recorder, self._starts_left = start(), self._starts_left - 1

@@ -10,6 +10,7 @@ from mlp_dist.core.errors import TrackingError
 from mlp_dist.recipes import format_value
 from mlp_dist.tracking.run_dir import CONFIG, RunRecord, write_json
 from mlp_dist.training import artifacts, identity, recorder
+from mlp_dist.training.directories import release
 from mlp_dist.training.outputs import write_outputs
 from mlp_dist.training.steps import Record
 
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class Report(ExitStack):
-    """As a context manager, it ends the run; an exception decides whether as failed or killed."""
+    """As a context manager, it ends the run, as failed or killed after an exception, and its lock."""
 
     run: recorder.RunTracker
 
@@ -29,6 +30,7 @@ class Report(ExitStack):
     def open(self) -> None:
         """Start a run, or reopen the run that the trainer resumes."""
         trainer, data = self.trainer, self.trainer.data
+        self.callback(release, trainer.output_dir)
         record, is_new = self._record()
         self.run = self.enter_context(recorder.open_run(trainer.output_dir, record))
         if is_new:

@@ -1,95 +1,105 @@
-"""Mistakes that people make, typed as they make them: the message says what was wrong, and what to do.
+"""Frequent mistakes: the message names the problem and a fix, and nothing is left behind.
 
-Those that need a server, a training or a lack of something are told apart: no Java in test_server_command.py,
-a full disk in test_checkpoint_damage.py and test_download.py, too little memory, of a GPU too, in
-test_command.py, a run without a bundle in test_tracking.py, keys that have expired in test_client.py, ports
-that are taken in test_draw.py and test_server_command.py.
+Mistakes that need a server, a training or a missing resource have their tests elsewhere.
 """
 
-import shlex
-import sys
 from pathlib import Path
 
 import pytest
+import torch
 
-from tests.helpers.launching import ROOT, run
+from tests.cli.conftest import Call
 
-pytestmark = pytest.mark.slow
-
-HERE = {
+FILES = {
     "junk.mar": "no archive",
     "file": "in the way",
     "page.png": "no image",
     "odd.toml": "[space]\nlearning_rate = [0.1, 0.2]\n",
     "keys.json": "{}",
 }
-"""What lies in the directory in which they are typed, and no run, model or server."""
+"""The files in the current directory, which has no run, model or server."""
 
-TRAIN = "launch/train.py --dataset digits"
+TRAIN = "mlp_dist.train --dataset digits"
 
 MISTAKES = {
-    # The wrong directory
-    "launch/compare.py": (2, "it has no mlflow.db; change to the directory"),
-    "-m serve.package": (2, "it has no mlflow.db; change to the directory"),
-    "launch/promote.py 'mnist seed=0'": (2, "it has no mlflow.db; change to the directory"),
-    "launch/sync.py .": (2, "holds no run: there is no run.json in it; name a training's --output-dir"),
-    "launch/draw.py": (2, "no packaged model: there is no model_store/mlp.mar; train one"),
-    "launch/demo.py": (2, "there is no model_store/mlp.mar; package a run first: python -m serve.package"),
-    "-m serve.server start": (2, "there is no model_store/mlp.mar; package a run first"),
-    "-m serve.server logs": (2, "no server was started here: python -m serve.server start"),
-    "-m serve.server deploy new.mar": (2, "there is no new.mar; package a run first"),
+    # Wrong directory
+    "mlp_dist.compare": (2, "it has no mlflow.db; change to the directory the training was started in"),
+    "serve.package": (2, "it has no mlflow.db; change to the directory the training was started in"),
+    "mlp_dist.promote 'mnist seed=0'": (
+        2,
+        "it has no mlflow.db; change to the directory the training was started in",
+    ),
+    "mlp_dist.sync .": (2, "holds no run: there is no run.json in it; name a training's --output-dir"),
+    "serve.draw": (2, "there is no model_store/mlp.mar; train one and package it"),
+    "launch.demo": (2, "there is no model_store/mlp.mar; package a run first: python -m serve.package"),
+    "serve.server start": (2, "there is no model_store/mlp.mar; package a run first"),
+    "serve.server logs": (2, "no server was started here: python -m serve.server start"),
+    "serve.server deploy new.mar": (2, "there is no new.mar; package a run first"),
     f"{TRAIN} --resume": (2, "no run under"),
-    "launch/sweep.py --resume": (2, "there is no sweep under"),
+    f"{TRAIN} --resume --output-dir nowhere": (2, "nowhere has no last.pt, so there is nothing to resume"),
+    "mlp_dist.sweep --resume": (2, "there is no sweep under"),
     # Misspelt
-    "launch/train.py --recipe mnits": (2, "unknown recipe 'mnits'; did you mean mnist?"),
-    "launch/train.py --dataset MNSIT": (2, "unknown data set 'MNSIT'; did you mean mnist?"),
+    "mlp_dist.train --recipe mnits": (2, "unknown recipe 'mnits'; did you mean mnist?"),
+    "mlp_dist.train --dataset MNSIT": (2, "unknown data set 'MNSIT'; did you mean mnist?"),
     f"{TRAIN} --optimizer adm": (2, "invalid choice: 'adm'; did you mean adam?"),
+    f"{TRAIN} --resume maybe": (2, "argument --resume: invalid choice: 'maybe'"),
     f"{TRAIN} --epoch 3": (2, "unknown argument '--epoch'; did you mean --epochs?"),
-    "-m serve.server strat": (2, "invalid choice: 'strat'; did you mean start?"),
-    "-m serve.server start --prot 1": (2, "unknown argument '--prot'; did you mean --port?"),
-    "launch/sweep.py odd.toml": (2, "odd.toml: unknown field 'learning_rate'"),
-    "launch/show_data.py --dataset digit": (2, "unknown data set 'digit'; did you mean digits?"),
-    # Values that cannot be
-    f"{TRAIN} --epochs 0": (2, "epochs is 0; it must be 1 or more"),
+    "serve.server strat": (2, "invalid choice: 'strat'; did you mean start?"),
+    "serve.server start --prot 1": (2, "unknown argument '--prot'; did you mean --port?"),
+    "mlp_dist.sweep odd.toml": (2, "odd.toml: unknown field 'learning_rate'"),
+    "mlp_dist.show_data --dataset digit": (2, "unknown data set 'digit'; did you mean digits?"),
+    # Impossible values
     f"{TRAIN} --lr -1": (2, "lr is -1.0; it must be a number above 0"),
     f"{TRAIN} --batch-size ten": (2, "argument --batch-size: invalid int value: 'ten'"),
-    f"{TRAIN} --output-dir file": (2, "/file cannot be made (File exists); choose another --output-dir"),
-    "launch/train.py --dataset folder:nowhere": (1, "nowhere is not a directory"),
-    "launch/sweep.py": (2, "no search space; name one: python -m mlp_dist.sweep SPACE.toml"),
-    "launch/sweep.py nowhere.toml": (2, "cannot read the search space nowhere.toml"),
-    "launch/compare.py --top 0": (2, "top is 0; it must be 1 or more"),
-    # Files that are none
-    "launch/demo.py --mar junk.mar": (1, "junk.mar is damaged: File is not a zip file; package it again"),
-    "-m serve.server start junk.mar": (1, "junk.mar is damaged: File is not a zip file; package it again"),
-    "-m serve.client seven.png": (2, "no such file: seven.png"),
-    "-m serve.client .": (2, ". is a directory; name the images in it, as ./*.png"),
-    "-m serve.client page.png --key-file key.json": (2, "no such file: key.json"),
-    "-m serve.client page.png --key-file keys.json": (1, "keys.json is not a key file"),
-    # Servers that are none
-    "-m serve.client page.png --url ftp://host": (2, "it looks like http://127.0.0.1:8080"),
-    "-m serve.client page.png --url http://127.0.0.1:9": (1, "; start the server: torchserve --start"),
+    f"{TRAIN} --hidden-sizes big": (2, "--hidden-sizes: 'big' is not a list of widths as 256,64, nor none"),
+    f"{TRAIN} --normalize 0.5": (2, "--normalize: '0.5' is not MEAN,STD as 0.5,0.5, nor none or data"),
+    f"{TRAIN} --resume auto": (2, "resume is auto; it needs --output-dir"),
+    f"{TRAIN} --mixed-precision fp16": (2, "fp16 needs a GPU; bf16 works on the CPU too"),
+    f"{TRAIN} --val-size 1437": (2, "val-size 1437 leaves nothing to train on: scikit-learn's handwritten"),
+    f"{TRAIN} --output-dir file": (2, "/file (File exists); choose another --output-dir"),
+    "mlp_dist.train --dataset folder:nowhere": (1, "nowhere is not a directory"),
+    "mlp_dist.sweep": (2, "no search space; name one: python -m mlp_dist.sweep SPACE.toml"),
+    "mlp_dist.sweep nowhere.toml": (2, "cannot read the search space nowhere.toml"),
+    "mlp_dist.compare --top 0": (2, "top is 0; it must be 1 or more"),
+    # Unusable files
+    "launch.demo --mar junk.mar": (1, "junk.mar is damaged: File is not a zip file; package it again"),
+    "serve.server start junk.mar": (1, "junk.mar is damaged: File is not a zip file; package it again"),
+    "serve.client seven.png": (2, "no such file: seven.png"),
+    "serve.client .": (2, ". is a directory; name the images in it, as ./*.png"),
+    "serve.client page.png --key-file key.json": (2, "no such file: key.json"),
+    "serve.client page.png --key-file keys.json": (1, "keys.json is not a key file"),
+    # Missing servers
+    "serve.client page.png --url ftp://host": (2, "it looks like http://127.0.0.1:8080"),
+    "serve.client page.png --url http://127.0.0.1:9": (1, "; start the server: torchserve --start"),
 }
+if torch.cuda.is_available():
+    del MISTAKES[f"{TRAIN} --mixed-precision fp16"]
 
 
-@pytest.mark.parametrize("typed", MISTAKES)
-def test_it_is_told_in_a_line_and_leaves_nothing(typed: str, tmp_path: Path) -> None:
-    code, message = MISTAKES[typed]
-    for name, text in HERE.items():
+@pytest.mark.parametrize("line", MISTAKES)
+def test_a_mistake_is_one_line_with_a_fix(line: str, call: Call, tmp_path: Path) -> None:
+    code, message = MISTAKES[line]
+    for name, text in FILES.items():
         (tmp_path / name).write_text(text)
-    words = [str(ROOT / word) if word.startswith("launch/") else word for word in shlex.split(typed)]
-    done = run([sys.executable, *words], tmp_path)
+    done = call(line)
     assert message in done.stderr, done.stderr
     assert (done.returncode, done.stdout) == (code, "")
     assert done.stderr.startswith("error: ")
     assert "Traceback" not in done.stderr
-    assert {path.name for path in tmp_path.iterdir()} - {".serve"} == set(HERE)
+    assert {path.name for path in tmp_path.iterdir()} - {".serve"} == set(FILES)
 
 
-def test_a_server_that_is_not_there_is_named(tmp_path: Path) -> None:
+def test_an_unreachable_mlflow_is_named(call: Call) -> None:
     uri = "http://127.0.0.1:9"
-    done = run([sys.executable, str(ROOT / "launch/compare.py")], tmp_path, MLFLOW_TRACKING_URI=uri)
+    done = call("mlp_dist.compare", MLFLOW_TRACKING_URI=uri)
     assert done.returncode == 1
     assert (
         f"error: MLflow at {uri} cannot be read: Connection refused; see MLFLOW_TRACKING_URI" in done.stderr
     )
     assert "Traceback" not in done.stderr
+
+
+def test_compiling_needs_a_compiler(call: Call) -> None:
+    done = call(f"{TRAIN} --compile", CXX="no-such-compiler")
+    assert done.returncode == 2
+    assert "compile needs a C++ compiler, and no-such-compiler was not found: install it" in done.stderr

@@ -1,330 +1,311 @@
+"""Whole trainings as users start them. Those without a process of their own run in this one."""
+
 import json
 import re
 import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from tests.helpers.launching import DATASET, ROOT, Trained, environment, result, run_impatient, train
+from mlp_dist.config import TrainConfig
+from mlp_dist.data import download
+from mlp_dist.training import recorder
+from tests.cli.conftest import Call
+from tests.helpers.launching import ROOT, Trained, environment, result, train
 
 pytestmark = pytest.mark.slow
 with_store = pytest.mark.usefixtures("store_at_hand")
 
+TRAIN = "mlp_dist.train --dataset digits --output-dir output"
 KEYS = {
-    "run_id",
-    "recipe",
-    "dataset",
-    "num_parameters",
-    "num_processes",
-    "epochs",
-    "train_loss",
-    "train_accuracy",
-    "val_accuracy",
-    "test_accuracy",
-    "train_seconds",
-    "samples_per_second",
-    "output_dir",
+    *("run_id", "recipe", "dataset", "num_parameters", "num_processes", "epochs", "train_loss", "output_dir"),
+    *("train_accuracy", "val_accuracy", "test_accuracy", "train_seconds", "samples_per_second"),
 }
 
 
-def weights(output_dir: str | Path, which: str = "model") -> dict[str, torch.Tensor]:
-    state: dict[str, Any] = torch.load(Path(output_dir) / "last.pt", weights_only=True)
-    return state[which]
+@pytest.fixture
+def store(tmp_path: Path) -> dict[str, str]:
+    """The environment of trainings in this process: absolute, since MLflow caches relative stores."""
+    return {"MLFLOW_TRACKING_URI": f"sqlite:///{tmp_path}/mlflow.db"}
 
 
-def metrics(output_dir: str | Path) -> list[dict[str, Any]]:
+def state(output_dir: str | Path) -> dict[str, Any]:
+    found: dict[str, Any] = torch.load(Path(output_dir) / "last.pt", weights_only=True)
+    return found
+
+
+def records(output_dir: str | Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (Path(output_dir) / "metrics.jsonl").read_text().splitlines()]
 
 
-def run_of(cwd: Path, run_id: str) -> Any:
+def client(directory: Path) -> Any:
     from mlflow.tracking import MlflowClient
 
-    return MlflowClient(f"sqlite:///{cwd}/mlflow.db").get_run(run_id)
+    return MlflowClient(f"sqlite:///{directory}/mlflow.db")
 
 
-def test_the_last_line_and_the_output_directory(trained: Trained) -> None:
+def history(directory: Path, run_id: str, metric: str) -> list[tuple[int, float]]:
+    return [(point.step, point.value) for point in client(directory).get_metric_history(run_id, metric)]
+
+
+def statuses(directory: Path) -> list[str]:
+    experiments = [each.experiment_id for each in client(directory).search_experiments()]
+    return [run.info.status for run in client(directory).search_runs(experiments)]
+
+
+def test_the_result_and_the_output_directory(trained: Trained) -> None:
     values = trained.result
     assert set(values) >= KEYS
-    assert values["num_parameters"] == 397510
-    assert values["num_processes"] == 1
-    assert values["train_seconds"] > 0
-    assert values["samples_per_second"] > 0
+    assert (values["num_parameters"], values["num_processes"], values["epochs"]) == (397510, 1, 5)
     assert values["test_accuracy"] > 0.9
     output = Path(values["output_dir"])
     assert {path.name for path in output.iterdir()} == {
         *("last.pt", "previous.pt", "metrics.jsonl", "bundle"),
         *("checkpoint", "figures", "tables", "config.json", "run.json", "sent.json"),
     }
-    records = metrics(output)
-    assert [record["epoch"] for record in records] == list(range(1, values["epochs"] + 1))
-    assert all(record["evaluate_seconds"] > 0 for record in records)
-    kept = max(records, key=lambda record: (record["val_accuracy"], -record["epoch"]))
+    epochs = records(output)
+    assert [record["epoch"] for record in epochs] == [1, 2, 3, 4, 5]
+    kept = max(epochs, key=lambda record: (record["val_accuracy"], -record["epoch"]))
     assert kept["epoch"] == values["best_epoch"]
     for name in ("train_loss", "train_accuracy", "val_accuracy"):
         assert values[name] == kept[name]
 
 
 @with_store
-def test_the_default_directory_is_new_for_each_run(tmp_path: Path) -> None:
-    directories = [
-        result(train(*DATASET, "--epochs", "1", "--run-name", "same", cwd=tmp_path))["output_dir"]
-        for _ in range(2)
-    ]
-    assert [Path(directory).relative_to(tmp_path) for directory in directories] == [
-        Path("outputs/same"),
-        Path("outputs/same-2"),
-    ]
+def test_a_tutorial_s_recipe(call: Call, store: dict[str, str], tmp_path: Path) -> None:
+    """Without validation, tested after each epoch, with the losses of steps."""
+    done = call(f"{TRAIN} --recipe mnist-500-4epochs --epochs 2 --log-every 5", **store)
+    values, epochs = result(done), records(tmp_path / "output")
+    run_id = values["run_id"]
+    for record in epochs:
+        assert (record["val_loss"], record["val_accuracy"]) == (None, None)
+        metrics = f"test loss {record['test_loss']:.4f} accuracy {record['test_accuracy']:.2%}"
+        assert re.search(rf"epoch {record['epoch']}/2 .* val -  {re.escape(metrics)}", done.stdout)
+    accuracies = [(record["epoch"], record["test_accuracy"]) for record in epochs]
+    assert history(tmp_path, run_id, "test/accuracy") == accuracies
+    assert values["test_accuracy"] == epochs[-1]["test_accuracy"]
+    # 1,437 images in batches of 100 are 15 steps per epoch.
+    steps = [(step["step"], step["loss"]) for record in epochs for step in record["steps"]]
+    assert [step for step, _ in steps] == list(range(5, 31, 5))
+    assert history(tmp_path, run_id, "train/step_loss") == steps
+    for step, loss in steps:
+        assert f"  step {step}  loss {loss:.4f}\n" in done.stdout
+    assert "no validation images: the last epoch's weights are kept" in done.stdout
+    assert values["best_epoch"] == 2
+    saved = state(tmp_path / "output")
+    assert all(torch.equal(saved["best"][name], tensor) for name, tensor in saved["model"].items())
+    run = client(tmp_path).get_run(run_id)
+    assert (run.data.params["kept"], run.data.params["val_size"]) == ("last epoch, none was chosen", "0")
+    assert "best_val_accuracy" not in run.data.metrics
 
 
-@pytest.mark.parametrize(
-    ("flags", "words"),
-    [
-        (["--recipe", "mnsit"], ["unknown recipe 'mnsit'", "did you mean mnist?", "there are: mnist"]),
-        (
-            ["--dataset", "minst"],
-            ["unknown data set 'minst'", "did you mean mnist?", "fashion_mnist", "folder:DIR"],
-        ),
-        (
-            ["--epoch", "3"],
-            ["unknown argument '--epoch'", "did you mean --epochs?"],
-        ),
-        (["--epochs", "many"], ["--epochs", "invalid int value: 'many'"]),
-        (["--epochs", "0"], ["epochs is 0", "1 or more"]),
-        (["--lr", "-1"], ["lr is -1.0", "above 0"]),
-        (["--lr", "nan"], ["lr is nan", "above 0"]),
-        (["--batch-size", "0"], ["batch-size is 0"]),
-        (["--val-size", "-5"], ["val-size is -5"]),
-        (["--mixed-precision", "fp8"], ["invalid choice: 'fp8'", "bf16"]),
-        (["--mixed-precision", "fp16"], ["fp16 needs a GPU", "bf16"]),
-        (["--resume", "auto"], ["resume is auto; it needs --output-dir"]),
-        (["--resume", "maybe"], ["--resume: invalid choice: 'maybe'"]),
-        (["--dropout", "1"], ["dropout is 1.0; it must be from 0 to below 1"]),
-        (["--schedule", "cosin"], ["--schedule: invalid choice: 'cosin'; did you mean cosine?", "one-cycle"]),
-        (
-            ["--gradient-dtype", "float64", "--compile"],
-            ["gradient-dtype is float64; it must be float32 with mixed"],
-        ),
-        (
-            [*DATASET, "--val-size", "1437"],
-            ["val-size 1437 leaves nothing to train on", "1437 training images"],
-        ),
-        (["--resume"], ["no run under", "--output-dir"]),
-        (["--resume", "--output-dir", "nowhere"], ["nowhere holds no last.pt", "nothing to resume"]),
-        (["--dataset", "folder:"], ["unknown data set 'folder:'", "folder:DIR"]),
-        (["--lr", "1e100"], ["lr is 1e+100"]),
-        (["--hidden-sizes", "big"], ["--hidden-sizes: 'big' is not widths as 500 or 256,64"]),
-        (["--hidden-sizes", "0"], ["hidden sizes is (0,)", "1 or more"]),
-        (["--normalize", "0.5"], ["--normalize: '0.5' is not MEAN,STD as 0.5,0.5, nor none or data"]),
-        (["--normalize", "0.5,0"], ["normalize is 0.5,0; it must be a mean of at most"]),
-        (["--model", "cnn"], ["--model: invalid choice: 'cnn'", "module", "tensor", "layers"]),
-        (["--optimizer", "lion"], ["--optimizer: invalid choice: 'lion'", "scratch-sgd"]),
-        (["--image-size", "0"], ["image-size is 0; it must be from 1 to 4096 pixels"]),
-        (["--log-every", "-1"], ["log-every is -1; it must be 0 or more"]),
-        (["--dataset", "folder:nowhere"], ["nowhere is not a directory"]),
-    ],
-)
-def test_a_mistake_is_told_without_a_traceback(flags: list[str], words: list[str], tmp_path: Path) -> None:
-    done = train(*flags, cwd=tmp_path)
-    expected = 1 if "folder:nowhere" in flags else 2
-    assert done.returncode == expected, done.stderr
-    for word in words:
-        assert word in done.stderr
-    assert "Traceback" not in done.stderr
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_compiling_needs_a_compiler(tmp_path: Path) -> None:
-    done = train(*DATASET, "--compile", cwd=tmp_path, CXX="no-such-compiler")
-    assert done.returncode == 2
-    assert "compile needs a C++ compiler, and there is no no-such-compiler: install one" in done.stderr
-
-
-def test_list_recipes(tmp_path: Path) -> None:
-    done = train("--list-recipes", cwd=tmp_path)
-    assert done.returncode == 0
-    assert "784-500-10" in done.stdout
-    assert "397,510" in done.stdout
-
-
-def dead_proxy() -> dict[str, str]:
-    """A network that refuses every connection."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        address = f"http://127.0.0.1:{free.getsockname()[1]}"
-    return {"http_proxy": address, "https_proxy": address, "no_proxy": ""}
+CHANGES = {
+    "hidden_sizes": ("20,10", [20, 10]),
+    "model": ("layers", "layers"),
+    "initialization": ("normal_0.1", "normal_0.1"),
+    "image_size": ("14", 14),
+    "normalize": ("0.4,0.2", [0.4, 0.2]),
+    "optimizer": ("scratch-sgd", "scratch-sgd"),
+    "lr": ("0.02", 0.02),
+    "batch_size": ("50", 50),
+    "epochs": ("2", 2),
+    "seed": ("7", 7),
+    "val_size": ("30", 30),
+    "mixed_precision": ("bf16", "bf16"),
+    "experiment": ("mine", "mine"),
+    "run_name": ("named", "named"),
+    "log_every": ("3", 3),
+    "schedule": ("one-cycle", "one-cycle"),
+    "warmup_epochs": ("0.5", 0.5),
+    "accumulation_steps": ("2", 2),
+    "clip_norm": ("0.9", 0.9),
+    "weight_decay": ("0.001", 0.001),
+    "label_smoothing": ("0.1", 0.1),
+    "dropout": ("0.25", 0.25),
+    "augment_shift": ("1", 1),
+    "deform": ("0.5", 0.5),
+    "adversarial": ("0.01", 0.01),
+    "matmul_precision": ("high", "high"),
+    "ema_decay": ("0.5", 0.5),
+    "patience": ("4", 4),
+    "checkpoint_every_steps": ("7", 7),
+}
+"""Field -> the flag's argument, and the value in the run's configuration."""
 
 
 @with_store
-def test_without_network_the_bundled_digits_are_used(tmp_path: Path) -> None:
-    flags = ("--epochs", "1", "--data-dir", str(tmp_path / "data"))
-    done = run_impatient("launch/train.py", *flags, cwd=tmp_path, **dead_proxy())
-    values = result(done)
-    assert values["dataset"] == "digits"
-    [line] = [line for line in done.stdout.splitlines() if "Could not download" in line]
+def test_all_options_together(tmp_path: Path) -> None:
+    others = {"recipe", "dataset", "fallback_dataset", "data_dir", "output_dir", "skip_bad_images"}
+    # These exclude each other, and float64 excludes mixed precision.
+    others |= {"gradient_dtype", "compile"}
+    assert {field.name for field in fields(TrainConfig)} == {*CHANGES, *others}
+    flags = " ".join(f"--{name.replace('_', '-')} {text}" for name, (text, _) in CHANGES.items())
+    words = f"{TRAIN} --recipe mnist-128-64-adam {flags} --data-dir here --skip-bad-images".split()
+    values = result(train(*words[1:], cwd=tmp_path))
+    assert values["num_parameters"] == (14 * 14 + 1) * 20 + 21 * 10 + 11 * 10
+    assert values["output_dir"] == str(tmp_path / "output")
+    config = json.loads(state(tmp_path / "output")["config"])
+    assert {name: config[name] for name in CHANGES} == {name: value for name, (_, value) in CHANGES.items()}
+    assert (config["data_dir"], config["skip_bad_images"]) == (str(tmp_path / "here"), True)
+    bundle = json.loads((tmp_path / "output/bundle/bundle.json").read_text())
+    assert bundle["image"] == {"height": 14, "width": 14, "channels": 1, "mean": [0.4], "std": [0.2]}
+
+
+def test_list_recipes(call: Call) -> None:
+    done = call("mlp_dist.train --list-recipes")
+    assert done.returncode == 0
+    assert "784-500-10" in done.stdout
+
+
+@pytest.fixture
+def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A proxy that refuses connections, and no pauses between tries."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"http://127.0.0.1:{free.getsockname()[1]}"
+    for name, value in {"http_proxy": address, "https_proxy": address, "no_proxy": ""}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(download, "PAUSES", (0.0,) * len(download.PAUSES))
+
+
+@with_store
+@pytest.mark.usefixtures("no_network")
+def test_without_network_the_bundled_digits_are_used(call: Call, store: dict[str, str]) -> None:
+    done = call("mlp_dist.train --epochs 1 --data-dir data --output-dir output", **store)
+    assert result(done)["dataset"] == "digits"
+    [line] = [line for line in done.stdout.splitlines() if line.startswith("Could not download")]
     assert line.startswith("Could not download MNIST: train-images-idx3-ubyte.gz")
     assert line.endswith("training on scikit-learn's handwritten digits instead")
 
 
-def test_a_named_data_set_that_cannot_be_had_is_an_error(tmp_path: Path) -> None:
-    flags = ("--dataset", "mnist", "--data-dir", str(tmp_path / "data"))
-    done = run_impatient("launch/train.py", *flags, cwd=tmp_path, **dead_proxy())
+@pytest.mark.usefixtures("no_network")
+def test_a_named_data_set_without_network_is_an_error(call: Call, tmp_path: Path) -> None:
+    done = call("mlp_dist.train --dataset mnist --data-dir data")
     assert done.returncode == 1
-    assert "Could not download MNIST" in done.stderr
+    assert "error: Could not download MNIST" in done.stderr
     assert "--dataset digits" in done.stderr
-    assert "Traceback" not in done.stderr
     assert not (tmp_path / "mlflow.db").exists()
 
 
-@pytest.mark.parametrize("variable", [True, False])
-@with_store
-def test_mnist_at_hand_is_used(variable: bool, mnist_dir: Path, tmp_path: Path) -> None:
-    flags, changes = [], {**dead_proxy(), "MLP_DIST_DATA": str(mnist_dir)}
-    if not variable:
-        flags, changes["MLP_DIST_DATA"] = ["--data-dir", str(mnist_dir)], str(tmp_path / "elsewhere")
-    values = result(train("--epochs", "1", *flags, cwd=tmp_path, **changes))
-    assert values["dataset"] == "mnist"
-    assert values["test_accuracy"] > 0.94
-
-
-def test_a_store_that_is_damaged_costs_no_training(tmp_path: Path) -> None:
+def test_a_damaged_store_does_not_stop_a_training(call: Call, tmp_path: Path) -> None:
     (tmp_path / "damaged.db").write_text("not a database")
-    done = train(*DATASET, "--epochs", "1", cwd=tmp_path, MLFLOW_TRACKING_URI="sqlite:///damaged.db")
-    values = result(done)
-    assert values["run_id"] is None
+    store = {"MLFLOW_TRACKING_URI": f"sqlite:///{tmp_path}/damaged.db"}
+    # The next recorder inherits this test's stderr.
+    recorder.start().close()
+    done = call(f"{TRAIN} --epochs 1", **store)
+    assert result(done)["run_id"] is None
     assert done.stderr.count("warning") == 1
-    assert "MLflow at sqlite:///damaged.db cannot take the run: " in done.stderr
-    assert f"send the rest by python launch/sync.py {values['output_dir']}\n" in done.stderr
-    assert "Traceback" not in done.stderr
-    again = train(*DATASET, "--epochs", "1", "--output-dir", values["output_dir"], cwd=tmp_path)
+    assert f"MLflow at {store['MLFLOW_TRACKING_URI']} cannot take the run: " in done.stderr
+    assert f"upload the rest with: python -m mlp_dist.sync {tmp_path}/output\n" in done.stderr
+    again = call(f"{TRAIN} --epochs 1", **store)
     assert again.returncode == 2
-    assert "holds a run that MLflow has not got whole: python launch/sync.py " in again.stderr
+    assert "holds a run that is not fully uploaded to MLflow: upload it with python -m" in again.stderr
 
 
 @with_store
-def test_a_loss_that_is_not_finite_ends_the_run_failed(tmp_path: Path) -> None:
-    done = train(*DATASET, "--epochs", "3", "--lr", "1e30", cwd=tmp_path)
+def test_a_loss_that_is_not_finite_ends_the_run(call: Call, store: dict[str, str], tmp_path: Path) -> None:
+    done = call(f"{TRAIN} --epochs 3 --lr 1e30", **store)
     assert done.returncode == 1
     assert "the loss of step 2 (epoch 1) is not finite at learning rate 1e+30; try a smaller" in done.stderr
     assert "(the checkpoint of epoch 0 is kept in " in done.stderr
-    assert "Traceback" not in done.stderr
-    assert [run.info.status for run in all_runs(tmp_path)] == ["FAILED"]
+    assert statuses(tmp_path) == ["FAILED"]
 
 
 @with_store
-def test_a_crash_ends_the_run_failed(tmp_path: Path) -> None:
-    # A file where the bundle's directory must be made.
-    output = tmp_path / "output"
-    output.mkdir()
-    script = (
-        "import sys, mlp_dist.training.report\n"
-        "def broken(*a, **k): raise RuntimeError('the disk is gone')\n"
-        "mlp_dist.training.report.write_outputs = broken\n"
-        "from mlp_dist import train; train.main()\n"
-    )
-    words = [sys.executable, "-c", script, *DATASET, "--epochs", "1", "--output-dir", str(output)]
-    done = subprocess.run(words, cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=240)
+def test_a_crash_ends_the_run(
+    call: Call, store: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object) -> None:
+        raise RuntimeError("the disk is gone")
+
+    monkeypatch.setattr("mlp_dist.training.report.write_outputs", broken)
+    done = call(f"{TRAIN} --epochs 1", **store)
     assert done.returncode == 1
     assert "the disk is gone" in done.stderr
-    assert [run.info.status for run in all_runs(tmp_path)] == ["FAILED"]
+    assert statuses(tmp_path) == ["FAILED"]
 
 
-def all_runs(cwd: Path) -> list[Any]:
-    from mlflow.tracking import MlflowClient
-
-    client = MlflowClient(f"sqlite:///{cwd}/mlflow.db")
-    return list(client.search_runs([each.experiment_id for each in client.search_experiments()]))
-
-
-def check_what_is_refused(flags: list[str], trained: int, cwd: Path) -> None:
-    """An unfinished run is neither overwritten nor gone on with otherwise."""
-    again = train(*flags, cwd=cwd)
-    assert again.returncode == 2
-    stopped = (
-        rf"stopped after (epoch {trained}|step \d+ of epoch {trained + 1}) of 400: go on with it by --resume"
-    )
-    assert re.search(stopped, again.stderr)
-    changes = ("--lr", "0.2", "--recipe", "mnist-500")
-    changed = train("--resume", "--output-dir", "output", *changes, cwd=cwd)
-    assert changed.returncode == 2
-    assert "lr 0.1, not 0.2, recipe mnist, not mnist-500" in changed.stderr
-    fewer = train("--resume", "--output-dir", "output", "--epochs", "1", cwd=cwd)
-    assert fewer.returncode == 2
-    assert f"has trained {trained} epochs already" in fewer.stderr
+@contextmanager
+def running(flags: str, cwd: Path, *, until: str) -> Iterator[subprocess.Popen[str]]:
+    """launch/train.py in a process of its own, from the line that starts with `until`."""
+    words = [sys.executable, str(ROOT / "launch/train.py"), *flags.split()[1:]]
+    pipe = subprocess.PIPE
+    process = subprocess.Popen(words, cwd=cwd, env=environment(), stdout=pipe, stderr=pipe, text=True)
+    try:
+        assert process.stdout is not None
+        for line in process.stdout:
+            if line.startswith(until):
+                break
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
 
 
 @with_store
-def test_an_interrupted_run_goes_on_to_the_same_weights(tmp_path: Path) -> None:
-    flags = [*DATASET, "--epochs", "400", "--batch-size", "20", "--output-dir", "output"]
-    words = [sys.executable, str(ROOT / "launch/train.py"), *flags]
-    process = subprocess.Popen(
-        words, cwd=tmp_path, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-    assert process.stdout is not None
-    for line in process.stdout:
-        if line.startswith("epoch 3/"):
-            break
-    process.send_signal(signal.SIGTERM)
-    _, errors = process.communicate(timeout=60)
+def test_an_interrupted_run_resumes_to_the_same_weights(
+    call: Call, store: dict[str, str], tmp_path: Path
+) -> None:
+    flags = f"{TRAIN} --batch-size 20"
+    with running(f"{flags} --epochs 400", tmp_path, until="epoch 2/") as process:
+        process.send_signal(signal.SIGTERM)
+        _, errors = process.communicate(timeout=60)
     assert process.returncode == 128 + signal.SIGTERM
     assert "stopped by SIGTERM" in errors
-    assert "--resume --output-dir" in errors
+    assert "resume with: accelerate launch -m mlp_dist.train --resume --output-dir" in errors
     assert "Traceback" not in errors
-    trained = len(metrics(tmp_path / "output"))
-    assert 3 <= trained < 400
-    assert [run.info.status for run in all_runs(tmp_path)] == ["KILLED"]
+    epochs = len(records(tmp_path / "output"))
+    assert 2 <= epochs < 400
+    assert statuses(tmp_path) == ["KILLED"]
 
-    check_what_is_refused(flags, trained, tmp_path)
-    total = str(trained + 2)
-    resumed = result(train("--resume", "--output-dir", "output", "--epochs", total, cwd=tmp_path))
-    whole = result(train(*flags[:-1], "whole", "--epochs", total, cwd=tmp_path))
-
-    for which in ("model", "best"):
-        for name, tensor in weights(whole["output_dir"], which).items():
-            assert torch.equal(weights(resumed["output_dir"], which)[name], tensor)
-    [run] = [run for run in all_runs(tmp_path) if run.info.run_id == resumed["run_id"]]
-    assert run.info.status == "FINISHED"
-    assert len(all_runs(tmp_path)) == 2
-    from mlflow.tracking import MlflowClient
-
-    history = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db").get_metric_history(
-        resumed["run_id"], "train/loss"
+    again = call(f"{flags} --epochs 400", **store)
+    stopped = (
+        rf"stopped after (epoch {epochs}|step \d+ of epoch {epochs + 1}) of 400: continue it with --resume"
     )
-    assert sorted(point.step for point in history) == list(range(1, trained + 3))
+    assert again.returncode == 2
+    assert re.search(stopped, again.stderr)
+    resume = "mlp_dist.train --resume --output-dir output"
+    changed = call(f"{resume} --lr 0.2 --recipe mnist-500", **store)
+    assert changed.returncode == 2
+    assert "lr 0.1, not 0.2, recipe mnist, not mnist-500" in changed.stderr
+    fewer = call(f"{resume} --epochs 1", **store)
+    assert f"has already trained {epochs} epochs" in fewer.stderr
+
+    resumed = result(call(f"{resume} --epochs {epochs + 2}", **store))
+    whole = result(call(f"{flags} --epochs {epochs + 2} --output-dir whole", **store))
+    for which in ("model", "best"):
+        for name, tensor in state(whole["output_dir"])[which].items():
+            assert torch.equal(state(resumed["output_dir"])[which][name], tensor)
+    assert statuses(tmp_path) == ["FINISHED", "FINISHED"]
+    steps = [step for step, _ in history(tmp_path, resumed["run_id"], "train/loss")]
+    assert sorted(steps) == list(range(1, epochs + 3))
 
 
 def test_trainings_may_start_together_on_a_new_store(tmp_path: Path) -> None:
-    words = [sys.executable, str(ROOT / "launch/train.py"), *DATASET, "--epochs", "1"]
+    words = [sys.executable, str(ROOT / "launch/train.py"), "--dataset", "digits", "--epochs", "1"]
     together = [
         subprocess.Popen(words, cwd=tmp_path, env=environment(), stdout=subprocess.PIPE, text=True)
-        for _ in range(3)
+        for _ in range(2)
     ]
     results = [json.loads(each.communicate(timeout=240)[0].splitlines()[-1]) for each in together]
-    assert [each.returncode for each in together] == [0, 0, 0]
-    assert len({each["run_id"] for each in results}) == 3
-    assert len({each["output_dir"] for each in results}) == 3
+    assert [each.returncode for each in together] == [0, 0]
+    assert len({each["run_id"] for each in results}) == 2
+    assert len({each["output_dir"] for each in results}) == 2
 
 
 @with_store
-def test_two_trainings_in_one_directory_do_not_meet(tmp_path: Path) -> None:
-    flags = [*DATASET, "--output-dir", "output"]
-    words = [sys.executable, str(ROOT / "launch/train.py"), *flags, "--epochs", "4000"]
-    first = subprocess.Popen(words, cwd=tmp_path, env=environment(), stdout=subprocess.PIPE, text=True)
-    assert first.stdout is not None
-    try:
-        for line in first.stdout:
-            if line.startswith("epoch 1/"):
-                break
-        for second in (
-            train(*flags, cwd=tmp_path),
-            train("--resume", "--output-dir", "output", cwd=tmp_path),
-        ):
+def test_a_directory_in_use_is_refused(call: Call, tmp_path: Path) -> None:
+    with running(f"{TRAIN} --epochs 4000", tmp_path, until="epoch 1/"):
+        for flags in ("", " --resume"):
+            second = call(f"{TRAIN}{flags}")
             assert second.returncode == 2
-            assert "another training runs in output; choose another --output-dir" in second.stderr
-    finally:
-        first.terminate()
-        first.communicate(timeout=60)
+            message = "another training is running in output; choose another --output-dir"
+            assert message in second.stderr
