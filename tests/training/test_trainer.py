@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
@@ -13,6 +14,7 @@ from mlp_dist.config import TrainConfig
 from mlp_dist.console.processes import Interrupted, StopSignals
 from mlp_dist.core.errors import TrainingError
 from mlp_dist.core.image import normalize
+from mlp_dist.data import arrays, batches
 from mlp_dist.data.batches import epoch_order, split_validation
 from mlp_dist.data.datasets import read_dataset
 from mlp_dist.data.evaluate import evaluate, predict
@@ -303,6 +305,26 @@ def test_resuming_at_any_step_gives_the_same_weights(
     for found, expected in zip(resumed.history, whole.history, strict=True):
         for name in ("train_loss", "train_accuracy", "val_loss", "test_loss", "learning_rate"):
             assert found[name] == pytest.approx(expected[name], rel=1e-12)
+
+
+@pytest.mark.parametrize("window", [2**26, 100 * 784], ids=["one window", "many windows"])
+def test_arrays_on_disk_train_and_resume_exactly(
+    window: int, digits: Dataset, accelerator: Accelerator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To the weights of the same arrays in memory, if the set is not larger than a window."""
+    monkeypatch.setattr(arrays, "WINDOW_BYTES", window)
+    monkeypatch.setattr(batches, "WINDOW_BYTES", window)
+    monkeypatch.setattr(batches, "BLOCK_BYTES", 10 * 784)
+    for name, part in (("train", digits.train), ("test", digits.test)):
+        np.save(tmp_path / f"{name}_images.npy", part.images.numpy())
+        np.save(tmp_path / f"{name}_labels.npy", part.labels.numpy())
+    stored, memory = (arrays.read_arrays(tmp_path, most_in_memory=most) for most in (0, 2**30))
+    if window == 2**26:
+        trainers = [make(CONFIG, data, accelerator, tmp_path / "run") for data in (stored, memory)]
+        for trainer in trainers:
+            train_all(trainer)
+        assert_same_state(*map(state, trainers))
+    test_resuming_at_any_step_gives_the_same_weights(CONFIG, 20, stored, accelerator, tmp_path)
 
 
 def train_all(trainer: Trainer) -> None:
