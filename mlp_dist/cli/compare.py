@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 
 from mlp_dist.config import DEFAULT_EXPERIMENT
-from mlp_dist.console import colors, command, progress
+from mlp_dist.console import command, progress
 from mlp_dist.core.errors import PromotionError, UsageError
 
 
@@ -57,10 +57,7 @@ def main() -> None:
         champion = champion_id()
     rankings = compare_runs.rank_runs(runs, args.metric, champion=champion)
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
-    tables = [
-        compare_runs.format_ranking(each, top=args.top, width=width, emphasize=colors.bold)
-        for each in rankings
-    ]
+    tables = [compare_runs.format_ranking(each, top=args.top, width=width) for each in rankings]
     print("\n\n".join(tables) or "no runs")
     if args.csv and rankings:
         compare_runs.write_csv(rankings, args.csv, top=args.top)

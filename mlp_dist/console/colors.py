@@ -4,7 +4,7 @@ import os
 import sys
 from typing import TextIO
 
-_BOLD, _BOLD_RED = "1", "1;31"
+_BOLD_RED = "1;31"
 
 
 def are_wanted(stream: TextIO) -> bool:
@@ -14,15 +14,7 @@ def are_wanted(stream: TextIO) -> bool:
     return bool(os.environ.get("FORCE_COLOR")) or (os.environ.get("TERM") != "dumb" and stream.isatty())
 
 
-def bold(text: str) -> str:
-    """`text` in bold, for stdout."""
-    return _styled(text, _BOLD, sys.stdout)
-
-
 def error(text: str) -> str:
     """ "error: `text`", for stderr."""
-    return f"{_styled('error:', _BOLD_RED, sys.stderr)} {text}"
-
-
-def _styled(text: str, code: str, stream: TextIO) -> str:
-    return f"\x1b[{code}m{text}\x1b[0m" if are_wanted(stream) else text
+    label = f"\x1b[{_BOLD_RED}merror:\x1b[0m" if are_wanted(sys.stderr) else "error:"
+    return f"{label} {text}"

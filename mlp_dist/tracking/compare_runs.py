@@ -1,7 +1,7 @@
 """Ranks an experiment's runs, one table per data set, for a terminal or as CSV."""
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 
@@ -109,33 +109,23 @@ def _is_summary(name: str) -> bool:
     return "/" not in name or name.startswith("test_class_accuracy/")
 
 
-def format_ranking(
-    ranking: Ranking,
-    *,
-    top: int | None = None,
-    width: int | None = None,
-    emphasize: Callable[[str], str] = lambda line: line,
-) -> str:
+def format_ranking(ranking: Ranking, *, top: int | None = None, width: int | None = None) -> str:
     """The first `top` runs as a table of at most `width` columns where possible; None: no limit.
 
-    `emphasize` is applied to the lines of the best run and of the champion. In a narrow terminal, columns
-    are dropped from the right and named below the table.
+    In a narrow terminal, columns are dropped from the right and named below the table.
     """
     runs = ranking.runs.head(len(ranking.runs) if top is None else top)
     cells = _cells(ranking, runs)
     dropped: list[str] = []
     while width and len(_lines(cells)[0]) > width and len(cells) > _MIN_COLUMNS:
         dropped.insert(0, cells.popitem()[0])
-    heading, *lines = _lines(cells)
-    is_bold = runs["place"].eq(1).fillna(False) | runs["champion"]
     count = f"{len(runs)} run{'s' * (len(runs) != 1)}"
     if len(runs) < len(ranking.runs):
         count += f" of {len(ranking.runs)}"
     notes = ["* the champion"] if runs["champion"].any() else []
     notes += [f"no room for {', '.join(dropped)}; --csv FILE has every column"] if dropped else []
-    body = [emphasize(line) if bold else line for line, bold in zip(lines, is_bold, strict=True)]
     title = f"{ranking.dataset}: {count}, ranked by {ranking.metric}"
-    return "\n".join([title, "", heading, *body, *[""] * bool(notes), *notes])
+    return "\n".join([title, "", *_lines(cells), *[""] * bool(notes), *notes])
 
 
 def _cells(ranking: Ranking, runs: pd.DataFrame) -> dict[str, list[str]]:
