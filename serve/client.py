@@ -32,7 +32,7 @@ from serve.torchserve.keys import (
     read_key,
     renew_key,
 )
-from serve.torchserve.state import State, find_state
+from serve.torchserve.server_state import ServerState, find_state
 
 URL = "http://127.0.0.1:8080"
 
@@ -114,7 +114,7 @@ class Client:
         self._opener = urllib.request.build_opener(proxies, _NoRedirects)
 
     @classmethod
-    def of(cls, state: State, version: str = "") -> Self:
+    def of(cls, state: ServerState, version: str = "") -> Self:
         """A client of a server started by serve.server, for a version of its model or the default one."""
         model = f"{state.model}/{version}" if version else state.model
         return cls(state.url, model, state.key_file, state.management_url)

@@ -20,8 +20,8 @@ from serve.archive import MAR, Archive, read_archive
 from serve.client import Client
 from serve.drawing import page
 from serve.server import describe, launch
-from serve.torchserve import process as torchserve
-from serve.torchserve.state import find_state
+from serve.torchserve import server_process as torchserve
+from serve.torchserve.server_state import find_state
 
 
 @contextmanager

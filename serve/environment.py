@@ -8,7 +8,7 @@ A checkout's .venv/bin/activate runs it.
 import shlex
 
 from mlp_dist.console import command
-from serve.torchserve.process import CONFIG, find_java_home
+from serve.torchserve.server_process import CONFIG, find_java_home
 
 
 def exports() -> list[str]:

@@ -24,13 +24,13 @@ from mlp_dist.core.spec import EXACT, GOLDEN
 from mlp_dist.tracking import next_steps
 from serve.archive import MAR, Archive, model_name, read_archive
 from serve.client import Client
-from serve.torchserve import process as torchserve
+from serve.torchserve import server_process as torchserve
 from serve.torchserve.deploy import deploy
 from serve.torchserve.keys import ROOT
 from serve.torchserve.management import describe_version
 from serve.torchserve.ports import free_ports, is_free, three_ports
 from serve.torchserve.server_log import print_log
-from serve.torchserve.state import LOG, STATE, STORE, State, exclusive, find_state
+from serve.torchserve.server_state import LOG, STATE, STORE, ServerState, exclusive, find_state
 
 START = """Start a server in the background. Returns once its answer is correct, else stops it.
 
@@ -81,7 +81,7 @@ def running(
             torchserve.stop(state, process)
 
 
-def launch(mar: Path, first_port: int | None = None, *, deployable: bool = False) -> State:
+def launch(mar: Path, first_port: int | None = None, *, deployable: bool = False) -> ServerState:
     """Serve `mar` in the background, for the current directory; returns once its answer is correct.
 
     Raises UsageError if a server already runs here and ServerError if none starts.
@@ -89,7 +89,7 @@ def launch(mar: Path, first_port: int | None = None, *, deployable: bool = False
     archive = read_archive(mar)
     directory = Path(STATE).resolve()
     with exclusive(directory):
-        old = State.load(directory)
+        old = ServerState.load(directory)
         if old is not None:
             if old.is_running():
                 raise UsageError(
@@ -114,7 +114,7 @@ def launch(mar: Path, first_port: int | None = None, *, deployable: bool = False
             ports, message = three_ports(first_port)
 
 
-def _launch(directory: Path, archive: Archive, ports: list[int], *, deployable: bool) -> State:
+def _launch(directory: Path, archive: Archive, ports: list[int], *, deployable: bool) -> ServerState:
     settings = {"enable_model_api": "true"} if deployable else {}
     state, process = torchserve.start(directory, archive.path, archive.name, ports, settings)
     try:
@@ -125,7 +125,7 @@ def _launch(directory: Path, archive: Archive, ports: list[int], *, deployable: 
     return state
 
 
-def describe(state: State | None) -> dict[str, Any]:
+def describe(state: ServerState | None) -> dict[str, Any]:
     """The JSON of `status`. `ready`: the golden image gets the right answer at this moment."""
     if state is None or not state.is_running():
         return {"running": False, "ready": False}
@@ -172,7 +172,7 @@ def _summary(values: dict[str, Any]) -> str:
     )
 
 
-def _print_status(state: State | None, hints: str = "") -> int:
+def _print_status(state: ServerState | None, hints: str = "") -> int:
     values = describe(state)
     print("\n".join(filter(None, [_summary(values), hints])))
     print(json.dumps(values))

@@ -17,8 +17,8 @@ from mlp_dist.core.spec import EXACT
 from serve.archive import Archive, read_archive
 from serve.client import Client
 from serve.torchserve.management import ask, describe_version, registered_versions
-from serve.torchserve.process import START_SECONDS, wait_for_workers
-from serve.torchserve.state import STORE, State, exclusive, find_state
+from serve.torchserve.server_process import START_SECONDS, wait_for_workers
+from serve.torchserve.server_state import STORE, ServerState, exclusive, find_state
 
 DRAIN_SECONDS = 60.0
 """Limit for the answers to requests that the old version has accepted."""
@@ -63,7 +63,7 @@ def deploy(mar: Path) -> dict[str, Any]:
     }
 
 
-def _deployable() -> State:
+def _deployable() -> ServerState:
     state = find_state()
     if state is None or not state.is_running():
         raise UsageError("no server is running here: python -m serve.server start --deployable")
@@ -75,7 +75,7 @@ def _deployable() -> State:
     return state
 
 
-def _old_version(state: State, archive: Archive) -> str:
+def _old_version(state: ServerState, archive: Archive) -> str:
     if archive.name != state.model:
         raise UsageError(
             f"{archive.path} holds the model {archive.name!r}, but {state.model!r} is served at {state.url}; "
@@ -87,7 +87,7 @@ def _old_version(state: State, archive: Archive) -> str:
     return old
 
 
-def _put_in_store(state: State, archive: Archive) -> str:
+def _put_in_store(state: ServerState, archive: Archive) -> str:
     """Copy the archive under a unique name; returns the name."""
     digest = hashlib.sha256(archive.path.read_bytes()).hexdigest()[:8]
     name = f"{archive.name}-{archive.version}-{digest}.mar"
@@ -96,7 +96,7 @@ def _put_in_store(state: State, archive: Archive) -> str:
     return name
 
 
-def _register(state: State, archive: Archive, file_name: str) -> None:
+def _register(state: ServerState, archive: Archive, file_name: str) -> None:
     """Register the new version and check its answer to the golden image."""
     if archive.version in registered_versions(state):
         # A killed deployment left it.
@@ -114,7 +114,7 @@ def _register(state: State, archive: Archive, file_name: str) -> None:
 
 
 @contextmanager
-def _rollback(state: State, old: str, new: Archive) -> Iterator[None]:
+def _rollback(state: ServerState, old: str, new: Archive) -> Iterator[None]:
     """On any exception, make the old version the default again and remove the new one."""
     try:
         yield
@@ -131,7 +131,7 @@ def _rollback(state: State, old: str, new: Archive) -> Iterator[None]:
         raise
 
 
-def _drain(state: State, version: str, golden: bytes) -> None:
+def _drain(state: ServerState, version: str, golden: bytes) -> None:
     """Wait until a version that is no longer the default has answered all its requests.
 
     TorchServe stops the workers of an unregistered version at once and never answers their requests.

@@ -7,7 +7,7 @@ from urllib.parse import urlsplit
 
 from mlp_dist.core.errors import ServerError
 from serve.torchserve.keys import read_key, renew_key
-from serve.torchserve.state import State
+from serve.torchserve.server_state import ServerState
 
 
 class ManagementError(ServerError):
@@ -18,7 +18,7 @@ class ManagementError(ServerError):
         self.status = status
 
 
-def ask(state: State, path: str, *, method: str = "GET", timeout: float = 30.0) -> Any:
+def ask(state: ServerState, path: str, *, method: str = "GET", timeout: float = 30.0) -> Any:
     """Send a request; returns its JSON. Raises ManagementError for an error and ServerError for no answer."""
     status, body = _send(state, path, method, read_key(state.key_file, "management").value, timeout)
     if status == 400 and b"InvalidKeyException" in body:
@@ -38,7 +38,7 @@ def ask(state: State, path: str, *, method: str = "GET", timeout: float = 30.0) 
     return values
 
 
-def _send(state: State, path: str, method: str, key: str, timeout: float) -> tuple[int, bytes]:
+def _send(state: ServerState, path: str, method: str, key: str, timeout: float) -> tuple[int, bytes]:
     connection = http.client.HTTPConnection(urlsplit(state.management_url).netloc, timeout=timeout)
     try:
         connection.request(method, path, headers={"Authorization": f"Bearer {key}"})
@@ -51,13 +51,13 @@ def _send(state: State, path: str, method: str, key: str, timeout: float) -> tup
         connection.close()
 
 
-def describe_version(state: State, version: str = "") -> dict[str, Any]:
+def describe_version(state: ServerState, version: str = "") -> dict[str, Any]:
     """TorchServe's description of a version of the model; "": the default one. Raises ServerError."""
     [found] = ask(state, "/".join(filter(None, ("/models", state.model, version))), timeout=10)
     values: dict[str, Any] = found
     return values
 
 
-def registered_versions(state: State) -> set[str]:
+def registered_versions(state: ServerState) -> set[str]:
     """Raises ServerError."""
     return {found["modelVersion"] for found in ask(state, f"/models/{state.model}/all", timeout=10)}

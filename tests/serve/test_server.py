@@ -34,7 +34,7 @@ from serve.server import running
 from serve.torchserve.keys import read_key
 from serve.torchserve.management import ManagementError, ask, describe_version
 from serve.torchserve.ports import free_ports
-from serve.torchserve.state import STATE, State
+from serve.torchserve.server_state import STATE, ServerState
 from tests.helpers.launching import ROOT, Trained, result, run
 from tests.helpers.servers import state_of
 
@@ -256,7 +256,7 @@ def test_from_start_to_stop(packaged: Path, place: Path) -> None:
     logs = run([sys.executable, "-m", "serve.server", "logs"], place)
     assert "Torch worker started" in logs.stdout
 
-    state = State.load(place / STATE)
+    state = ServerState.load(place / STATE)
     assert state is not None
     processes = state.processes()
     assert len(processes) == 3

@@ -127,10 +127,7 @@ def test_image_holds_the_model_input(channels: int) -> None:
         for answer, image in zip(explain(make_bundle(8, channels=channels), given), pixels, strict=True):
             expected = image[0] if channels == 1 else image.permute(1, 2, 0)
             np.testing.assert_array_equal(decoded(answer, "image"), expected)
-
-
-def test_black_image_has_no_attributions() -> None:
-    [answer] = explain(make_bundle(8, channels=3), torch.zeros(1, 3, 4, 5, dtype=torch.uint8))
+    [answer] = explain(make_bundle(8, channels=channels), torch.zeros(1, channels, 4, 5, dtype=torch.uint8))
     assert not np.any(answer["attributions"])
     assert not decoded(answer, "heat_map").any()
 

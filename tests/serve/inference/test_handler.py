@@ -1,4 +1,4 @@
-"""The handler with the trained model, without TorchServe."""
+"""The handler with the trained model, without TorchServe; test_server asks for predictions."""
 
 import base64
 import sys
@@ -6,10 +6,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from ts.context import RequestProcessor
 
-from mlp_dist.core.bundle import load_bundle
 from mlp_dist.core.image import encode_png
 from mlp_dist.data.image_set import Dataset
 from serve.handler import MLPHandler
@@ -26,30 +24,7 @@ def handler(trained: Trained) -> MLPHandler:
 
 @pytest.fixture(scope="module")
 def files(image_data: Dataset) -> list[bytes]:
-    return [encode_png(image) for image in image_data.test.images[:100]]
-
-
-def test_probabilities_match_the_trained_model(
-    handler: MLPHandler, files: list[bytes], image_data: Dataset, trained: Trained
-) -> None:
-    expected = load_bundle(trained.bundle).probabilities(image_data.test.images[:100])
-    answers, statuses = ask_handler(handler, *({"body": bytearray(file)} for file in files))
-    assert set(statuses) == {200}
-    assert [list(answer) for answer in answers] == [list("0123456789")] * len(files)
-    found = torch.tensor([list(answer.values()) for answer in answers], dtype=torch.float64)
-    torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
-
-
-def test_corrupt_image_in_a_batch_fails_alone(handler: MLPHandler, files: list[bytes]) -> None:
-    rows = [{"body": bytearray(file)} for file in files[:8]]
-    expected, _ = ask_handler(handler, *rows)
-    rows[3] = {"body": rows[3]["body"][:60]}
-    answers, statuses = ask_handler(handler, *rows)
-    assert statuses == [200, 200, 200, 400, 200, 200, 200, 200]
-    assert answers[3]["error"]["type"] == "ImageError"
-    assert "damaged" in answers[3]["error"]["message"]
-    for position in (0, 1, 2, 4, 5, 6, 7):
-        assert answers[position] == pytest.approx(expected[position], abs=1e-9)
+    return [encode_png(image) for image in image_data.test.images[:8]]
 
 
 def test_describe_within_a_batch(handler: MLPHandler, files: list[bytes], trained: Trained) -> None:

@@ -10,7 +10,7 @@ import torch
 from ts.metrics.metric_cache_yaml_impl import MetricsCacheYamlImpl
 
 from mlp_dist.core.bundle import load_bundle
-from mlp_dist.core.errors import ImageError, ServerError
+from mlp_dist.core.errors import ServerError
 from mlp_dist.core.image import encode_png
 from mlp_dist.data.image_set import Dataset
 from serve.client import Client
@@ -68,14 +68,6 @@ def test_counts_are_emitted_once_a_period(
         ("mlp_confidence_total", "1.5"): pytest.approx(160),
         ("mlp_bad_requests_total", "RequestError"): 100,
     }
-
-
-def test_nothing_is_emitted_without_torchserve(caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level("DEBUG")
-    worker = WorkerMetrics(None, "mlp", "1.5", ["0", "1"])
-    worker.count_predictions([[0.2, 0.8]])
-    worker.count_error(ImageError("x"))
-    assert caplog.messages == []
 
 
 def scrape(client: Client) -> dict[str, float]:

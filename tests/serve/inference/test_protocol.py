@@ -112,11 +112,6 @@ def test_several_images_give_a_list(
     assert all(map(is_close, answers, expected))
 
 
-def test_batch_of_one_array_gives_a_list(handler: MLPHandler) -> None:
-    [answer], _ = ask_handler(handler, {"body": LISTS[:1]})
-    assert [len(each) for each in answer] == [10]
-
-
 INSTANCES = {
     "b64": [{"b64": text} for text in TEXTS],
     "image_bytes": [{"image_bytes": {"b64": text}} for text in TEXTS],
@@ -195,34 +190,26 @@ def test_top_k_of_several_images(handler: MLPHandler) -> None:
     assert [len(each) for each in lists] == [1, 1, 1]
 
 
-@pytest.mark.parametrize("background", ["white", "black"])
-def test_background_option(handler: MLPHandler, directory: Path, tmp_path: Path, background: str) -> None:
-    image = Image.new("RGBA", (28, 28), (0, 0, 0, 0))
-    image.paste((0, 0, 0, 255), (8, 4, 20, 24))
-    file = tmp_path / "transparent.png"
-    file.write_bytes(png(image))
-    wanted = load_bundle(directory).predict_proba(file, background=background)[0]
-    body = bytearray(file.read_bytes())
-    [answer], _ = ask_handler(handler, {"image": body, "background": bytearray(background.encode())})
-    assert is_close(answer, wanted)
-    [by_header], _ = ask_handler(handler, {"body": body}, headers={"X-Background": background})
-    assert by_header == answer
-
-
-def test_preprocess_option_and_default(handler: MLPHandler, directory: Path, tmp_path: Path) -> None:
+def test_preprocess_and_background(handler: MLPHandler, directory: Path, tmp_path: Path) -> None:
     file = tmp_path / "page.png"
     file.write_bytes(png(drawing()))
     bundle = load_bundle(directory)
     [exact], [auto] = bundle.predict_proba(file), bundle.predict_proba(file, preprocess="auto")
     assert exact != pytest.approx(auto, abs=1e-3)
-    image = bytearray(file.read_bytes())
-    [answer], _ = ask_handler(handler, {"body": image})
+    page = bytearray(file.read_bytes())
+    [answer], _ = ask_handler(handler, {"body": page})
     assert is_close(answer, exact)
-    rows = [{"image": image, "preprocess": bytearray(b"auto")}, {"body": np.asarray(drawing()).tolist()}]
+    rows = [{"image": page, "preprocess": bytearray(b"auto")}, {"body": np.asarray(drawing()).tolist()}]
     answers, _ = ask_handler(handler, *rows, headers={"X-Preprocess": "AUTO"})
     assert all(is_close(answer, auto) for answer in answers)
+    image = Image.new("RGBA", (28, 28), (0, 0, 0, 0))
+    image.paste((0, 0, 0, 255), (8, 4, 20, 24))
+    file.write_bytes(png(image))
+    [white] = bundle.predict_proba(file, background="white")
+    row = {"image": bytearray(file.read_bytes()), "background": bytearray(b"white")}
+    assert is_close(ask_handler(handler, row)[0][0], white)
     default = load_handler(write_bundle(tmp_path / "auto", preprocess="auto"))
-    [answer], _ = ask_handler(default, {"body": image})
+    [answer], _ = ask_handler(default, {"body": page})
     assert is_close(answer, auto)
 
 

@@ -28,7 +28,7 @@ from serve.torchserve import deploy as deployment
 from serve.torchserve.deploy import deploy
 from serve.torchserve.keys import read_key
 from serve.torchserve.management import ManagementError, _send, ask, describe_version, registered_versions
-from serve.torchserve.state import STATE, State
+from serve.torchserve.server_state import STATE, ServerState
 from tests.helpers.launching import Trained, result, run
 
 pytestmark = pytest.mark.slow
@@ -54,11 +54,11 @@ def archives(trained: Trained, tmp_path_factory: pytest.TempPathFactory) -> list
 @pytest.fixture(scope="module")
 def server(
     archives: list[Path], tmp_path_factory: pytest.TempPathFactory, shared_ports: None
-) -> Iterator[State]:
+) -> Iterator[ServerState]:
     place, words = tmp_path_factory.mktemp("served"), [sys.executable, "-m", "serve.server"]
     try:
         result(run([*words, "start", str(archives[0]), "--deployable"], place, timeout=60))
-        state = State.load(place / STATE)
+        state = ServerState.load(place / STATE)
         assert state is not None
         yield state
     finally:
@@ -66,7 +66,7 @@ def server(
 
 
 @pytest.fixture(autouse=True)
-def current_directory(server: State, monkeypatch: pytest.MonkeyPatch) -> None:
+def current_directory(server: ServerState, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(server.directory.parent)
 
 
@@ -99,7 +99,7 @@ class Load:
             thread.join()
 
 
-def without_retries(state: State, archive: Archive) -> Requests:
+def without_retries(state: ServerState, archive: Archive) -> Requests:
     """Requests over one kept connection."""
     headers = {
         "Authorization": f"Bearer {read_key(state.key_file).value}",
@@ -131,7 +131,7 @@ def without_retries(state: State, archive: Archive) -> Requests:
 
 
 @pytest.mark.parametrize("times", [2, pytest.param(10, marks=pytest.mark.nightly)])
-def test_deployments_lose_no_request(server: State, archives: list[Path], times: int) -> None:
+def test_deployments_lose_no_request(server: ServerState, archives: list[Path], times: int) -> None:
     # With two workers, the old version's queue and both workers must be drained.
     ask(server, "/models/mlp?min_worker=2&max_worker=2&synchronous=true", method="PUT")
     seconds = []
@@ -151,7 +151,11 @@ def test_deployments_lose_no_request(server: State, archives: list[Path], times:
 
 
 def test_failed_deployment_keeps_the_old_version(
-    server: State, archives: list[Path], trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    server: ServerState,
+    archives: list[Path],
+    trained: Trained,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     old = describe_version(server)["modelVersion"]
     other = read_archive(next(mar for mar in archives if mar.parent.name != old))
@@ -186,7 +190,11 @@ def test_failed_deployment_keeps_the_old_version(
 
 
 def test_archive_or_server_does_not_fit(
-    server: State, archives: list[Path], trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    server: ServerState,
+    archives: list[Path],
+    trained: Trained,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     old = describe_version(server)["modelVersion"]
     with pytest.raises(UsageError, match=rf"version {old} is already served"):
@@ -204,7 +212,7 @@ def test_archive_or_server_does_not_fit(
 
 
 def test_models_come_from_the_own_store_with_the_management_key_only(
-    server: State, archives: list[Path], serve_files: Callable[..., Any]
+    server: ServerState, archives: list[Path], serve_files: Callable[..., Any]
 ) -> None:
     version = describe_version(server)["modelVersion"]
     for key in ("", read_key(server.key_file).value):
@@ -221,7 +229,7 @@ def test_models_come_from_the_own_store_with_the_management_key_only(
     assert [model["modelName"] for model in ask(server, "/models")["models"]] == ["mlp"]
 
 
-def test_client_survives_a_killed_worker(server: State, archives: list[Path]) -> None:
+def test_client_survives_a_killed_worker(server: ServerState, archives: list[Path]) -> None:
     archive = read_archive(archives[0])
 
     @contextmanager

@@ -22,7 +22,7 @@ from serve.torchserve.keys import KEY_FILE
 from serve.torchserve.management import describe_version
 from serve.torchserve.ports import HOST, free_ports
 from serve.torchserve.server_log import last_lines, load_failure
-from serve.torchserve.state import LOG, STORE, State
+from serve.torchserve.server_state import LOG, STORE, ServerState
 
 CONFIG = Path(__file__).resolve().parents[1] / "config.properties"
 LOG_CONFIG = CONFIG.with_name("log4j2.xml")
@@ -38,7 +38,7 @@ _MAX_SOCKET_DIRECTORY = 80
 
 def start(
     directory: Path, mar: Path, model: str, ports: Sequence[int], settings: Mapping[str, object]
-) -> tuple[State, subprocess.Popen[bytes]]:
+) -> tuple[ServerState, subprocess.Popen[bytes]]:
     """Start a server in `directory` with an archive of `model`; returns at once.
 
     Args:
@@ -63,7 +63,7 @@ def start(
         log.replace(log.with_name(f"{log.name}.1"))
     with log.open("ab") as file:
         process = _launch(directory, temporary, f"{model}.mar", file.fileno())
-    state = State(
+    state = ServerState(
         directory=directory,
         session=process.pid,
         temporary=str(temporary),
@@ -79,7 +79,7 @@ def start(
 
 
 def wait_until_ready(
-    state: State,
+    state: ServerState,
     process: subprocess.Popen[bytes],
     golden: bytes,
     seconds: float = START_SECONDS,
@@ -112,7 +112,7 @@ def wait_until_ready(
 
 
 def wait_for_workers(
-    state: State,
+    state: ServerState,
     seconds: float,
     *,
     version: str = "",
@@ -137,7 +137,7 @@ def wait_for_workers(
         time.sleep(0.05)
 
 
-def _has_workers(state: State, version: str) -> bool:
+def _has_workers(state: ServerState, version: str) -> bool:
     try:
         workers = describe_version(state, version)["workers"]
         return bool(workers) and all(worker["status"] == "READY" for worker in workers)
@@ -145,7 +145,7 @@ def _has_workers(state: State, version: str) -> bool:
         return False
 
 
-def stop(state: State, process: subprocess.Popen[bytes] | None = None) -> None:
+def stop(state: ServerState, process: subprocess.Popen[bytes] | None = None) -> None:
     """Stop launcher, Java and workers, wait for their end and clean up."""
     for signum in (signal.SIGTERM, signal.SIGKILL):
         deadline = time.monotonic() + STOP_SECONDS

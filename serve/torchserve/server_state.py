@@ -25,7 +25,7 @@ _JAVA_CLASS = "org.pytorch.serve.ModelServer"
 
 
 @dataclass(frozen=True)
-class State:
+class ServerState:
     """A server: the processes of `session` that have `temporary` as their TEMP.
 
     `directory` holds all of its files. `started` is in seconds since the epoch.
@@ -95,10 +95,10 @@ class State:
         return False
 
 
-def find_state() -> State | None:
+def find_state() -> ServerState | None:
     """The server of the current directory, else of the project's root. Raises ServerError."""
     for place in (Path.cwd(), ROOT):
-        found = State.load(place / STATE)
+        found = ServerState.load(place / STATE)
         if found is not None:
             return found
     return None
