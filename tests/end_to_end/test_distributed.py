@@ -1,4 +1,4 @@
-"""Several processes against one, through the launcher that people use."""
+"""Several processes against one, through Accelerate's launcher."""
 
 import json
 from pathlib import Path
@@ -42,11 +42,12 @@ def assert_same_training(one: dict[str, object], many: dict[str, object]) -> Non
     assert one["test_accuracy"] == many["test_accuracy"]
 
 
-# Batches of 94 leave shares of different sizes, and of the last one, of a single image, three of none.
-def test_four_processes_train_the_same_weights(tmp_path: Path) -> None:
-    number = 4
-    flags = [*DATASET, "--epochs", "3", "--batch-size", "94", "--log-every", "4"]
-    # On Intel's processors two threads of MKL share out the sums of fewer than 100 rows.
+# Small steps keep rounding from flipping a ReLU. Shares of 94 images differ in size on four processes, and the
+# last batch has a single image.
+@pytest.mark.parametrize("number", [2, pytest.param(4, marks=pytest.mark.nightly)])
+def test_several_processes_train_the_same_weights(number: int, tmp_path: Path) -> None:
+    flags = [*DATASET, "--lr", "0.01", "--epochs", "3", "--batch-size", "94", "--log-every", "4"]
+    # Two threads of MKL add fewer than 100 rows in another order on Intel's processors.
     one = result(train(*flags, "--output-dir", "one", cwd=tmp_path, OMP_NUM_THREADS="1"))
     done = launch(
         *flags, "--output-dir", "many", cwd=tmp_path, launcher=processes(number), ACCELERATE_USE_CPU="true"
@@ -58,35 +59,9 @@ def test_four_processes_train_the_same_weights(tmp_path: Path) -> None:
     assert_same_training(one, many)
 
 
-def test_two_processes_on_mnist(mnist_dir: Path, tmp_path: Path) -> None:
-    flags = ["--dataset", "mnist", "--data-dir", str(mnist_dir), "--epochs", "1"]
-    one = result(train(*flags, "--output-dir", "one", cwd=tmp_path))
-    many = launch(
-        *flags, "--output-dir", "two", cwd=tmp_path, launcher=processes(2), ACCELERATE_USE_CPU="true"
-    )
-    assert_same_training(one, result(many))
-
-
-@pytest.mark.parametrize("launcher", [("--cpu", "--num_processes", "2"), ("--cpu", "--num-processes=2")])
-def test_fewer_processes_than_asked_for_stop_and_name_the_command(
-    launcher: tuple[str, ...], tmp_path: Path
-) -> None:
-    done = launch(*DATASET, "--epochs", "1", cwd=tmp_path, launcher=launcher)
-    assert done.returncode != 0
-    assert "asked for 2 processes but has started 1" in done.stderr
-    assert "accelerate launch --multi_gpu --num_processes 2" in done.stderr
-    assert "epoch 1" not in done.stdout
-
-
-def test_a_mistake_is_told_once(tmp_path: Path) -> None:
-    done = launch("--recipe", "nope", cwd=tmp_path, launcher=processes(2), ACCELERATE_USE_CPU="true")
-    assert done.returncode != 0
-    assert done.stderr.count("unknown recipe 'nope'") == 1
-
-
 LATE = """
 import os, sys, time
-from mlp_dist import command
+from mlp_dist.console import command
 from mlp_dist.core.errors import UsageError
 
 def main():
@@ -101,17 +76,17 @@ command.run(main)
 
 
 @pytest.mark.parametrize(
-    ("flags", "told"), [([], "error: wrong\n"), (["--odd"], "error: unknown argument '--odd'")]
+    ("flags", "message"), [([], "error: wrong\n"), (["--odd"], "error: unknown argument '--odd'")]
 )
-def test_a_mistake_is_told_also_where_the_main_process_comes_to_it_last(
-    flags: list[str], told: str, tmp_path: Path
+def test_errors_are_printed_once_even_if_the_main_process_is_last(
+    flags: list[str], message: str, tmp_path: Path
 ) -> None:
     script = tmp_path / "late.py"
     script.write_text(LATE)
     words = ["accelerate", "launch", *processes(2), str(script), *flags]
     done = run(words, tmp_path, ACCELERATE_USE_CPU="true")
     assert done.returncode != 0
-    assert done.stderr.count(told) == 1
+    assert done.stderr.count(message) == 1
 
 
 @pytest.mark.gpu
@@ -127,7 +102,7 @@ def test_one_gpu_trains(precision: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.gpu
-def test_more_processes_than_gpus_stop_with_the_command(tmp_path: Path) -> None:
+def test_rejects_more_processes_than_gpus(tmp_path: Path) -> None:
     number = torch.cuda.device_count() + 1
     done = launch(*DATASET, "--epochs", "1", cwd=tmp_path, launcher=processes(number))
     assert done.returncode != 0

@@ -1,4 +1,4 @@
-"""Trainings that differ from a plain one in one field, run in this process or under a launcher."""
+"""Training options, each as a small training on the digits, in this process or under a launcher."""
 
 import sys
 from collections.abc import Iterator
@@ -21,8 +21,8 @@ from mlp_dist.training.distributed.rendezvous import join
 from mlp_dist.training.setup import complete_config
 from mlp_dist.training.trainer import Trainer
 
-# 1310 training images in batches of 119: the last one is of a single image. Neither the batches nor the 127
-# validation images are the same number for each of two, three or four processes.
+# 1310 training images in batches of 119: the last one has a single image. Two, three or four processes have
+# unequal shares of the batches and of the 127 validation images.
 PLAIN = TrainConfig(
     recipe="plain",
     dataset="digits",
@@ -33,7 +33,6 @@ PLAIN = TrainConfig(
     val_size=127,
 )
 STEPS_PER_EPOCH = 12
-WARMUP = {"warmup_epochs": 0.5}
 
 EVERYTHING = replace(
     PLAIN,
@@ -52,7 +51,7 @@ VARIANTS = {
     "plain": PLAIN,
     "tensor": replace(PLAIN, model="tensor"),
     "layers": replace(PLAIN, model="layers", initialization="normal_fan_in"),
-    # 46 training images in batches of three: of four processes one never has an image, or three have none.
+    # 46 training images in batches of three: of four processes at least one has an empty share.
     "tiny batches": replace(PLAIN, batch_size=3, val_size=1391),
     "one batch": replace(PLAIN, batch_size=5000, lr=0.2, epochs=4),
     "accumulation": replace(PLAIN, accumulation_steps=3),
@@ -64,13 +63,7 @@ VARIANTS = {
     "label smoothing": replace(PLAIN, label_smoothing=0.2),
     "dropout": replace(PLAIN, dropout=0.3),
     "augmentation": replace(PLAIN, augment_shift=3),
-    "warm-up": replace(PLAIN, **WARMUP),
-    "cosine": replace(PLAIN, schedule="cosine"),
-    "cosine, warm-up": replace(PLAIN, schedule="cosine", **WARMUP),
-    "linear": replace(PLAIN, schedule="linear"),
-    "linear, warm-up": replace(PLAIN, schedule="linear", **WARMUP),
-    "one-cycle": replace(PLAIN, schedule="one-cycle"),
-    "one-cycle, warm-up": replace(PLAIN, schedule="one-cycle", **WARMUP),
+    "one-cycle": replace(PLAIN, schedule="one-cycle", warmup_epochs=0.5),
     "deformation": replace(PLAIN, deform=0.5),
     "adversarial": replace(PLAIN, adversarial=0.05),
     "average": replace(PLAIN, ema_decay=0.9),
@@ -89,7 +82,7 @@ VARIANTS = {
 
 
 def digits() -> Dataset:
-    """With a test image less than there are: 359, which no number of processes divides."""
+    """With 359 test images, a prime number."""
     data = read_dataset("digits", Path("unused"))
     return replace(data, test=data.test[:359])
 
@@ -98,7 +91,6 @@ def digits() -> Dataset:
 def trainer(
     config: TrainConfig, directory: Path, *, cpu: bool = True, checkpoint: Checkpoint | None = None
 ) -> Iterator[Trainer]:
-    """On the processes there are."""
     AcceleratorState._reset_state(reset_partial_state=not cpu)
     accelerator = Accelerator(cpu=cpu, mixed_precision=config.mixed_precision)
     config, data = complete_config(config, digits())
@@ -109,7 +101,7 @@ def trainer(
 
 
 def fit(trainer: Trainer) -> dict[str, Any]:
-    """The weights before and after, what is evaluated of them and what is kept, and each epoch's record."""
+    """The initial, final, evaluated and best weights, and each epoch's record."""
     initial = copied(trainer.module.state_dict())
     while not trainer.config.is_over(len(trainer.history), trainer.kept):
         trainer.keep(trainer.train_epoch(StopSignals()) | trainer.evaluate())
@@ -129,7 +121,7 @@ def train(config: TrainConfig, directory: Path) -> dict[str, Any]:
 
 
 def take_step(trainer: Trainer, step: int, batch: torch.Tensor) -> torch.Tensor:
-    """Step `step` on the training images of the indices `batch`; (summed loss, number correct), (1, 2)."""
+    """Take a step with the training images at the indices `batch`; returns Engine.train's totals."""
     images = trainer.train_set[batch[trainer.rank :: trainer.world_size]]
     return trainer.engine.train(step, [len(batch)], images)
 
