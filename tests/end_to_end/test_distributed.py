@@ -42,8 +42,8 @@ def assert_same_training(one: dict[str, object], many: dict[str, object]) -> Non
     assert one["test_accuracy"] == many["test_accuracy"]
 
 
-# Small steps keep rounding from flipping a ReLU. Shares of 94 images differ in size on four processes, and the
-# last batch has a single image.
+# Small steps keep rounding from flipping a ReLU. Four processes have unequal shares of 94 images; the last
+# batch has a single image.
 @pytest.mark.parametrize("number", [2, pytest.param(4, marks=pytest.mark.nightly)])
 def test_several_processes_train_the_same_weights(number: int, tmp_path: Path) -> None:
     flags = [*DATASET, "--lr", "0.01", "--epochs", "3", "--batch-size", "94", "--log-every", "4"]
