@@ -74,7 +74,7 @@ def test_what_may_not_change_is_refused(whole: Path) -> None:
     assert more.returncode == 2
     assert (
         "the run's cosine schedule ends with epoch 3, so 5 epochs would be another training: "
-        "leave --epochs out to go on with it"
+        "leave --epochs out to continue it"
     ) in more.stderr
 
 
@@ -90,7 +90,7 @@ def test_a_damaged_checkpoint_costs_one_epoch(whole: Path, copied: Callable[[str
     [warning] = [line for line in done.stderr.splitlines() if line.startswith("warning: ")]
     assert warning == (
         "warning: damaged/last.pt cannot be read: it is damaged, or not a checkpoint; "
-        "going on from the checkpoint before it, of epoch 2"
+        "resuming from the checkpoint before it, of epoch 2"
     )
     assert "resumed after epoch 2 of 3" in done.stdout
     assert "epoch 3/3" in done.stdout
@@ -113,8 +113,8 @@ def test_another_number_of_processes_agrees_to_rounding(whole: Path, copied: Cal
     values = result(done)
     assert values["num_processes"] == 2
     assert "resumed after epoch 2 of 3" in done.stdout
-    [told] = [line for line in done.stdout.splitlines() if line.startswith("the run was on 1 CPU process")]
-    assert told.endswith("was never interrupted to the last bit, but to rounding")
+    [note] = [line for line in done.stdout.splitlines() if line.startswith("the run was on 1 CPU process")]
+    assert note.endswith("up to rounding, not bit for bit")
     assert_close(weights(directory), weights(whole / "whole"), atol=1e-5)
     assert logged_epochs(whole, values["run_id"]) == [1, 2, 3]
 
