@@ -3,6 +3,7 @@
 Weights are loaded without running pickled code.
 """
 
+import errno
 import hashlib
 import json
 from dataclasses import dataclass, field, replace
@@ -234,10 +235,10 @@ def _load_model(spec: BundleSpec, state_dict: Any, source: Path, device: torch.d
 def _load(path: Path) -> Any:
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
-    except OSError as error:
-        raise BundleError(f"{path} cannot be read: {error.strerror or error}") from error
-    # For truncated and foreign files torch.load raises various exceptions.
+    # For truncated and foreign files torch.load raises various exceptions, EINVAL from seeking among them.
     except Exception as error:
+        if isinstance(error, OSError) and error.errno != errno.EINVAL:
+            raise BundleError(f"{path} cannot be read: {error.strerror or error}") from error
         raise BundleError(
             f"{path} cannot be read: it is damaged, not written by torch.save, or holds more than tensors"
         ) from error

@@ -1,13 +1,11 @@
 import io
-import json
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
 from mlp_dist.console import colors
-from tests.helpers.launching import DATASET, ROOT, environment
+from tests.helpers.launching import ROOT, environment
 from tests.helpers.terminals import VARIABLES, in_terminal
 
 WORK = [
@@ -45,14 +43,10 @@ def test_bars_disappear_from_a_terminal() -> None:
     assert seen.screen == [*LINES, "\x1b[1;31merror:\x1b[0m enough", ""]
 
 
-def test_piped_stdout_has_the_lines_and_the_terminal_has_the_bars() -> None:
+def test_piped_stdout_has_the_lines_and_only_rank_0_draws_bars() -> None:
     seen = in_terminal(WORK, ROOT, piped=True)
     assert seen.stdout.splitlines() == LINES
     assert "decoding: 100%|" in seen.written
-    assert seen.screen[-2:] == ["\x1b[1;31merror:\x1b[0m enough", ""]
-
-
-def test_other_ranks_draw_no_bars_and_report_no_errors() -> None:
     seen = in_terminal(WORK, ROOT, RANK="1")
     assert "decoding" not in seen.written
     assert seen.screen == [*LINES, ""]
@@ -89,24 +83,3 @@ def test_environment_decides_on_colors(
         monkeypatch.setenv(name, value)
     assert colors.are_wanted(Terminal()) == in_a_terminal
     assert colors.are_wanted(io.StringIO()) == in_a_pipe
-
-
-TRAIN = [sys.executable, str(ROOT / "launch/train.py"), *DATASET, "--epochs", "2", "--log-every", "10"]
-
-
-@pytest.mark.slow
-@pytest.mark.usefixtures("store_at_hand")
-def test_training_in_a_terminal_draws_bars(tmp_path: Path) -> None:
-    seen = in_terminal(TRAIN, tmp_path)
-    assert seen.code == 0
-    drawn = (
-        "starting 00:0",
-        "\repoch 1/2: ",
-        "\repoch 2/2: 100%|",
-        "\rtesting",
-        "\rMLflow gets the run 00:0",
-    )
-    assert [each for each in drawn if each not in seen.written] == []
-    assert not [line for line in seen.screen if "%|" in line or "00:0" in line]
-    assert sum(line.startswith("epoch ") for line in seen.screen) == 2
-    assert json.loads(seen.screen[-2])["epochs"] == 2

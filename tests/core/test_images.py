@@ -29,12 +29,12 @@ COLOR = ImageSpec(height=28, width=28, channels=3, mean=(0.485, 0.456, 0.406), s
 SPECS = {"gray": GRAY, "color": COLOR}
 
 KINDS = [
-    *(("PNG", mode) for mode in ("1", "L", "P", "LA", "RGB", "RGBA")),
+    *(("PNG", mode) for mode in ("1", "P", "LA", "RGBA")),
     *(("JPEG", mode) for mode in ("L", "RGB", "CMYK")),
-    *(("GIF", mode) for mode in ("P", "RGBA")),
-    *(("BMP", mode) for mode in ("1", "RGB")),
-    *(("WEBP", mode) for mode in ("RGB", "RGBA")),
-    *(("TIFF", mode) for mode in ("1", "L", "PA", "RGBA", "CMYK")),
+    ("GIF", "RGBA"),
+    ("BMP", "RGB"),
+    ("WEBP", "RGBA"),
+    *(("TIFF", mode) for mode in ("L", "PA", "CMYK")),
 ]
 """Formats and Pillow modes that take different paths."""
 
@@ -91,31 +91,16 @@ def torchvision_pipeline(spec: ImageSpec) -> transforms.Compose:
 
 
 def test_normalize_equals_torchvision(image_data: Dataset) -> None:
-    gray, color = image_data.test.images[:500], torch.from_numpy(random_pixels(50, 3, 28, 28))
-    for images, spec in ((gray, image_data.image), (color, COLOR)):
+    gray, color = image_data.test.images[:100], torch.from_numpy(random_pixels(20, 3, 28, 28))
+    every_value = torch.arange(784).remainder(256).to(torch.uint8).view(1, 1, 28, 28)
+    for images, spec in ((gray, image_data.image), (every_value, GRAY), (color, COLOR)):
         pipeline = torchvision_pipeline(spec)
         arrays = images.permute(0, 2, 3, 1).squeeze(3).numpy()
         expected = torch.stack([pipeline(Image.fromarray(array)) for array in arrays])
-        assert torch.equal(normalize(images, spec), expected)
-        assert torch.equal(normalize(images[:1], spec), expected[:1])
-        assert torch.equal(normalize(images.to(torch.float32).div(255), spec), expected)
-
-
-@pytest.mark.parametrize(("mean", "std"), [(0.0, 1.0), (0.1307, 0.3081), (0.3333, 0.0007), (1.0, 3.0)])
-def test_normalize_equals_torchvision_for_every_value(mean: float, std: float) -> None:
-    spec = ImageSpec(height=16, width=16, channels=1, mean=(mean,), std=(std,))
-    values = torch.arange(256, dtype=torch.uint8).view(1, 1, 16, 16)
-    expected = torchvision_pipeline(spec)(Image.fromarray(values[0, 0].numpy()))
-    assert torch.equal(normalize(values, spec)[0], expected)
-
-
-def test_normalize_does_not_change_its_input() -> None:
-    pixels = torch.from_numpy(random_pixels(2, 1, 28, 28))
-    for images in (pixels, pixels.float().div(255)):
         before = images.clone()
-        normalize(images, GRAY)
+        assert torch.equal(normalize(images, spec), expected)
+        assert torch.equal(normalize(images.to(torch.float32).div(255), spec), expected)
         assert torch.equal(images, before)
-    assert normalize(pixels[:0], GRAY).shape == (0, 784)
 
 
 def test_normalize_works_for_training_after_inference() -> None:
@@ -128,16 +113,10 @@ def test_normalize_works_for_training_after_inference() -> None:
     assert model.weight.grad is not None
 
 
-@pytest.mark.parametrize(
-    "pixels",
-    [torch.zeros(2, 1, 28, 28, dtype=torch.float64), torch.zeros(2, 784, dtype=torch.uint8)],
-    ids=lambda pixels: f"{pixels.dtype}",
-)
-def test_normalize_rejects_other_types_and_shapes(pixels: torch.Tensor) -> None:
-    shape = ", ".join(map(str, pixels.shape))
-    message = rf"takes uint8 or float32 \(B, 1, 28, 28\), not {pixels.dtype} \({shape}\)"
-    with pytest.raises(ImageError, match=message):
-        normalize(pixels, GRAY)
+def test_normalize_rejects_other_types_and_shapes() -> None:
+    for pixels in (torch.zeros(2, 1, 28, 28, dtype=torch.float64), torch.zeros(2, 784, dtype=torch.uint8)):
+        with pytest.raises(ImageError, match=r"takes uint8 or float32 \(B, 1, 28, 28\), not "):
+            normalize(pixels, GRAY)
 
 
 # Formats, modes and sizes
@@ -156,19 +135,17 @@ def test_every_format_and_mode(name: str, mode: str, spec: ImageSpec) -> None:
         assert (pixels.int() - expected.int()).abs().max() <= tolerance
 
 
-@pytest.mark.parametrize("size", [(1, 1), (28, 29), (7, 900)], ids=str)
-def test_resizing_equals_torchvision(size: tuple[int, int]) -> None:
-    resize = transforms.Resize((28, 28), interpolation=transforms.InterpolationMode.BILINEAR, antialias=True)
-    for mode, spec in (("L", GRAY), ("RGB", COLOR)):
-        image = picture(mode, size)
-        pixels = decode_image(file_of(image, "PNG"), spec)
-        assert torch.equal(pixels, transforms.PILToTensor()(resize(image)))
+@pytest.mark.parametrize(("mode", "spec"), [("L", GRAY), ("RGB", COLOR)])
+def test_resizing_equals_torchvision(mode: str, spec: ImageSpec) -> None:
+    image = picture(mode, (7, 900))
+    expected = transforms.PILToTensor()(transforms.Resize((28, 28), antialias=True)(image))
+    assert torch.equal(decode_image(file_of(image, "PNG"), spec), expected)
 
 
 # 16 and 32 bits
 
 
-@pytest.mark.parametrize(("name", "dtype"), [("PNG", np.uint16), ("TIFF", np.int32), ("TIFF", ">u2")])
+@pytest.mark.parametrize(("name", "dtype"), [("PNG", np.uint16), ("TIFF", ">u2")])
 def test_16_bit_gray_is_scaled(name: str, dtype: Any) -> None:
     array = np.full((28, 28), 65535, dtype=np.int64)
     array.flat[:256] = np.arange(256) * 257
@@ -180,27 +157,12 @@ def test_16_bit_gray_is_scaled(name: str, dtype: Any) -> None:
         assert set(channel[260:]) == {255}
 
 
-def with_photometric(tiff: bytes, value: int) -> bytes:
-    """A little-endian TIFF with another photometric interpretation."""
-    tag = struct.pack("<HHI", 262, 3, 1)
+def test_tiff_with_inverted_gray_levels() -> None:
+    levels = (np.arange(784).reshape(28, 28) % 256).astype(np.uint8)
+    tiff, tag = file_of(Image.fromarray(levels), "TIFF"), struct.pack("<HHI", 262, 3, 1)
     place = tiff.index(tag) + len(tag)
-    return tiff[:place] + struct.pack("<H", value) + tiff[place + 2 :]
-
-
-@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
-def test_tiff_with_inverted_gray_levels(dtype: type[np.integer[Any]]) -> None:
-    levels = np.arange(784).reshape(28, 28) % 256
-    array = (levels * (257 if dtype is np.uint16 else 1)).astype(dtype)
-    data = with_photometric(file_of(Image.fromarray(array), "TIFF"), 0)
+    data = tiff[:place] + bytes(2) + tiff[place + 2 :]
     assert np.array_equal(decode_image(data, GRAY)[0].numpy(), 255 - levels)
-
-
-def test_floats_are_values_from_0_to_255() -> None:
-    array = random_pixels(28, 28)
-    pixels = decode_image(file_of(Image.fromarray(array.astype(np.float32)), "TIFF"), COLOR)
-    assert all(np.array_equal(channel.numpy(), array) for channel in pixels)
-    for value in (float("nan"), float("inf"), -1e30):
-        check_image_or_error(file_of(Image.fromarray(np.full((28, 28), value, dtype=np.float32)), "TIFF"))
 
 
 # Orientation, frames, transparency
@@ -231,33 +193,17 @@ def test_exif_orientation(orientation: int) -> None:
 
 @pytest.mark.parametrize("name", ["GIF", "TIFF"])
 def test_first_of_several_frames(name: str) -> None:
-    frames = [random_pixels(28, 28) // scale for scale in (1, 3, 9)]
+    frames = [random_pixels(28, 28) // scale for scale in (1, 3)]
     first, *others = map(Image.fromarray, frames)
     data = file_of(first, name, save_all=True, append_images=others)
-    with Image.open(io.BytesIO(data)) as image:
-        assert image.n_frames == 3
     assert np.array_equal(decode_image(data, GRAY)[0].numpy(), frames[0])
 
 
-def test_opacity_scales_white() -> None:
-    data = file_of(Image.new("RGBA", (28, 28), (255, 255, 255, 128)), "PNG")
-    assert decode_image(data, GRAY).unique().tolist() == decode_image(data, COLOR).unique().tolist() == [128]
-
-
-@pytest.mark.parametrize(
-    ("mode", "white", "transparent"),
-    [
-        ("P", 255, bytes(255) + b"\0"),
-        ("RGB", (255, 255, 255), (255, 255, 255)),
-        ("I;16", 65535, 65535),
-    ],
-)
-def test_transparent_color_is_black(mode: str, white: Any, transparent: Any) -> None:
+@pytest.mark.parametrize(("mode", "white"), [("RGB", (255, 255, 255)), ("I;16", 65535)])
+def test_transparent_color_is_black(mode: str, white: Any) -> None:
     image = Image.new(mode, (28, 28), white)
-    if mode == "P":
-        image.putpalette(bytes([200] * 765 + [255] * 3))
     assert decode_image(file_of(image, "PNG"), GRAY).unique().tolist() == [255]
-    assert decode_image(file_of(image, "PNG", transparency=transparent), GRAY).unique().tolist() == [0]
+    assert decode_image(file_of(image, "PNG", transparency=white), GRAY).unique().tolist() == [0]
 
 
 def test_background_shows_through_transparent_pixels() -> None:
@@ -265,18 +211,7 @@ def test_background_shows_through_transparent_pixels() -> None:
     image.paste((0, 0, 0, 255), (10, 10, 18, 18))
     data = file_of(image, "PNG")
     assert decode_image(data, GRAY).unique().tolist() == [0]
-    assert decode_image(data, GRAY, Reading(background="black")).unique().tolist() == [0]
     assert decode_image(data, GRAY, Reading(background="white")).unique().tolist() == [0, 255]
-    gray16 = Image.new("I;16", (28, 28), 1000)
-    data = file_of(gray16, "PNG", transparency=1000)
-    assert decode_image(data, GRAY, Reading(background="white")).unique().tolist() == [255]
-
-
-def test_unknown_reading_is_rejected() -> None:
-    with pytest.raises(ImageError, match="preprocess is 'fast'; it can be exact or auto"):
-        Reading(preprocess="fast")
-    with pytest.raises(ImageError, match="background is 'red'; it can be black or white"):
-        Reading(background="red")
 
 
 # Errors
@@ -294,27 +229,17 @@ def test_truncated_files(name: str) -> None:
 
 
 def test_other_bytes() -> None:
-    random = np.random.default_rng(0)
-    for length in (1, 5, 100, 100_000):
-        message = rf"{length} bytes are not a PNG, JPEG, GIF, BMP, WEBP or TIFF image \(they start with b"
-        with pytest.raises(ImageError, match=message):
-            decode_image(random.bytes(length), GRAY)
+    for data in (b"a", np.random.default_rng(0).bytes(100_000)):
+        with pytest.raises(ImageError, match=f"{len(data)} bytes are not a PNG, JPEG, .*they start with b"):
+            decode_image(data, GRAY)
     with pytest.raises(ImageError, match=r"the image is empty; send the bytes of a PNG, .* or TIFF file"):
         decode_image(b"", GRAY)
 
 
-@pytest.mark.parametrize(
-    ("data", "name"),
-    [
-        (b"\0\0\0\x18ftypheic", "HEIC or AVIF"),
-        (b"\0\0\0\x18ftypisom", "a video"),
-        (b"  \n<svg/>", "SVG"),
-        (b"%PDF-1.7", "PDF"),
-    ],
-)
-def test_other_formats_are_named(data: bytes, name: str) -> None:
-    with pytest.raises(UnsupportedFormatError, match=f"bytes are not .* but {name}; save it as PNG"):
-        decode_image(data, GRAY)
+def test_other_formats_are_named() -> None:
+    for data, name in ((b"\0\0\0\x18ftypheic", "HEIC or AVIF"), (b"  \n<svg/>", "SVG"), (b"%PDF-1.7", "PDF")):
+        with pytest.raises(UnsupportedFormatError, match=f"bytes are not .* but {name}; save it as PNG"):
+            decode_image(data, GRAY)
 
 
 def test_jpeg_with_too_many_scans_is_rejected() -> None:
@@ -324,27 +249,16 @@ def test_jpeg_with_too_many_scans_is_rejected() -> None:
         decode_image(data + b"\xff\xda" * (MAX_SCANNED_PIXELS // 10_000), GRAY)
 
 
-@pytest.mark.parametrize("size", [(MAX_PIXELS + 1, 1), (5001, 5000), (20_000, 20_000)], ids=str)
-def test_too_many_pixels_are_rejected_before_decoding(size: tuple[int, int]) -> None:
-    width, height = size
-    with pytest.raises(
-        ImageTooLargeError, match=f"the image has more than {MAX_PIXELS} pixels; send a smaller one"
-    ):
+@pytest.mark.parametrize(("width", "height"), [(MAX_PIXELS + 1, 1), (20_000, 20_000)])
+def test_too_many_pixels_are_rejected_before_decoding(width: int, height: int) -> None:
+    with pytest.raises(ImageTooLargeError, match=f"the image has more than {MAX_PIXELS} pixels"):
         decode_image(png_header(width, height), GRAY)
-    with pytest.raises(ImageError, match=r"the image is damaged: ."):
-        decode_image(png_header(5000, 5000), GRAY)
 
 
 # encode_png
 
 
-@pytest.mark.parametrize("shape", [(1, 28, 28), (3, 5, 9)], ids=str)
-def test_encode_png_round_trip(shape: tuple[int, int, int]) -> None:
-    channels, height, width = shape
-    spec = ImageSpec(height, width, channels, mean=(0.0,) * channels, std=(1.0,) * channels)
-    pixels = torch.from_numpy(random_pixels(*shape))
-    data = encode_png(pixels)
-    assert data.startswith(b"\x89PNG")
-    assert torch.equal(decode_image(data, spec), pixels)
-    transposed = pixels.transpose(1, 2).contiguous().transpose(1, 2)
-    assert encode_png(transposed) == data
+@pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS)
+def test_encode_png_round_trip(spec: ImageSpec) -> None:
+    pixels = torch.from_numpy(random_pixels(spec.channels, 28, 28))
+    assert torch.equal(decode_image(encode_png(pixels), spec), pixels)

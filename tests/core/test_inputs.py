@@ -42,12 +42,8 @@ BATCHES: dict[str, Callable[[torch.Tensor], Any]] = {
     "float64 tensor": lambda pixels: pixels.double().div(255) * (1 + 1e-9),
     "int64 tensor": lambda pixels: pixels.long(),
     "tuple of flat tensors": lambda pixels: tuple(pixels.flatten(1)),
-    "array": lambda pixels: pixels.numpy(),
     "float array, channels last": lambda pixels: last(pixels.float().div(255)),
-    "uint32 array": lambda pixels: pixels.numpy().astype(np.uint32),
-    "long double array": lambda pixels: pixels.float().div(255).numpy().astype(np.longdouble),
     "16-bit array": lambda pixels: pixels.numpy().astype(np.uint16) * 257,
-    "16-bit tensor": lambda pixels: torch.from_numpy(pixels.numpy().astype(np.uint16) * 257),
     "big-endian array": lambda pixels: pixels.numpy().astype(">i2"),
     "array with negative strides": lambda pixels: pixels.flip(0).numpy()[::-1],
     "mixed list": lambda pixels: [pixels[0], last(pixels[1]), opened(pixels[2]), pixels[3:].float() / 255],
@@ -62,58 +58,33 @@ def test_batches(make: Callable[[torch.Tensor], Any], spec: ImageSpec) -> None:
 
 
 @SPECS
-def test_paths(spec: ImageSpec, tmp_path: Path) -> None:
-    pixels = pixels_of(spec)
-    paths = [tmp_path / f"{index}.png" for index in range(len(pixels))]
-    for path, image in zip(paths, pixels, strict=True):
-        path.write_bytes(encode_png(image))
-    expected = normalize(pixels, spec)
-    assert torch.equal(model_input(paths, spec), expected)
-    assert torch.equal(model_input([str(path) for path in paths], spec), expected)
-    assert torch.equal(model_input(paths[2], spec), expected[2:3])
-    assert torch.equal(model_input(str(paths[2]), spec), expected[2:3])
-
-
-@SPECS
-def test_single_images(spec: ImageSpec) -> None:
-    pixels = pixels_of(spec)[0]
+def test_single_images(spec: ImageSpec, tmp_path: Path) -> None:
+    pixels, path = pixels_of(spec)[0], tmp_path / "0.png"
+    path.write_bytes(encode_png(pixels))
     expected = normalize(pixels[None], spec)
-    for one in (pixels, pixels.flatten(), last(pixels), pixels.numpy(), opened(pixels), pixels.float() / 255):
+    for one in (pixels, pixels.flatten(), last(pixels), opened(pixels), pixels / 255, path, str(path)):
         assert torch.equal(model_input(one, spec), expected)
+        assert torch.equal(model_input([one, one], spec), expected.repeat(2, 1))
 
 
 def test_gray_images_without_channel_dimension() -> None:
     pixels = pixels_of(GRAY)
     expected = normalize(pixels, GRAY)
     assert torch.equal(model_input(pixels[0, 0], GRAY), expected[:1])
-    for number in (1, 3, 4):
-        assert torch.equal(model_input(pixels[:number, 0], GRAY), expected[:number])
-        assert torch.equal(model_input(pixels[:number, 0].numpy(), GRAY), expected[:number])
+    assert torch.equal(model_input(pixels[:3, 0].numpy(), GRAY), expected[:3])
 
 
 @SPECS
 @pytest.mark.parametrize("mode", ["L", "RGB", "RGBA"])
-@pytest.mark.parametrize("size", [(30, 32), (64, 20)], ids=str)
-def test_other_sizes_and_colors_are_converted_as_in_files(
-    size: tuple[int, int], mode: str, spec: ImageSpec
-) -> None:
-    noise = np.random.default_rng(0).integers(0, 256, (size[1], size[0], 4), dtype=np.uint8)
+def test_other_sizes_and_colors_are_converted_as_in_files(mode: str, spec: ImageSpec) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (20, 64, 4), dtype=np.uint8)
     image = Image.fromarray(noise).convert(mode)
     file = io.BytesIO()
     image.save(file, format="PNG")
     expected = normalize(decode_image(file.getvalue(), spec)[None], spec)
     array = np.asarray(image)
-    first = array if mode == "L" else array.transpose(2, 0, 1)
-    scaled = np.ascontiguousarray(array / 255)
-    for one in (image, array, array[None], torch.from_numpy(first.copy())[None], scaled):
+    for one in (image, array, array[None], np.ascontiguousarray(array / 255)):
         assert torch.equal(model_input(one, spec), expected)
-
-
-def test_input_is_not_changed() -> None:
-    floats = pixels_of(GRAY).float().div(255)
-    before = floats.clone()
-    model_input(floats, GRAY)
-    assert torch.equal(floats, before)
 
 
 @pytest.mark.parametrize(
@@ -124,18 +95,10 @@ def test_input_is_not_changed() -> None:
         (torch.full((28, 28), 1.5), "float32 hold values from 1.5 to 1.5, not 0 to 1; .* before any normal"),
         (torch.full((28, 28), float("nan")), "values from nan to nan, not 0 to 1"),
         (np.full((28, 28), 256), "int64 hold values from 256 to 256, not 0 to 255"),
-        (np.full((28, 28), -1), "int64 hold values from -1 to -1, not 0 to 255"),
         (np.full((28, 28), True), "an array of bool holds no image"),
-        (np.array([["a"]]), "an array of <U1 holds no image"),
-        (torch.full((28, 28), True), "a tensor of torch.bool and torch.strided holds no image"),
         (torch.zeros(28, 28).to_sparse(), "a tensor of torch.float32 and torch.sparse_coo holds no image"),
-        (torch.zeros(28, 28, device="meta"), "holds no image"),
-        (torch.zeros(28, 28, dtype=torch.complex64), "holds no image"),
-        (torch.tensor(0.5), r"\(\) is not the shape of images"),
         (torch.zeros(28), r"\(28,\) is not the shape of images; give \(H, W\), .* or \(N, 784\)"),
-        (torch.zeros(2, 2, 28, 28), r"\(2, 2, 28, 28\) is not the shape of images"),
         ("a\0b", "cannot read a"),
-        ("x" * 300, "cannot read x+: File name too long"),
         (7, "int is not an image; give a path, a PIL image, an array or a tensor"),
         ([torch.zeros(28, 28), "nowhere.png"], "cannot read nowhere.png: No such file or directory"),
     ],
@@ -150,20 +113,14 @@ def test_errors_name_the_file(tmp_path: Path) -> None:
     (tmp_path / "text.png").write_text("hello")
     with pytest.raises(ImageError, match=r"text\.png: 5 bytes are not a PNG"):
         model_input([tmp_path / "text.png"], GRAY)
-    with pytest.raises(ImageError, match=r"cannot read .*: Is a directory"):
-        model_input(tmp_path, GRAY)
 
 
-@pytest.mark.parametrize(("spec", "number"), [(GRAY, 3), (COLOR, 4)])
-def test_ambiguous_shapes_are_rejected(spec: ImageSpec, number: int) -> None:
-    message = (
-        rf"\({number}, 40, 20\) may be one color image or {number} gray ones; give \(1, {number}, 40, 20\)"
-    )
-    for images in (np.zeros((number, 40, 20), np.uint8), torch.zeros(number, 40, 20)):
-        with pytest.raises(ImageError, match=message):
-            model_input(images, spec)
-    for certain, answers in (((1, number, 40, 20), 1), ((number, 1, 40, 20), number), ((5, 40, 20), 5)):
-        assert len(model_input(np.zeros(certain, np.uint8), spec)) == answers
+def test_ambiguous_shapes_are_rejected() -> None:
+    message = r"\(3, 40, 20\) may be one color image or 3 gray ones; give \(1, 3, 40, 20\)"
+    with pytest.raises(ImageError, match=message):
+        model_input(np.zeros((3, 40, 20), np.uint8), GRAY)
+    for certain, answers in (((1, 3, 40, 20), 1), ((3, 1, 40, 20), 3), ((5, 40, 20), 5)):
+        assert len(model_input(np.zeros(certain, np.uint8), GRAY)) == answers
 
 
 def test_integer_masks_are_rejected() -> None:
@@ -174,18 +131,7 @@ def test_integer_masks_are_rejected() -> None:
     assert torch.equal(model_input(mask.float(), GRAY), normalize(mask * 255, GRAY))
 
 
-def test_gray_with_alpha() -> None:
-    noise = np.random.default_rng(0).integers(0, 256, (28, 28, 2), dtype=np.uint8)
-    assert torch.equal(model_input(noise, GRAY), model_input(Image.fromarray(noise, "LA"), GRAY))
-
-
 def test_damaged_pil_images_are_rejected() -> None:
-    class Damaged(Image.Image):
-        def getexif(self) -> Image.Exif:
-            raise TypeError("bad operand type for abs(): 'str'")
-
-    with pytest.raises(ImageError, match="the image is damaged: bad operand"):
-        model_input(Damaged(), GRAY)
     truncated = encode_png(pixels_of(COLOR)[0])[:200]
     with pytest.raises(ImageError, match="the image is damaged"):
         model_input(Image.open(io.BytesIO(truncated)), COLOR)

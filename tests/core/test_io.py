@@ -30,24 +30,17 @@ def run_until_killed(script: str) -> None:
 # Replacing
 
 
-def test_file_is_replaced_at_the_end(tmp_path: Path) -> None:
-    path = tmp_path / "a" / "file.txt"
-    for content, before in (("old", None), ("new", "old")):
-        with replacing_file(path) as temporary:
-            temporary.write_text(content)
-            assert (path.read_text() if path.exists() else None) == before
-        assert path.read_text() == content
-        assert names(path.parent) == ["file.txt"]
-
-
-def test_directory_is_replaced_at_the_end(tmp_path: Path) -> None:
-    path = tmp_path / "a" / "bundle"
-    for name, before in (("stale", None), ("fresh", ["stale"])):
-        with replacing_directory(path) as temporary:
-            (temporary / name).write_text(name)
-            assert (names(path) if path.exists() else None) == before
-        assert names(path) == [name]
-        assert names(path.parent) == ["bundle"]
+def test_file_and_directory_are_replaced_at_the_end(tmp_path: Path) -> None:
+    file, bundle = tmp_path / "a" / "file.txt", tmp_path / "a" / "bundle"
+    for new, before in (("old", None), ("new", "old")):
+        with replacing_file(file) as temporary:
+            temporary.write_text(new)
+            assert (file.read_text() if file.exists() else None) == before
+        with replacing_directory(bundle) as temporary:
+            (temporary / new).touch()
+            assert (names(bundle) if bundle.exists() else [None]) == [before]
+        assert (file.read_text(), names(bundle)) == (new, [new])
+        assert names(tmp_path / "a") == ["bundle", "file.txt"]
 
 
 @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()])
@@ -63,24 +56,6 @@ def test_failure_keeps_the_old_content(tmp_path: Path, error: BaseException) -> 
             fail(replacing, error)
     assert names(tmp_path) == ["bundle", "file.txt"]
     assert (tmp_path / "file.txt").read_text() == (tmp_path / "bundle" / "stale").read_text() == "old"
-
-
-def test_failing_rename_keeps_the_old_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = tmp_path / "bundle"
-    path.mkdir()
-    (path / "stale").write_text("old")
-    rename = os.replace
-
-    def refuse_the_new_one(source: Path, target: Path) -> None:
-        if (Path(source) / "fresh").exists():
-            raise OSError(5, "Input/output error")
-        rename(source, target)
-
-    monkeypatch.setattr(os, "replace", refuse_the_new_one)
-    with pytest.raises(OSError, match="Input/output error"), replacing_directory(path) as temporary:
-        (temporary / "fresh").write_text("new")
-    assert names(tmp_path) == ["bundle"]
-    assert (path / "stale").read_text() == "old"
 
 
 # After a kill
@@ -135,17 +110,6 @@ def test_remove_left_keeps_other_files(tmp_path: Path) -> None:
         (tmp_path / name).write_text(name)
     remove_left(tmp_path)
     assert names(tmp_path) == expected
-
-
-def test_temporary_files_are_removed_after_a_day(tmp_path: Path) -> None:
-    old, young, other = (tmp_path / name for name in (".a*.txt.1.tmp", ".a*.txt.2.tmp", ".b.txt.1.tmp"))
-    for path in (old, young, other):
-        path.touch()
-    for path in (old, other):
-        os.utime(path, (0, 0))
-    with replacing_file(tmp_path / "a*.txt") as temporary:
-        temporary.write_text("new")
-    assert names(tmp_path) == [".a*.txt.2.tmp", ".b.txt.1.tmp", "a*.txt"]
 
 
 # Locks

@@ -1,13 +1,9 @@
 """The shortcut for data set PNGs gives the same results as the general decoder."""
 
-import io
 import random
-import struct
-import zlib
 
 import pytest
 import torch
-from PIL import Image
 
 from mlp_dist.core import image as images
 from mlp_dist.core.errors import ImageError
@@ -40,7 +36,7 @@ def general_outcome(data: bytes, spec: ImageSpec, monkeypatch: pytest.MonkeyPatc
 
 @pytest.mark.parametrize("spec", [GRAY, COLOR])
 def test_plain_files_are_read_exactly(spec: ImageSpec) -> None:
-    for seed in range(10):
+    for seed in range(3):
         pixels = drawn(spec.channels, seed)
         data = encode_png(pixels)
         assert read_plain(data, spec) is not None
@@ -57,7 +53,7 @@ def test_many_files_are_decoded_like_single_ones(spec: ImageSpec, preprocess: st
     page[:, 10:40, 30:34] = 30
     files = [encode_png(each) for each in (upright, upright.roll(3, 1), page, drawn(3, 0), 0 * page)]
     files += [files[0][:-20], b"", b"none", files[0], files[2]]
-    for chosen in (files, files[:1], [files[0]] * 3, files[5:6], []):
+    for chosen in (files, [files[0]] * 3, files[5:6], []):
         pixels, errors = decode_images(chosen, spec, Reading(preprocess))
         assert pixels.shape == (len(chosen), spec.channels, 28, 28)
         for index, data in enumerate(chosen):
@@ -70,44 +66,10 @@ def test_many_files_are_decoded_like_single_ones(spec: ImageSpec, preprocess: st
                 assert torch.equal(pixels[index], decode_image(data, spec, Reading(preprocess)))
 
 
-def test_other_files_take_the_general_decoder() -> None:
-    whole = encode_png(drawn(1, 1))
-    image = Image.fromarray(drawn(1, 1)[0].numpy())
-    files = [whole[:33] + whole[-12:], whole[:-1]]
-    for changed, options in (
-        (image.resize((29, 28)), {}),
-        (image.convert("RGB"), {}),
-        (image.convert("P"), {}),
-        (image.convert("1"), {}),
-        (image, {"transparency": 0}),
-    ):
-        file = io.BytesIO()
-        changed.save(file, format="PNG", **options)
-        files.append(file.getvalue())
-    assert [read_plain(data, GRAY) for data in files] == [None] * len(files)
-
-
-@pytest.mark.parametrize("rows", [1, 27, 29])
-def test_wrong_number_of_rows(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole, packed = encode_png(drawn(1, 1)), zlib.compress(bytes([0, *[200] * 28]) * rows)
-    data = whole[:33] + struct.pack("!I", len(packed)) + b"IDAT" + packed + bytes(4) + whole[-12:]
-    found, expected = outcome(data, GRAY), general_outcome(data, GRAY, monkeypatch)
-    assert torch.is_tensor(found)
-    assert torch.is_tensor(expected)
-    assert torch.equal(found, expected)
-
-
-def test_plain_files_are_framed_too() -> None:
-    black = encode_png(torch.zeros(1, 28, 28, dtype=torch.uint8))
-    assert read_plain(black, GRAY) is not None
-    with pytest.raises(ImageError, match="the page is empty"):
-        decode_image(black, GRAY, Reading("auto"))
-
-
 @pytest.mark.parametrize("spec", [GRAY, COLOR])
 def test_damaged_files_have_the_same_outcome(spec: ImageSpec, monkeypatch: pytest.MonkeyPatch) -> None:
     draw, short = random.Random(0), 0
-    for seed in range(300):
+    for seed in range(100):
         data = bytearray(encode_png(drawn(spec.channels, seed)))
         for _ in range(draw.choice((1, 1, 2, 8))):
             data[draw.randrange(len(data))] = draw.randrange(256)

@@ -24,18 +24,9 @@ BUNDLE = BundleSpec(
 )
 
 
-def test_num_features_counts_every_channel() -> None:
-    assert GRAY.num_features == 6
-    assert COLOR.num_features == 18
-
-
-@pytest.mark.parametrize(
-    ("sizes", "parameters"),
-    [((784, 500, 10), 397_510), ((6, 4, 3, 2), 28 + 15 + 8)],
-)
-def test_num_parameters_counts_weights_and_biases(sizes: tuple[int, ...], parameters: int) -> None:
-    assert ModelSpec(sizes).num_parameters == parameters
-    assert str(ModelSpec(sizes)) == "-".join(map(str, sizes))
+def test_num_parameters_counts_weights_and_biases() -> None:
+    assert ModelSpec((784, 500, 10)).num_parameters == 397_510
+    assert str(ModelSpec((784, 500, 10))) == "784-500-10"
 
 
 @pytest.mark.parametrize("spec", [GRAY, COLOR, MODEL, BUNDLE], ids=["gray", "color", "model", "bundle"])
@@ -48,23 +39,20 @@ def test_json_round_trip(spec: Any) -> None:
 
 
 @pytest.mark.parametrize("spec", [GRAY, MODEL, BUNDLE], ids=["image", "model", "bundle"])
-def test_json_with_missing_or_unknown_keys_is_rejected(spec: Any) -> None:
+def test_json_with_missing_keys_is_rejected(spec: Any) -> None:
     values = spec.to_json()
     for key in set(values) - spec.optional:
         lacking = {name: value for name, value in values.items() if name != key}
         with pytest.raises(BundleError, match=f"{type(spec).__name__} needs the keys .*{key}.*, found "):
             type(spec).from_json(lacking)
-    with pytest.raises(BundleError, match=r"found .*'color'"):
-        type(spec).from_json({**values, "color": 1})
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"height": 0}, "an image of 0x3 pixels and 1 channels is impossible: sizes start at 1"),
-        ({"channels": 2}, r"2 channels is impossible: .* channels are 1 \(gray\) or 3 \(RGB\)"),
+        ({"channels": 2}, r"channels are 1 \(gray\) or 3 \(RGB\)"),
         ({"mean": (0.1, 0.2, 0.3)}, "need one value for each of 1 channels"),
-        ({"std": (0.0,)}, r"std \(0.0,\) must be finite, and std above 0"),
         ({"mean": (float("nan"),)}, "must be finite, and std above 0"),
     ],
 )
@@ -73,29 +61,21 @@ def test_impossible_images_are_rejected(change: dict[str, Any], message: str) ->
         replace(GRAY, **change)
 
 
-def test_kind_is_checked_and_optional() -> None:
+def test_model_is_checked_and_its_kind_optional() -> None:
     assert ModelSpec.from_json({"layer_sizes": [6, 4, 2]}) == ModelSpec((6, 4, 2), "module")
     with pytest.raises(BundleError, match=r"model kind 'cnn' is not known \(there are: module, "):
         ModelSpec((6, 4, 2), "cnn")
-
-
-@pytest.mark.parametrize("sizes", [(784,), (784, 0, 10)])
-def test_impossible_models_are_rejected(sizes: tuple[int, ...]) -> None:
     with pytest.raises(BundleError, match=r"layer_sizes \(.*\) need at least an input and an output, each a"):
-        ModelSpec(sizes)
+        ModelSpec((784, 0, 10))
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (
-            {"format_version": FORMAT_VERSION + 1},
-            f"bundle format {FORMAT_VERSION + 1} is not {FORMAT_VERSION}",
-        ),
+        ({"format_version": FORMAT_VERSION + 1}, f"bundle format .* is not {FORMAT_VERSION}"),
         ({"model": ModelSpec((7, 2))}, "the model takes 7 inputs, but its images flatten to 6"),
         ({"classes": ("cat",)}, "2 outputs, 1 classes and 2 golden probabilities must be the same number"),
-        ({"golden_probabilities": (1.0,)}, "2 outputs, 2 classes and 1 golden probabilities"),
-        ({"classes": ("cat", "cat")}, r"class names must be different strings: \('cat', 'cat'\)"),
+        ({"classes": ("cat", "cat")}, "class names must be different strings"),
     ],
 )
 def test_bundle_with_inconsistent_parts_is_rejected(change: dict[str, Any], message: str) -> None:

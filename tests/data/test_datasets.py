@@ -1,8 +1,6 @@
 import gzip
 import hashlib
 import struct
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -34,10 +32,6 @@ def idx(array: np.ndarray) -> bytes:
 PACKED = {f"{name}.gz": gzip.compress(idx(array)) for name, array in ARRAYS.items()}
 
 
-def snapshot(directory: Path) -> dict[Path, tuple[int, int]]:
-    return {path: (path.stat().st_mtime_ns, path.stat().st_size) for path in sorted(directory.rglob("*"))}
-
-
 @pytest.fixture
 def raw(tmp_path: Path) -> Path:
     """MNIST/raw of an empty data directory."""
@@ -57,24 +51,24 @@ def unpacked(raw: Path) -> Path:
 # MNIST
 
 
-def test_mnist_equals_torchvision_and_nothing_is_written(mnist_dir: Path, raw: Path) -> None:
-    before = snapshot(mnist_dir)
-    data = read_dataset("mnist", mnist_dir)
-    assert snapshot(mnist_dir) == before
-    for name in ARRAYS:
-        (raw / name).write_bytes(gzip.decompress((mnist_dir / "MNIST/raw" / f"{name}.gz").read_bytes()))
+def test_mnist_equals_torchvision_and_nothing_is_written(unpacked: Path) -> None:
+    before = {path: path.stat() for path in unpacked.parents[1].rglob("*")}
+    data = read_dataset("mnist", unpacked.parents[1])
     for train, part in ((True, data.train), (False, data.test)):
-        expected = datasets.MNIST(raw.parents[1], train=train, download=False)
+        expected = datasets.MNIST(unpacked.parents[1], train=train, download=False)
         assert torch.equal(part.images, expected.data.unsqueeze(1))
         assert torch.equal(part.labels, expected.targets)
-    assert data.digest() == read_dataset("mnist", raw.parents[1]).digest()
-    assert (len(data.train), len(data.test)) == (60_000, 10_000)
     assert (data.name, data.title, data.classes) == ("mnist", "MNIST", tuple("0123456789"))
+    assert {path: path.stat() for path in unpacked.parents[1].rglob("*")} == before
+    for name in ARRAYS:
+        (unpacked / f"{name}.gz").write_bytes(PACKED[f"{name}.gz"])
+        (unpacked / name).unlink()
+    assert read_dataset("mnist", unpacked.parents[1]).digest() == data.digest()
 
 
-@pytest.mark.parametrize("name", ARRAYS)
+@pytest.mark.parametrize("name", [TRAIN_IMAGES, TEST_LABELS])
 def test_damaged_compressed_file_is_named(unpacked: Path, name: str) -> None:
-    path, data = unpacked / f"{name}.gz", bytearray(PACKED[f"{name}.gz"])
+    path, data = unpacked / f"{name}.gz", PACKED[f"{name}.gz"]
     for damage in (data[:-20], b"<html>not found</html>", data[:30] + bytes([data[30] ^ 16]) + data[31:]):
         path.write_bytes(damage)
         with pytest.raises(DataError, match=rf"^{path} is damaged \(.+\); delete it to download it again$"):
@@ -86,13 +80,11 @@ def test_damaged_compressed_file_is_named(unpacked: Path, name: str) -> None:
     [
         b"",
         idx(ARRAYS[TRAIN_IMAGES])[:-1],
-        idx(ARRAYS[TRAIN_IMAGES]) + b"\0",
-        b"\x00\x00\x0d\x01\x00\x00\x00\x01\x00\x00\x00\x00",
         b"<html>not found</html>",
         idx(np.zeros((30, 27, 28), np.uint8)),
         idx(ARRAYS[TEST_LABELS]),
     ],
-    ids=["empty", "truncated", "longer", "floats", "text", "27x28", "labels"],
+    ids=["empty", "truncated", "text", "27x28", "labels"],
 )
 def test_damaged_extracted_file_is_named(unpacked: Path, content: bytes) -> None:
     (unpacked / TRAIN_IMAGES).write_bytes(content)
@@ -102,10 +94,9 @@ def test_damaged_extracted_file_is_named(unpacked: Path, content: bytes) -> None
 
 def test_inconsistent_files_are_rejected(unpacked: Path) -> None:
     labels = unpacked / TEST_LABELS
-    for values in (np.arange(1, 11, dtype=np.uint8), np.zeros(9, np.uint8)):
-        labels.write_bytes(idx(values))
-        with pytest.raises(DataError, match=f"^images and labels in {unpacked} do not match; delete them"):
-            read_dataset("mnist", unpacked.parents[1])
+    labels.write_bytes(idx(np.zeros(9, np.uint8)))
+    with pytest.raises(DataError, match=f"^images and labels in {unpacked} do not match; delete them"):
+        read_dataset("mnist", unpacked.parents[1])
     labels.unlink()
     with pytest.raises(DataError, match=f"^cannot read {labels}: No such file or directory$"):
         read_dataset("mnist", unpacked.parents[1])
@@ -121,7 +112,7 @@ def test_digest_of_the_digits_is_the_same_in_every_version() -> None:
     )
 
 
-@pytest.mark.parametrize("name", ["digits", "mnist"])
+@pytest.mark.parametrize("name", ["digits", pytest.param("mnist", marks=pytest.mark.slow)])
 def test_catalog_has_the_mean_and_std_of_the_training_images(
     name: str, request: pytest.FixtureRequest
 ) -> None:
@@ -132,30 +123,17 @@ def test_catalog_has_the_mean_and_std_of_the_training_images(
     assert values.mean().item() == pytest.approx(data.image.mean[0], abs=5e-5)
     assert values.std(correction=0).item() == pytest.approx(data.image.std[0], abs=5e-5)
     assert set(data.train.labels.tolist()) == set(data.test.labels.tolist()) == set(range(10))
+    if name == "mnist":
+        assert (len(data.train), len(data.test)) == (60_000, 10_000)
 
 
-@pytest.mark.parametrize("size", [8, 64])
-def test_resized_images_equal_decoded_files(size: int) -> None:
-    original, other = read_dataset("digits", Path("unused")), read_dataset("digits", Path(), image_size=size)
-    assert other.image == replace(original.image, height=size, width=size)
-    for part, resized in ((original.train, other.train), (original.test, other.test)):
-        assert resized.images.shape == (len(part), 1, size, size)
-        assert torch.equal(resized.labels, part.labels)
-        for index in range(0, len(part), 40):
-            assert torch.equal(
-                resized.images[index], decode_image(encode_png(part.images[index]), other.image)
-            )
-
-
-def test_digest_depends_on_every_pixel_and_label(unpacked: Path) -> None:
-    data = read_dataset("mnist", unpacked.parents[1])
-    digests = {data.digest()}
-    for part in (data.train, data.test):
-        part.images[0, 0, 0, 0] += 1
-        digests.add(data.digest())
-        part.labels[0] += 1
-        digests.add(data.digest())
-    assert len(digests) == 5
+def test_resized_images_equal_decoded_files() -> None:
+    original, other = read_dataset("digits", Path("unused")), read_dataset("digits", Path(), image_size=8)
+    assert other.image == replace(original.image, height=8, width=8)
+    assert torch.equal(other.train.labels, original.train.labels)
+    for index in range(0, len(original.train), 40):
+        expected = decode_image(encode_png(original.train.images[index]), other.image)
+        assert torch.equal(other.train.images[index], expected)
 
 
 # prepare_dataset
@@ -197,16 +175,3 @@ def test_message_without_a_network(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     for part in (*PACKED, str(tmp_path / "MNIST/raw"), "--data-dir", "--dataset digits"):
         assert part in second
     assert list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.slow
-def test_files_at_hand_need_neither_torchvision_nor_a_network(unpacked: Path) -> None:
-    code = (
-        "import sys; from pathlib import Path; from mlp_dist.data.datasets import *; "
-        f"prepare_dataset('mnist', Path({str(unpacked.parents[1])!r})); "
-        f"read_dataset('mnist', Path({str(unpacked.parents[1])!r})); print('torchvision' in sys.modules)"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True
-    )
-    assert done.stdout == "False\n"

@@ -1,4 +1,3 @@
-import gc
 import hashlib
 import time
 from collections.abc import Callable
@@ -29,30 +28,17 @@ def fetch(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., dict
     def from_mirrors(*mirrors: str) -> dict[str, bytes]:
         monkeypatch.setattr(datasets.MNIST, "mirrors", list(mirrors))
         download("MNIST", list(FILES), tmp_path / "a" / "raw")
-        # An unclosed connection would be reported when it is collected.
-        gc.collect()
         return {path.name: path.read_bytes() for path in (tmp_path / "a" / "raw").iterdir()}
 
     return from_mirrors
 
 
-def test_downloads_from_the_first_mirror(serve_files: Callable, fetch: Callable) -> None:
-    mirror = serve_files(FILES)
-    assert fetch(mirror.url, UNREACHABLE) == FILES
-    assert set(mirror.requests) == set(FILES)
-
-
-@pytest.mark.parametrize("bad", ["404", "refused", "half", "damaged", "silent"])
-def test_takes_the_next_mirror_if_one_fails(
-    serve_files: Callable, fetch: Callable, bad: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(module, "STALL_SECONDS", 0.3)
+@pytest.mark.parametrize("bad", ["404", "half", "damaged"])
+def test_takes_the_next_mirror_if_one_fails(serve_files: Callable, fetch: Callable, bad: str) -> None:
     first = {
         "404": lambda: serve_files({}).url,
-        "refused": lambda: UNREACHABLE,
         "half": lambda: serve_files(FILES, "half").url,
         "damaged": lambda: serve_files({name: data[::-1] for name, data in FILES.items()}).url,
-        "silent": lambda: serve_files(FILES, "silent").url,
     }
     assert fetch(first[bad](), serve_files(FILES).url) == FILES
 
@@ -64,26 +50,11 @@ def test_a_later_try_succeeds(
     assert "cannot download first.gz (HTTP Error 500" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(
-    ("manner", "reason"),
-    [
-        ("500", "HTTP Error 500: Internal Server Error"),
-        ("half", "File not found or corrupted"),
-        ("refused", ".*Connection refused"),
-    ],
-)
 def test_gives_up_after_five_tries(
-    serve_files: Callable,
-    fetch: Callable,
-    tmp_path: Path,
-    manner: str,
-    reason: str,
-    capsys: pytest.CaptureFixture[str],
+    fetch: Callable, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    url = UNREACHABLE if manner == "refused" else serve_files(FILES, manner).url
-    with pytest.raises(DownloadError, match=f"^first.gz: {reason}.*, tried 5 times$"):
-        fetch(url)
-    gc.collect()
+    with pytest.raises(DownloadError, match=r"^first.gz: .*Connection refused.*, tried 5 times$"):
+        fetch(UNREACHABLE)
     assert "; try 5 of 5 in 0.01 s" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
 
@@ -93,10 +64,10 @@ def test_gives_up_mirrors_that_hang(
     serve_files: Callable, fetch: Callable, manner: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "STALL_SECONDS", 0.2)
-    monkeypatch.setattr(module, "RETRY_SECONDS", 1.0)
+    monkeypatch.setattr(module, "RETRY_SECONDS", 0.5)
     started = time.monotonic()
     with pytest.raises(DownloadError, match=r"^first.gz: no answer for 0 seconds, tried \d times$"):
-        fetch(*(serve_files(FILES, manner).url for _ in range(2)))
+        fetch(serve_files(FILES, manner).url)
     assert time.monotonic() - started < 8
 
 
@@ -111,5 +82,4 @@ def test_whole_files_stay_if_a_later_one_fails(
 ) -> None:
     with pytest.raises(DownloadError, match=r"^second.gz: HTTP Error 404"):
         fetch(serve_files({"first.gz": FILES["first.gz"]}).url)
-    gc.collect()
     assert [path.name for path in (tmp_path / "a/raw").iterdir()] == ["first.gz"]

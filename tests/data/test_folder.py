@@ -1,6 +1,5 @@
 import os
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -10,7 +9,6 @@ from PIL import Image
 from mlp_dist.core.errors import DataError
 from mlp_dist.core.image import decode_image
 from mlp_dist.core.spec import ImageSpec
-from mlp_dist.data import folder
 from mlp_dist.data.datasets import read_dataset
 from mlp_dist.data.image_set import Dataset, ImageSet
 
@@ -100,80 +98,42 @@ def test_every_unreadable_file_is_named(tmp_path: Path) -> None:
     assert lines[2].startswith(f"  {tmp_path}/train/mid/bad.png: the image is empty")
 
 
-def test_file_removed_between_listing_and_reading_is_named(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    write_folder(tmp_path)
-    decode = folder._decode
-
-    def decode_after_removal(*arguments: Any) -> object:
-        (tmp_path / "mid" / "3.png").unlink()
-        return decode(*arguments)
-
-    monkeypatch.setattr(folder, "_decode", decode_after_removal)
-    with pytest.raises(DataError, match=f"\n  {tmp_path}/mid/3.png: No such file or directory$"):
-        read_folder(tmp_path)
-
-
 def test_skip_bad_images_leaves_them_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_bad_files(write_folder(tmp_path))
     data = read_folder(tmp_path, skip_bad_images=True)
     assert torch.bincount(all_images(data).labels).tolist() == [7, 8, 8]
     head, *lines = capsys.readouterr().err.splitlines()
     assert head == "3 of 26 images cannot be read and are left out:"
-    assert [line.split(":")[0] for line in lines] == [
-        f"  {tmp_path}/{name}" for name in ("dark/0.png", "dark/text.jpg", "mid/bad.png")
-    ]
-    for path in (tmp_path / "mid/bad.png", tmp_path / "dark/text.jpg", tmp_path / "dark/0.png"):
-        path.unlink()
+    for name, line in zip(("dark/0.png", "dark/text.jpg", "mid/bad.png"), lines, strict=True):
+        assert line.startswith(f"  {tmp_path}/{name}:")
+        (tmp_path / name).unlink()
     assert read_folder(tmp_path).digest() == data.digest()
-
-
-def test_parts_and_classes_need_readable_images(tmp_path: Path) -> None:
-    write_folder(tmp_path / "all", number=1)
-    (tmp_path / "all" / "light" / "0.png").write_bytes(b"x")
-    with pytest.raises(DataError, match=f"{tmp_path}/all has no training images in the folders light; add"):
-        read_folder(tmp_path / "all", skip_bad_images=True)
-    write_folder(tmp_path / "parts" / "train")
-    write_folder(tmp_path / "parts" / "test", {"mid": 1}, number=1)
-    (tmp_path / "parts/test/mid/0.png").write_bytes(b"x")
-    with pytest.raises(DataError, match=f"{tmp_path}/parts/test has no readable images"):
-        read_folder(tmp_path / "parts", skip_bad_images=True)
 
 
 # Layouts
 
 
 def test_unusable_folders_are_rejected(tmp_path: Path) -> None:
-    with pytest.raises(
-        DataError, match=f"{tmp_path}/none is not a directory; folder:DIR needs one folder per"
-    ):
+    with pytest.raises(DataError, match="/none is not a directory; folder:DIR needs one folder per"):
         read_folder(tmp_path / "none")
     write_folder(tmp_path, {"only": 1})
     with pytest.raises(DataError, match=f"{tmp_path} holds 1 folders; it needs two or more"):
         read_folder(tmp_path)
-    write_folder(tmp_path / "empty", {"c": 1})
-    (tmp_path / "empty" / "a").mkdir()
-    with pytest.raises(DataError, match=f"{tmp_path}/empty has no training images in the folders a; add"):
-        read_folder(tmp_path / "empty")
     write_folder(tmp_path / "parts" / "train", number=2)
     with pytest.raises(DataError, match="has a folder train but none named test; it needs both, or neither"):
         read_folder(tmp_path / "parts")
     write_folder(tmp_path / "parts" / "test", {**CLASSES, "zebra": 3, "ant": 4}, number=2)
-    with pytest.raises(
-        DataError, match=f"/parts/test has folders that {tmp_path}/parts/train lacks: ant, zeb"
-    ):
+    with pytest.raises(DataError, match=r"/test has folders that .*/parts/train lacks: ant, zebra"):
         read_folder(tmp_path / "parts")
     write_folder(tmp_path / "mlflow", {**CLASSES, "mlruns": 1})
     with pytest.raises(DataError, match=f"{tmp_path}/mlflow/mlruns is MLflow's, not a class"):
         read_folder(tmp_path / "mlflow")
 
 
-@pytest.mark.parametrize("name", [b"caf\xe9", b"two\nlines"])
-def test_unprintable_names_are_rejected(name: bytes, tmp_path: Path) -> None:
+def test_unprintable_names_are_rejected(tmp_path: Path) -> None:
     write_folder(tmp_path)
-    (tmp_path / "mid").rename(tmp_path / os.fsdecode(name))
-    with pytest.raises(DataError, match=r"has unprintable characters; rename that folder"):
+    (tmp_path / "mid").rename(tmp_path / os.fsdecode(b"caf\xe9"))
+    with pytest.raises(DataError, match="has unprintable characters; rename that folder"):
         read_folder(tmp_path)
 
 
@@ -208,71 +168,50 @@ def test_other_ignored_files_and_untested_classes_are_reported(
     ]
 
 
-def test_class_folders_may_be_links(tmp_path: Path) -> None:
-    write_folder(tmp_path / "elsewhere")
-    (tmp_path / "linked").mkdir()
-    for name in CLASSES:
-        (tmp_path / "linked" / name).symlink_to(tmp_path / "elsewhere" / name)
-    # A cycle.
-    (tmp_path / "elsewhere" / "mid" / "back").symlink_to(tmp_path / "elsewhere")
-    linked = read_folder(tmp_path / "linked")
-    assert linked.digest() == read_folder(tmp_path / "elsewhere").digest()
-    assert len(all_images(linked)) == 24
-
-
 # Sizes and colours
 
 
-@pytest.mark.parametrize("image_size", [16, 40])
-def test_images_are_decoded_as_in_serving(tmp_path: Path, image_size: int) -> None:
+def test_images_are_decoded_as_in_serving(tmp_path: Path) -> None:
     paths = []
-    for name in "ab":
-        (tmp_path / name).mkdir()
-        for index, suffix in enumerate(("png", "jpg", "JPEG", "gif", "bmp", "webp", "tif", "TIFF")):
-            pixels = np.random.default_rng(index).integers(0, 256, (20 + 9 * index, 50, 3), dtype=np.uint8)
-            paths.append(tmp_path / name / f"{index}.{suffix}")
-            Image.fromarray(pixels).save(paths[-1])
-    data = read_folder(tmp_path, image_size=image_size)
-    spec = ImageSpec(image_size, image_size, 3, (0.0,) * 3, (1.0,) * 3)
+    for index, suffix in enumerate(("png", "jpg", "JPEG", "gif", "bmp", "webp", "tif", "TIFF")):
+        pixels = np.random.default_rng(index).integers(0, 256, (20 + 9 * index, 50, 3), dtype=np.uint8)
+        paths.append(tmp_path / "ab"[index % 2] / f"{index}.{suffix}")
+        paths[-1].parent.mkdir(exist_ok=True)
+        Image.fromarray(pixels).save(paths[-1])
+    images = all_images(read_folder(tmp_path, image_size=40)).images
+    spec = ImageSpec(40, 40, 3, (0.0,) * 3, (1.0,) * 3)
     expected = {decode_image(path.read_bytes(), spec).numpy().tobytes() for path in paths}
-    assert {image.numpy().tobytes() for image in all_images(data).images} == expected
-    assert len(all_images(data)) == 16
+    assert {image.numpy().tobytes() for image in images} == expected
+    assert len(images) == 8
 
 
 def test_gray_files_of_a_colour_folder_are_decoded_as_in_serving(tmp_path: Path) -> None:
     random = np.random.default_rng(0)
     gray = Image.fromarray(random.integers(0, 256, (40, 33), dtype=np.uint8))
-    half_clear = Image.merge("LA", (gray, gray.rotate(180)))
     wide = Image.fromarray(random.integers(0, 65536, (40, 33), dtype=np.uint16))
-    floats = Image.fromarray(random.uniform(-9, 300, (40, 33)).astype(np.float32))
-    (tmp_path / "a").mkdir()
-    files = {"l.png": gray, "la.png": half_clear, "one.png": gray.convert("1"), "p.gif": gray.convert("P")}
-    for name, image in {**files, "i16.png": wide, "f.tiff": floats}.items():
+    for name in "ab":
+        (tmp_path / name).mkdir()
+    files = {"l.png": gray, "la.png": Image.merge("LA", (gray, gray.rotate(180))), "i16.png": wide}
+    for name, image in files.items():
         image.save(tmp_path / "a" / name)
-    gray.save(tmp_path / "a" / "transparent.png", transparency=7)
-    (tmp_path / "b").mkdir()
     Image.new("RGB", (9, 9), (1, 2, 3)).save(tmp_path / "b" / "0.png")
     both = all_images(read_folder(tmp_path, image_size=24))
     spec = ImageSpec(24, 24, 3, (0.0,) * 3, (1.0,) * 3)
     expected = {decode_image(path.read_bytes(), spec).numpy().tobytes() for path in tmp_path.glob("a/*")}
     assert {image.numpy().tobytes() for image in both.images[both.labels == 0]} == expected
-    # The GIF has the pixels of the first PNG.
-    assert len(expected) == 6
 
 
 # The split
 
 
 def test_one_image_in_seven_of_each_class_is_held_out(tmp_path: Path) -> None:
-    numbers = {"a": 1, "b": 2, "c": 4, "d": 7, "e": 20, "f": 28}
+    numbers = {"a": 1, "b": 2, "c": 4, "d": 7, "e": 20}
     for value, (name, number) in enumerate(numbers.items()):
         write_folder(tmp_path, {name: 40 * value}, number=number)
     data = read_folder(tmp_path)
-    assert torch.bincount(data.test.labels, minlength=6).tolist() == [0, 0, 1, 1, 3, 4]
-    assert torch.bincount(data.train.labels, minlength=6).tolist() == [1, 2, 3, 6, 17, 24]
+    assert torch.bincount(data.test.labels, minlength=5).tolist() == [0, 0, 1, 1, 3]
+    assert torch.bincount(data.train.labels, minlength=5).tolist() == [1, 2, 3, 6, 17]
     # Adding to one class leaves the split of the others.
-    Image.new("L", (28, 28), 200).save(tmp_path / "f" / "new.png")
-    again = read_folder(tmp_path)
-    for label in range(5):
-        members = [each.test.images[each.test.labels == label].flatten(1).tolist() for each in (again, data)]
-        assert sorted(members[0]) == sorted(members[1])
+    Image.new("L", (28, 28), 200).save(tmp_path / "e" / "new.png")
+    test_sets = [each.test.images[each.test.labels < 4] for each in (data, read_folder(tmp_path))]
+    assert sorted(test_sets[0].flatten(1).tolist()) == sorted(test_sets[1].flatten(1).tolist())

@@ -7,30 +7,6 @@ import torch
 from matplotlib.figure import Figure
 from PIL import Image
 
-WINDOW = """
-import json
-from pathlib import Path
-
-from matplotlib import pyplot
-from matplotlib.backend_bases import FigureManagerBase
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-
-
-class Manager(FigureManagerBase):
-    @classmethod
-    def pyplot_show(cls, *, block=None):
-        (number,) = pyplot.get_fignums()
-        figure = pyplot.figure(number)
-        figure.canvas.draw()
-        titles = [text.get_text() for text in figure.axes[0].texts]
-        Path("window.json").write_text(json.dumps({"titles": titles, "block": block}))
-
-
-class FigureCanvas(FigureCanvasAgg):
-    manager_class = Manager
-"""
-"""A matplotlib backend that records what it was asked to show."""
-
 
 def render(figure: Figure) -> np.ndarray:
     """The figure's pixels as uint8 (height, width, 3)."""

@@ -76,20 +76,6 @@ def test_all_trials_use_the_fallback_if_the_download_fails(
     assert load_plan(plan.directory).config(0, {}).dataset == "digits"
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"num_trials": 0}, "trials is 0; it must be 1 or more"),
-        ({"seed": -1}, "seed is -1; it must be 0 or more"),
-        ({"experiment": " "}, "experiment is ' '; it must be a name"),
-    ],
-)
-def test_rejects_invalid_options(options: dict[str, object], message: str, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=message):
-        new_plan(write(tmp_path), tmp_path / "sweep", options)
-    assert not (tmp_path / "sweep").exists()
-
-
 def test_rejects_directories_in_use(plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(planning, "_EXIT_SECONDS", 0.1)
     with pytest.raises(UsageError, match="already holds a sweep: use --resume to continue it"):
@@ -128,27 +114,15 @@ def test_trial_below_the_median_is_pruned(plan: Plan) -> None:
     assert study.take() is None
     results = study.results()
     assert [result.state for result in results] == [COMPLETE] * 5 + [PRUNED, COMPLETE, FAILED]
-    assert (results[5].value, results[5].epochs) == (0.79, 2)
     best = ranked(results)[0]
     assert (best.number, best.value, best.facts["run_id"]) == (4, 0.99, "run 4")
     assert trial_line(results[5], best).endswith(": pruned after epoch 2, val accuracy 79.00%")
     assert trial_line(results[7], best).endswith(": failed: the loss of step 3 is not finite")
     assert trial_line(best, best).endswith(": val accuracy 99.00%, the best so far")
-    header, first, *_, last = results_table(plan, results).splitlines()
-    assert header.split() == ["trial", "val", "accuracy", "epoch", "test", "accuracy", "lr", "hidden_sizes"]
-    assert first.split()[:4] == ["4", "0.9900", "1", "0.5000"]
+    *_, last = results_table(plan, results).splitlines()
     assert last == "8 trials: 6 complete, 1 pruned, 1 failed, 0 unfinished"
-    counts = {COMPLETE: 6, PRUNED: 1, FAILED: 1, UNFINISHED: 0}
-    assert {name: summary(plan, results, None)[name] for name in counts} == counts
     (lines,) = study.figure().axes[0].collections
     assert len(lines.get_segments()) == 6
-
-
-def test_figure_of_a_single_trial(plan: Plan) -> None:
-    study = Study(plan)
-    train(study.take(), 0.5)
-    names = [tick.get_text() for tick in study.figure().axes[0].get_xticklabels()]
-    assert names == ["val accuracy", "hidden_sizes", "lr"]
 
 
 def test_values_do_not_depend_on_the_worker(plan: Plan, tmp_path: Path) -> None:
@@ -189,19 +163,13 @@ def test_incomplete_line_of_a_killed_process_is_dropped(plan: Plan) -> None:
 
 def test_lost_trials_do_not_fail_the_sweep(plan: Plan) -> None:
     study = Study(plan)
-    lost = study.take()
+    lost, failing = study.take(), study.take()
     assert lost is not None
-    with pytest.raises(TrainingError, match="all workers exited after starting 1 of 8 trials"):
+    assert failing is not None
+    with pytest.raises(TrainingError, match="all workers exited after starting 2 of 8 trials"):
         check_results(plan, study.results())
+    failing.fail("the loss of step 1 is not finite")
     for trial in iter(study.take, None):
         train(trial, 0.5)
     check_results(plan, study.results())
     assert summary(plan, study.results(), None)[UNFINISHED] == 1
-
-
-def test_sweep_without_a_completed_trial_fails(plan: Plan) -> None:
-    study = Study(plan)
-    for trial in iter(study.take, None):
-        trial.fail("the loss of step 1 is not finite")
-    with pytest.raises(TrainingError, match="no trial completed: the loss of step 1 is not finite"):
-        check_results(plan, study.results())

@@ -2,7 +2,6 @@
 
 import json
 import os
-import shlex
 import shutil
 import signal
 import subprocess
@@ -36,10 +35,6 @@ hidden_sizes = [[16], [32, 16]]
 """
 
 
-def sweep(*flags: str, cwd: Path) -> dict[str, Any]:
-    return result(run([*SWEEP, *flags], cwd, timeout=SECONDS))
-
-
 def results(directory: Path) -> list[TrialResult]:
     return Study(load_plan(directory)).results()
 
@@ -57,26 +52,17 @@ def mlflow_runs(directory: Path) -> dict[str, Any]:
 def test_two_workers_share_the_trials_and_nest_their_runs(tmp_path: Path, empty_store: Path) -> None:
     shutil.copy(empty_store, tmp_path)
     (tmp_path / "space.toml").write_text(SPACE.format(epochs=1))
-    done = run(
-        [*SWEEP, "space.toml", "--trials", "3", "--workers", "2", "--output-dir", "all"],
-        tmp_path,
-        timeout=SECONDS,
-    )
+    flags = ("--trials", "3", "--workers", "2", "--output-dir", "all")
+    done = run([*SWEEP, "space.toml", *flags], tmp_path, timeout=SECONDS)
     values = result(done)
     assert done.stderr == ""
     assert f"\n  package: python -m serve.package --run-id {values['best_run_id']}\n" in done.stdout
-    assert {name: values[name] for name in ("num_trials", COMPLETE, UNFINISHED)} == {
-        "num_trials": 3,
-        COMPLETE: 3,
-        UNFINISHED: 0,
-    }
+    assert [values[name] for name in ("num_trials", COMPLETE, UNFINISHED)] == [3, 3, 0]
     trials = results(tmp_path / "all")
     best = max(trials, key=lambda trial: (trial.value or 0, -trial.number))
     assert (values["best_value"], values["best_trial"]) == (best.value, best.number)
     assert values["best_run_id"] == best.facts["run_id"]
-    words = shlex.split(values["command"])
-    assert words[:4] == ["accelerate", "launch", "-m", "mlp_dist.train"]
-    assert words[words.index("--lr") + 1] == str(best.values["lr"])
+    assert f" --lr {best.values['lr']}" in values["command"]
 
     found = mlflow_runs(tmp_path)
     parent = found.pop("sweep mnist: lr, hidden_sizes")
@@ -149,7 +135,8 @@ def test_killed_sweep_resumes_its_trials(tmp_path: Path, empty_store: Path) -> N
         wait_until(lambda: len(epochs(directory, 0)) > 1)
         kill(family(process))
     assert [trial.state for trial in results(directory)] == [UNFINISHED]
-    values = sweep("--resume", "--output-dir", "all", "--trials", "2", cwd=tmp_path)
+    flags = ("--resume", "--output-dir", "all", "--trials", "2")
+    values = result(run([*SWEEP, *flags], tmp_path, timeout=SECONDS))
     assert (values[COMPLETE], values["num_trials"]) == (2, 2)
     assert [epochs(directory, number) for number in range(2)] == [list(range(1, 11))] * 2
     assert [run.info.status for run in mlflow_runs(tmp_path).values()] == ["FINISHED"] * 3

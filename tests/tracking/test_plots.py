@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from mlp_dist.core.errors import UsageError
 from mlp_dist.core.spec import ImageSpec
 from mlp_dist.tracking.plots import FIGURES, file_format, predictions_grid, samples_grid, save
-from mlp_dist.tracking.plots.images import first_layer, mistakes_grid
+from mlp_dist.tracking.plots.images import first_layer
 from mlp_dist.tracking.plots.metrics import (
     MOST_CLASSES,
     class_accuracy,
@@ -38,9 +38,8 @@ def records(number: int) -> list[dict[str, Any]]:
     return history
 
 
-@pytest.mark.parametrize("number", [2, 200])
-def test_learning_curves_show_every_value_and_the_kept_epoch(number: int) -> None:
-    history = records(number)
+def test_learning_curves_show_every_value_and_the_kept_epoch() -> None:
+    history = records(200)
     figure = learning_curves(history, kept_epoch=2)
     (legend,) = figure.legends
     assert [text.get_text() for text in legend.get_texts()] == ["train", "val", "test", "kept: epoch 2"]
@@ -72,12 +71,6 @@ def test_confusion_matrix_shows_counts_and_shares() -> None:
     assert [tick.get_text() for tick in axes.get_yticklabels()] == ["cat", "cow", "dog"]
 
 
-@pytest.mark.parametrize("classes", [2, 30, 1000])
-def test_confusion_matrix_fits_its_figure(classes: int) -> None:
-    names = [f"a class with number {number}" for number in range(classes)]
-    assert fits(confusion_matrix(torch.eye(classes, dtype=torch.int64), names))
-
-
 def test_class_accuracy_starts_with_the_worst_class() -> None:
     figure = class_accuracy(
         [0.9, None, 0.5, 1.0], [0.75, 0.0, None, 1.0], 0.8, ("cat", "cow", "$dog$", "eel")
@@ -90,12 +83,12 @@ def test_class_accuracy_starts_with_the_worst_class() -> None:
     assert list(precision.get_xdata()) == pytest.approx([float("nan"), 0.75, 1.0], nan_ok=True)
 
 
-def test_class_accuracy_of_many_classes_shows_the_worst() -> None:
-    shares = [number / 100 for number in range(100)]
-    figure = class_accuracy(shares, [None] * 100, 0.5, [f"a long name of number {n}" for n in range(100)])
-    assert len(figure.axes[0].get_yticklabels()) == MOST_CLASSES
+def test_figures_of_many_classes_fit() -> None:
+    names = [f"a long name of number {number}" for number in range(100)]
+    figure = class_accuracy([number / 100 for number in range(100)], [None] * 100, 0.5, names)
     assert figure.axes[0].get_xlabel() == f"the worst {MOST_CLASSES} of 100 classes"
     assert fits(figure)
+    assert fits(confusion_matrix(torch.eye(100, dtype=torch.int64), names))
 
 
 def test_reliability_diagram_matches_hand_computed_values() -> None:
@@ -137,19 +130,6 @@ def test_predictions_show_answer_probability_and_label(channels: int) -> None:
         assert np.array_equal(picture, pixels.permute(1, 2, 0).squeeze(2).numpy())
 
 
-def test_samples_fill_the_requested_grid() -> None:
-    figure = samples_grid(random_images(9), torch.arange(9) % 3, AWKWARD, rows=1, columns=3)
-    assert titles(figure) == [*AWKWARD[:2], "Staffordshire bul…"]
-    assert len(pictures(figure)) == 3
-    assert render(figure).std() > 0
-
-
-def test_grid_without_mistakes_says_so() -> None:
-    none = random_images(0)
-    figure = mistakes_grid(none, torch.zeros(0, dtype=torch.int64), torch.zeros(0, 2), ("cat", "dog"))
-    assert [text.get_text() for text in figure.texts] == ["no mistakes"]
-
-
 @pytest.mark.parametrize("channels", [1, 3])
 def test_first_layer_shows_weights_on_a_common_scale(channels: int) -> None:
     image = ImageSpec(height=2, width=3, channels=channels, mean=(0.0,) * channels, std=(1.0,) * channels)
@@ -159,15 +139,15 @@ def test_first_layer_shows_weights_on_a_common_scale(channels: int) -> None:
     maps, scale = weights.reshape(2, channels, 2, 3).numpy(), 6 * channels
     expected = maps[:, 0] if channels == 1 else 0.5 + maps.transpose(0, 2, 3, 1) / (2 * scale)
     assert np.allclose(pictures(figure), expected)
-    if channels == 1:
-        assert {each.get_clim() for each in figure.axes[0].get_images()} == {(-scale, scale)}
     assert fits(figure)
-    assert render(first_layer(torch.zeros(1, channels * 6), torch.tensor([0]), image)).std() > 0
 
 
 def test_awkward_class_names_are_drawn_literally() -> None:
     images, labels = random_images(3), torch.arange(3)
+    samples = samples_grid(images, labels, AWKWARD, rows=1, columns=3)
+    assert titles(samples) == [*AWKWARD[:2], "Staffordshire bul…"]
     figures = (
+        samples,
         FIGURES["predictions"](images, labels, torch.eye(3), AWKWARD),
         FIGURES["confusion_matrix"](torch.eye(3, dtype=torch.int64), AWKWARD),
         FIGURES["class_accuracy"]([1.0] * 3, [1.0] * 3, 1.0, AWKWARD),
@@ -177,7 +157,7 @@ def test_awkward_class_names_are_drawn_literally() -> None:
 
 @pytest.mark.parametrize(
     ("name", "head"),
-    [("new/grid.png", b"\x89PNG"), ("grid", b"\x89PNG"), ("grid.JPG", b"\xff\xd8"), ("grid.pdf", b"%PDF")],
+    [("new/grid.png", b"\x89PNG"), ("grid", b"\x89PNG"), ("grid.JPG", b"\xff\xd8")],
 )
 def test_save_writes_the_format_of_the_suffix(tmp_path: Path, name: str, head: bytes) -> None:
     path = tmp_path / name
