@@ -8,7 +8,6 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +16,11 @@ import torch
 
 from mlp_dist.config import TrainConfig
 from mlp_dist.data import download
+from mlp_dist.recipes import flags
 from mlp_dist.training import recorder
 from tests.cli.conftest import Call
 from tests.helpers.launching import ROOT, Trained, environment, result, train
+from tests.test_recipes import CHANGES
 
 pytestmark = pytest.mark.slow
 with_store = pytest.mark.usefixtures("store_at_hand")
@@ -107,56 +108,18 @@ def test_a_tutorial_s_recipe(call: Call, store: dict[str, str], tmp_path: Path) 
     assert "best_val_accuracy" not in run.data.metrics
 
 
-CHANGES = {
-    "hidden_sizes": ("20,10", [20, 10]),
-    "model": ("layers", "layers"),
-    "initialization": ("normal_0.1", "normal_0.1"),
-    "image_size": ("14", 14),
-    "normalize": ("0.4,0.2", [0.4, 0.2]),
-    "optimizer": ("scratch-sgd", "scratch-sgd"),
-    "lr": ("0.02", 0.02),
-    "batch_size": ("50", 50),
-    "epochs": ("2", 2),
-    "seed": ("7", 7),
-    "val_size": ("30", 30),
-    "mixed_precision": ("bf16", "bf16"),
-    "experiment": ("mine", "mine"),
-    "run_name": ("named", "named"),
-    "log_every": ("3", 3),
-    "schedule": ("one-cycle", "one-cycle"),
-    "warmup_epochs": ("0.5", 0.5),
-    "accumulation_steps": ("2", 2),
-    "clip_norm": ("0.9", 0.9),
-    "weight_decay": ("0.001", 0.001),
-    "label_smoothing": ("0.1", 0.1),
-    "dropout": ("0.25", 0.25),
-    "augment_shift": ("1", 1),
-    "deform": ("0.5", 0.5),
-    "adversarial": ("0.01", 0.01),
-    "matmul_precision": ("high", "high"),
-    "ema_decay": ("0.5", 0.5),
-    "patience": ("4", 4),
-    "checkpoint_every_steps": ("7", 7),
-}
-"""Field -> the flag's argument, and the value in the run's configuration."""
-
-
 @with_store
 def test_all_options_together(tmp_path: Path) -> None:
-    others = {"recipe", "dataset", "fallback_dataset", "data_dir", "output_dir", "skip_bad_images"}
-    # These exclude each other, and float64 excludes mixed precision.
-    others |= {"gradient_dtype", "compile"}
-    assert {field.name for field in fields(TrainConfig)} == {*CHANGES, *others}
-    flags = " ".join(f"--{name.replace('_', '-')} {text}" for name, (text, _) in CHANGES.items())
-    words = f"{TRAIN} --recipe mnist-128-64-adam {flags} --data-dir here --skip-bad-images".split()
-    values = result(train(*words[1:], cwd=tmp_path))
-    assert values["num_parameters"] == (14 * 14 + 1) * 20 + 21 * 10 + 11 * 10
-    assert values["output_dir"] == str(tmp_path / "output")
-    config = json.loads(state(tmp_path / "output")["config"])
-    assert {name: config[name] for name in CHANGES} == {name: value for name, (_, value) in CHANGES.items()}
-    assert (config["data_dir"], config["skip_bad_images"]) == (str(tmp_path / "here"), True)
+    # On digits; float64 gradients exclude mixed precision.
+    changes = {**CHANGES, "dataset": "digits", "gradient_dtype": "float32", "mixed_precision": "bf16"}
+    words = flags({**changes, "output_dir": "output", "data_dir": "here", "experiment": "mine"})
+    values = result(train("--recipe", "mnist-128-64-adam", *words, cwd=tmp_path))
+    assert values["num_parameters"] == (20 * 20 + 1) * 20 + 21 * 10 + 11 * 10
+    config = TrainConfig.from_json(json.loads(state(tmp_path / "output")["config"]))
+    assert {name: getattr(config, name) for name in changes} == changes
+    assert (config.data_dir, config.experiment) == (tmp_path / "here", "mine")
     bundle = json.loads((tmp_path / "output/bundle/bundle.json").read_text())
-    assert bundle["image"] == {"height": 14, "width": 14, "channels": 1, "mean": [0.4], "std": [0.2]}
+    assert bundle["image"] == {"height": 20, "width": 20, "channels": 1, "mean": [-0.5], "std": [0.25]}
 
 
 def test_list_recipes(call: Call) -> None:
@@ -234,9 +197,9 @@ def test_a_crash_ends_the_run(
 
 
 @contextmanager
-def running(flags: str, cwd: Path, *, until: str) -> Iterator[subprocess.Popen[str]]:
+def running(line: str, cwd: Path, *, until: str) -> Iterator[subprocess.Popen[str]]:
     """launch/train.py in a process of its own, from the line that starts with `until`."""
-    words = [sys.executable, str(ROOT / "launch/train.py"), *flags.split()[1:]]
+    words = [sys.executable, str(ROOT / "launch/train.py"), *line.split()[1:]]
     pipe = subprocess.PIPE
     process = subprocess.Popen(words, cwd=cwd, env=environment(), stdout=pipe, stderr=pipe, text=True)
     try:
@@ -254,8 +217,8 @@ def running(flags: str, cwd: Path, *, until: str) -> Iterator[subprocess.Popen[s
 def test_an_interrupted_run_resumes_to_the_same_weights(
     call: Call, store: dict[str, str], tmp_path: Path
 ) -> None:
-    flags = f"{TRAIN} --batch-size 20"
-    with running(f"{flags} --epochs 400", tmp_path, until="epoch 2/") as process:
+    start = f"{TRAIN} --batch-size 20"
+    with running(f"{start} --epochs 400", tmp_path, until="epoch 2/") as process:
         process.send_signal(signal.SIGTERM)
         _, errors = process.communicate(timeout=60)
     assert process.returncode == 128 + signal.SIGTERM
@@ -266,7 +229,7 @@ def test_an_interrupted_run_resumes_to_the_same_weights(
     assert 2 <= epochs < 400
     assert statuses(tmp_path) == ["KILLED"]
 
-    again = call(f"{flags} --epochs 400", **store)
+    again = call(f"{start} --epochs 400", **store)
     stopped = (
         rf"stopped after (epoch {epochs}|step \d+ of epoch {epochs + 1}) of 400: continue it with --resume"
     )
@@ -280,7 +243,7 @@ def test_an_interrupted_run_resumes_to_the_same_weights(
     assert f"has already trained {epochs} epochs" in fewer.stderr
 
     resumed = result(call(f"{resume} --epochs {epochs + 2}", **store))
-    whole = result(call(f"{flags} --epochs {epochs + 2} --output-dir whole", **store))
+    whole = result(call(f"{start} --epochs {epochs + 2} --output-dir whole", **store))
     for which in ("model", "best"):
         for name, tensor in state(whole["output_dir"])[which].items():
             assert torch.equal(state(resumed["output_dir"])[which][name], tensor)
@@ -304,8 +267,8 @@ def test_trainings_may_start_together_on_a_new_store(tmp_path: Path) -> None:
 @with_store
 def test_a_directory_in_use_is_refused(call: Call, tmp_path: Path) -> None:
     with running(f"{TRAIN} --epochs 4000", tmp_path, until="epoch 1/"):
-        for flags in ("", " --resume"):
-            second = call(f"{TRAIN}{flags}")
+        for flag in ("", " --resume"):
+            second = call(f"{TRAIN}{flag}")
             assert second.returncode == 2
             message = "another training is running in output; choose another --output-dir"
             assert message in second.stderr

@@ -1,4 +1,4 @@
-"""Every Accelerate configuration, launched by the command in its own first line."""
+"""Each Accelerate configuration, launched by the command in its first line."""
 
 import json
 import socket
@@ -16,11 +16,11 @@ CONFIGS = ROOT / "launch/configs"
 FLAGS = " ".join([*DATASET, "--epochs", "1", "--output-dir", "output"])
 NAMES = {"cpu", "multi_cpu", "single_gpu", "multi_gpu", "multi_node", "bf16"}
 
-without_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="says what happens without a GPU")
+without_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="for machines without a GPU")
 
 
 def command(name: str) -> str:
-    """What the first line of the file says."""
+    """The command in the file's first line."""
     first = (CONFIGS / f"{name}.yaml").read_text().splitlines()[0]
     assert first.startswith("# ")
     return first.removeprefix("# ")
@@ -28,7 +28,7 @@ def command(name: str) -> str:
 
 @pytest.fixture
 def project(store_at_hand: None, tmp_path: Path) -> Path:
-    """A directory where the commands work as they stand, with an MLflow store of its own."""
+    """A directory in which the commands work, with its own MLflow store."""
     (tmp_path / "launch").symlink_to(ROOT / "launch")
     return tmp_path
 
@@ -111,7 +111,7 @@ def test_multi_node_is_one_training_on_two_machines(project: Path) -> None:
         subprocess.Popen(
             ["bash", "-c", f"exec {here.replace('--machine_rank 0', f'--machine_rank {rank}')} {FLAGS}"],
             cwd=project,
-            # Each has a share of this machine, whose one GPU would not do for two.
+            # Both share this machine, which may have a single GPU.
             env=environment(ACCELERATE_USE_CPU="true", OMP_NUM_THREADS="1"),
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

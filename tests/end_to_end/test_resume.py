@@ -1,4 +1,4 @@
-"""Going on with a training whose disk, checkpoint or number of processes is no longer what it was."""
+"""Resuming after a damaged checkpoint, a full disk, or on another number of processes."""
 
 import shutil
 from collections.abc import Callable
@@ -14,7 +14,7 @@ from tests.helpers.launching import DATASET, launch, result, train
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("store_at_hand")]
 
-# At small steps: a ReLU that rounding turns on in the one training and off in the other must not matter.
+# Small steps, so that rounding does not switch ReLUs on or off.
 FLAGS = (*DATASET, "--epochs", "3", "--schedule", "cosine", "--lr", "0.01", "--ema-decay", "0.9")
 
 Weights = dict[str, dict[str, torch.Tensor]]
@@ -69,7 +69,7 @@ def copied(whole: Path) -> Callable[[str], Path]:
     return lambda name: Path(shutil.copytree(whole / "whole", whole / name))
 
 
-def test_what_may_not_change_is_refused(whole: Path) -> None:
+def test_epochs_of_a_schedule_may_not_change(whole: Path) -> None:
     more = train("--resume", "--output-dir", "whole", "--epochs", "5", cwd=whole)
     assert more.returncode == 2
     assert (
@@ -83,7 +83,7 @@ def test_a_damaged_checkpoint_costs_one_epoch(whole: Path, copied: Callable[[str
     last = directory / "last.pt"
     damaged = last.read_bytes()[:-1000]
     last.write_bytes(damaged)
-    # Checkpoints within the epoch must not matter either.
+    # Checkpoints within the epoch must not change the result.
     flags = ("--resume", "--output-dir", "damaged", "--checkpoint-every-steps", "5", "--epochs", "3")
     done = train(*flags, cwd=whole)
     values = result(done)
@@ -120,7 +120,7 @@ def test_another_number_of_processes_agrees_to_rounding(whole: Path, copied: Cal
 
 
 def test_a_full_disk_stops_the_training_until_there_is_room(whole: Path, tmp_path: Path) -> None:
-    # The first two checkpoints have place there, of 1.6 and 4.8 MB, and a third beside them has not.
+    # There is room for the first two checkpoints, of 1.6 and 4.8 MB, but not for a third.
     with small_disk(tmp_path / "disk", megabytes=9) as disk:
         done = train(*FLAGS, "--output-dir", "disk", cwd=tmp_path)
         assert done.returncode == 1, done.stderr
@@ -141,8 +141,8 @@ def test_a_full_disk_stops_the_training_until_there_is_room(whole: Path, tmp_pat
         assert logged_epochs(tmp_path, values["run_id"]) == [1, 2, 3]
 
 
-def test_stopped_early_a_training_is_over(tmp_path: Path) -> None:
-    # Steps so small that no epoch is better than the first.
+def test_early_stopping_ends_a_training(tmp_path: Path) -> None:
+    # Steps so small that no epoch improves on the first.
     flags = (*DATASET, "--lr", "1e-12", "--output-dir", "output")
     done = train(*flags, "--epochs", "50", "--patience", "2", cwd=tmp_path)
     values = result(done)

@@ -1,4 +1,4 @@
-"""What a signal or a killed process makes of a training that `accelerate launch` started."""
+"""Signals to, and kills of, the processes of a training that `accelerate launch` started."""
 
 import json
 import shlex
@@ -20,7 +20,7 @@ from tests.helpers.launching import DATASET, ROOT, environment, result, run
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("store_at_hand")]
 
 SECONDS = 15
-"""Within which everything must have ended. It takes one or two; the rest is for a machine with other work."""
+"""Limit for all processes to end; on a quiet machine it takes one or two."""
 
 LONG = (*DATASET, "--epochs", "4000", "--output-dir", "output")
 VARIABLES = {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
@@ -34,7 +34,7 @@ def launcher(number: int, *more: str) -> list[str]:
 
 @contextmanager
 def training(words: list[str], cwd: Path, *, until: str = "epoch 2/") -> Iterator[subprocess.Popen[str]]:
-    """launch/train.py started by `words`, once it has told the line that begins with `until`."""
+    """launch/train.py started by `words`, once it has printed a line that begins with `until`."""
     process = subprocess.Popen(
         words,
         cwd=cwd,
@@ -59,12 +59,12 @@ def training(words: list[str], cwd: Path, *, until: str = "epoch 2/") -> Iterato
 
 
 def ranks(process: subprocess.Popen[str]) -> dict[int, psutil.Process]:
-    """What the launcher of several has started."""
+    """The processes of a launcher of several."""
     return {int(each.environ()["RANK"]): each for each in psutil.Process(process.pid).children()}
 
 
 def rest(process: subprocess.Popen[str]) -> str:
-    """What is told from now on by all who share the launcher's stdout, until the last of them has ended."""
+    """The remaining output of all processes, until the last one has ended."""
     return process.communicate(timeout=SECONDS)[0]
 
 
@@ -84,15 +84,15 @@ def checkpoint(output: Path) -> dict[str, Any]:
     return state
 
 
-def told_command(text: str) -> list[str]:
-    """How to go on, as a shell reads it; there must be one such line."""
-    (line,) = (line for line in text.splitlines() if line.startswith("go on with: "))
-    return shlex.split(line.removeprefix("go on with: "))
+def resume_command(text: str) -> list[str]:
+    """The command that the training suggests, once."""
+    (line,) = (line for line in text.splitlines() if line.startswith("resume with: "))
+    return shlex.split(line.removeprefix("resume with: "))
 
 
 RESUME_TWO = [
     *("ACCELERATE_USE_CPU=true", "accelerate", "launch", "--multi_gpu", "--num_processes", "2"),
-    *("launch/train.py", "--resume", "--output-dir"),
+    *("-m", "mlp_dist.train", "--resume", "--output-dir"),
 ]
 
 
@@ -101,7 +101,7 @@ RESUME_TWO = [
     [("launcher", signal.SIGTERM), ("rank 1", signal.SIGUSR1)],
     ids=lambda value: str(value),
 )
-def test_a_signal_to_one_stops_all_of_two_processes_with_a_checkpoint(
+def test_a_signal_stops_both_processes_with_a_checkpoint(
     victim: str, signum: signal.Signals, tmp_path: Path
 ) -> None:
     with training([*launcher(2), str(ROOT / "launch/train.py"), *LONG], tmp_path) as process:
@@ -112,17 +112,17 @@ def test_a_signal_to_one_stops_all_of_two_processes_with_a_checkpoint(
         text = rest(process)
     assert process.returncode == 1
     assert text.count(f"stopped by {signum.name}") == 1
-    assert told_command(text) == [*RESUME_TWO, str(tmp_path / "output")]
+    assert resume_command(text) == [*RESUME_TWO, str(tmp_path / "output")]
     if victim == "rank 1":
         assert "exitcode  : 138" in text
     state = checkpoint(tmp_path / "output")
     assert len(state["history"]) >= 2
-    told = [json.loads(line) for line in (tmp_path / "output" / "metrics.jsonl").read_text().splitlines()]
-    assert told == state["history"]
+    lines = (tmp_path / "output" / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line) for line in lines] == state["history"]
     assert statuses(tmp_path) == ["KILLED"]
 
 
-def test_the_survivor_of_a_killed_process_says_so_and_how_to_go_on(tmp_path: Path) -> None:
+def test_the_survivor_of_a_killed_process_suggests_a_command(tmp_path: Path) -> None:
     with training([*launcher(2), str(ROOT / "launch/train.py"), *LONG], tmp_path) as process:
         killed = ranks(process)[1]
         killed.kill()
@@ -131,20 +131,18 @@ def test_the_survivor_of_a_killed_process_says_so_and_how_to_go_on(tmp_path: Pat
     assert text.count("error: ") == 1
     assert f"error: process 1 (pid {killed.pid}) of this training died, so it cannot go on\n" in text
     assert statuses(tmp_path) == ["FAILED"]
-    command = told_command(text)
+    command = resume_command(text)
     assert command == [*RESUME_TWO, str(tmp_path / "output")]
 
     epochs = len(checkpoint(tmp_path / "output")["history"]) + 2
-    script = command.index("launch/train.py")
-    words = ["env", *command[:script], str(ROOT / "launch/train.py"), *command[script + 1 :]]
-    done = run([*words, "--epochs", str(epochs)], tmp_path, **VARIABLES)
+    done = run(["env", *command, "--epochs", str(epochs)], tmp_path, **VARIABLES)
     assert result(done)["epochs"] == epochs
     assert statuses(tmp_path) == ["FINISHED"]
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a process that its parent has died")
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux signals the death of a parent")
 @pytest.mark.parametrize("number", [1, 2])
-def test_a_killed_launcher_takes_its_training_with_it(number: int, tmp_path: Path) -> None:
+def test_a_killed_launcher_stops_its_training(number: int, tmp_path: Path) -> None:
     with training([*launcher(number), str(ROOT / "launch/train.py"), *LONG], tmp_path) as process:
         process.kill()
         text = rest(process)
@@ -155,9 +153,9 @@ def test_a_killed_launcher_takes_its_training_with_it(number: int, tmp_path: Pat
     assert statuses(tmp_path) == ["KILLED"]
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a process that its parent has died")
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux signals the death of a parent")
 @pytest.mark.parametrize(("number", "until"), [(1, ""), (2, "training on ")], ids=["imports", "opening"])
-def test_a_launcher_that_is_killed_early_leaves_no_process(number: int, until: str, tmp_path: Path) -> None:
+def test_an_early_killed_launcher_leaves_no_process(number: int, until: str, tmp_path: Path) -> None:
     words = [*launcher(number), str(ROOT / "launch/train.py"), *LONG]
     with subprocess.Popen(
         words, cwd=tmp_path, env=environment(**VARIABLES), stdout=subprocess.PIPE
@@ -165,7 +163,7 @@ def test_a_launcher_that_is_killed_early_leaves_no_process(number: int, until: s
         while not psutil.Process(process.pid).children():
             time.sleep(0.05)
         started = psutil.Process(process.pid).children()
-        # The interpreter has started, accelerate is not imported yet.
+        # The interpreter has started, but accelerate is not yet imported.
         time.sleep(0.5)
         assert process.stdout is not None
         while until and not process.stdout.readline().startswith(until.encode()):
@@ -178,7 +176,7 @@ def test_a_launcher_that_is_killed_early_leaves_no_process(number: int, until: s
 
 
 def test_ctrl_c_stops_a_single_process(tmp_path: Path) -> None:
-    # A shell that started the tests in the background has told them to ignore it, and so their children.
+    # Tests that a shell started in the background, and their children, ignore SIGINT.
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         with training([sys.executable, str(ROOT / "launch/train.py"), *LONG], tmp_path) as process:
@@ -204,7 +202,7 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(("victim", "named"), [(0, False), (1, True)])
-def test_a_launcher_that_restarts_comes_back_by_itself_to_the_same_weights(
+def test_a_restart_reaches_the_same_weights(
     victim: int, named: bool, uninterrupted: dict[str, Any], tmp_path: Path
 ) -> None:
     flags = [*SHORT, "--output-dir", "output"] if named else [*SHORT]

@@ -1,4 +1,4 @@
-"""A disk that is full, for tests of what happens then."""
+"""Full disks."""
 
 import os
 import subprocess
@@ -11,7 +11,7 @@ import pytest
 
 @contextmanager
 def small_disk(directory: Path, *, megabytes: int) -> Iterator[Path]:
-    """`directory`, made, and a file system of its own; skips the test where that may not be mounted."""
+    """A small file system mounted on the new `directory`; skips the test without the permission to mount."""
     directory.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", f"size={megabytes}m", "tmpfs", str(directory)]
     if os.geteuid() != 0 or subprocess.run(mount, capture_output=True).returncode != 0:

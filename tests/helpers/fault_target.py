@@ -1,9 +1,6 @@
-"""launch/train.py, and at a chosen moment of it one of its processes is killed.
+"""launch/train.py, with one of its processes killed at a chosen moment; `tests.helpers.faults` starts it.
 
-`tests.helpers.faults` starts it.
-
-$FAULT is a Fault as JSON, or {} to kill none. The training's own code knows nothing of this: what marks the
-moment is patched from outside, on the main process.
+$FAULT is a Fault as JSON, or {} for no kill. It patches functions of the main process.
 """
 
 import functools
@@ -24,13 +21,13 @@ PHASES = {
     "logging": "mlp_dist.training.recorder:RunTracker.changed",
     "finishing": "mlp_dist.training.report:write_outputs",
 }
-"""What marks each but "starting", which is the time from here on."""
+"""Phase -> the function that marks it; "starting" begins here."""
 
 STRUCK = "struck"
 
 
 class Killer:
-    """Kills the fault's victim when `hit` was called `nth` times, after its delay."""
+    """Kills the fault's victim at the n-th call of `hit`, after its delay."""
 
     def __init__(self, fault: dict[str, Any]) -> None:
         self.fault, self.left = fault, fault["nth"]
@@ -46,7 +43,7 @@ class Killer:
             self._strike()
 
     def _wait_outside(self) -> int:
-        """A process of its own waits and kills: no lock of this one's interpreter holds it up."""
+        """A second process waits and kills, independent of this interpreter's lock."""
         read, write = os.pipe()
         if os.fork():
             os.close(read)
@@ -72,7 +69,7 @@ class Killer:
 
 
 def around(where: str, enter: Callable[[], None], leave: Callable[[], None] = lambda: None) -> None:
-    """From now on each call of the function "module:name" is between the two."""
+    """Call `enter` before and `leave` after each call of the function "module:name"."""
     module, _, path = where.partition(":")
     *owners, name = path.split(".")
     owner = functools.reduce(getattr, owners, import_module(module))
@@ -90,7 +87,7 @@ def around(where: str, enter: Callable[[], None], leave: Callable[[], None] = la
 
 
 def arm(killer: Killer, when: str, moment: str) -> None:
-    """`moment` is a function whose calls within the phase count, "" for the phase's own."""
+    """Count the calls of `moment` within the phase; "": the calls of the phase's own function."""
     if when == "starting":
         killer.hit()
         return
@@ -98,7 +95,7 @@ def arm(killer: Killer, when: str, moment: str) -> None:
         around(PHASES[when], killer.hit)
         return
     inside = []
-    # What follows finishing is a part of it: the run is closed, the process ends.
+    # Finishing includes all that follows: closing the run, and the end of the process.
     leave = (lambda: None) if when == "finishing" else inside.pop
     around(PHASES[when], lambda: inside.append(when), leave)
     around(moment, lambda: killer.hit() if inside else None)
@@ -111,7 +108,7 @@ def main() -> None:
         (Path(fault["directory"]) / f"rank {rank}.pid").write_text(str(os.getpid()))
     if fault and rank == "0":
         arm(Killer(fault), fault["when"], fault["moment"])
-    runpy.run_path(str(Path(__file__).parents[1] / "launch/train.py"), run_name="__main__")
+    runpy.run_path(str(Path(__file__).parents[2] / "launch/train.py"), run_name="__main__")
 
 
 if __name__ == "__main__":

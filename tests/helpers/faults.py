@@ -1,12 +1,11 @@
-"""Kills trainings at random moments, goes on with them, and compares how they end with one left alone.
+"""Kill trainings at random moments, resume them, and compare their end with an uninterrupted training's.
 
   python -m tests.helpers.faults --kills 100
   python -m tests.helpers.faults --kills 20 --processes 2 --seed 1
 
-The last line on stdout is one JSON object; exit code 1 where a kill was not survived.
+The last line on stdout is one JSON object; the exit code is 1 if a kill was not survived.
 """
 
-import hashlib
 import json
 import math
 import os
@@ -63,17 +62,17 @@ MOMENTS: dict[str, dict[str, tuple[int, int]]] = {
         "mlp_dist.training.recorder:Recorder._request": (1, 8),
     },
 }
-"""Where in each phase a kill comes: before the n-th call of one of these, n from and to; "": of its own."""
+"""Phase -> functions -> the range of n: the kill is at the n-th call; "": the phase's own function."""
 
 OUTPUT = {
     *("last.pt", "previous.pt", "metrics.jsonl", "bundle", "checkpoint", "figures", "tables"),
     *("run.json", "config.json", "sent.json"),
 }
 
-KILLS_OF_A_CHAIN = 6
+KILLS_PER_CHAIN = 6
 START_SECONDS = 120
-GONE_SECONDS = 15
-"""Within which every process must have ended after the launcher has."""
+GONE_SECONDS = 30
+"""Limit for all processes to end after the launcher."""
 
 
 @dataclass(frozen=True)
@@ -95,7 +94,7 @@ class Setting:
 
 @dataclass(frozen=True)
 class Fault:
-    """`victim` gets `signum` `delay` seconds after the `nth` `moment` of the phase `when`."""
+    """`victim` gets `signum` `delay` seconds after the `nth` call of `moment` in the phase `when`."""
 
     who: str
     when: str
@@ -107,13 +106,13 @@ class Fault:
 
 
 def draw(random: Random, who: str, when: str, seconds: float) -> Fault:
-    """`seconds` is how long the training lasts that is left alone."""
+    """`seconds` is the duration of an uninterrupted training."""
     victim, signum = WHO[who]
     moment = random.choice(sorted(MOMENTS[when]))
     nth = random.randint(*MOMENTS[when][moment])
     delay = 0.0 if random.random() < 0.5 else random.uniform(0, 0.02)
     if when in ("starting", "opening"):
-        # What they take: mostly for imports, of torch and of mlflow.
+        # Mostly imports.
         delay = random.uniform(0, 4 if when == "starting" else 2)
     elif when == "training":
         delay = random.uniform(0, seconds / 3)
@@ -126,15 +125,18 @@ class FaultError(Exception):
 
 @dataclass
 class Ending:
-    """What must be the same at the end of a training however often it was killed."""
+    """The parts of a finished training that no kill may change."""
 
-    weights: dict[str, str]
+    weights: dict[str, Any]
     history: list[dict[str, Any]]
-    seconds: float = 0.0
+
+    @property
+    def seconds(self) -> float:
+        return float(sum(record["train_seconds"] for record in self.history))
 
     def check(self, other: "Ending") -> None:
-        if different := [name for name, digest in self.weights.items() if other.weights[name] != digest]:
-            raise FaultError(f"other than without a kill: {', '.join(different)}")
+        if different := [name for name, part in self.weights.items() if not equal(part, other.weights[name])]:
+            raise FaultError(f"not equal to an uninterrupted training: {', '.join(different)}")
         epochs = [record["epoch"] for record in other.history]
         if epochs != [record["epoch"] for record in self.history]:
             raise FaultError(f"metrics.jsonl lists the epochs {epochs}")
@@ -146,36 +148,24 @@ class Ending:
                     )
             steps = [[step["step"] for step in record["steps"]] for record in (expected, found)]
             if steps[0] != steps[1]:
-                raise FaultError(
-                    f"epoch {found['epoch']} told the losses of the steps {steps[1]}, not {steps[0]}"
-                )
+                raise FaultError(f"epoch {found['epoch']} logged steps {steps[1]}, not {steps[0]}")
 
 
-def digest(value: Any) -> str:
-    found = hashlib.sha256()
-    _update(found, value)
-    return found.hexdigest()
-
-
-def _update(found: Any, value: Any) -> None:
+def equal(one: Any, other: Any) -> bool:
+    """Equality of nested dicts and lists, bit for bit in their tensors."""
     import torch
 
-    if isinstance(value, torch.Tensor):
-        found.update(f"{value.dtype} {tuple(value.shape)} ".encode())
-        found.update(value.contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    elif isinstance(value, dict):
-        for key in sorted(value, key=repr):
-            found.update(repr(key).encode())
-            _update(found, value[key])
-    elif isinstance(value, list | tuple):
-        for each in value:
-            _update(found, each)
-    else:
-        found.update(repr(value).encode())
+    if isinstance(one, torch.Tensor):
+        return one.dtype == other.dtype and torch.equal(one, other)
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(equal(one[key], other[key]) for key in one)
+    if isinstance(one, list | tuple):
+        return len(one) == len(other) and all(map(equal, one, other))
+    return bool(one == other)
 
 
 def read_ending(directory: Path) -> Ending:
-    """Of the training in `directory`/output; its run in MLflow is checked too."""
+    """The end of the training in `directory`/output, whose run in MLflow is checked, too."""
     import torch
     from mlflow import MlflowClient
 
@@ -188,38 +178,23 @@ def read_ending(directory: Path) -> Ending:
     history = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
     client = MlflowClient(f"sqlite:///{directory}/mlflow.db")
     runs = client.search_runs([each.experiment_id for each in client.search_experiments()])
-    # One that was killed before its first checkpoint has a run with nothing in it.
-    with_losses = [run for run in runs if "train/loss" in run.data.metrics]
-    if [run.data.tags["mlp_dist.key"] for run in with_losses] != [state["run_key"]]:
-        raise FaultError(f"{len(with_losses)} runs of MLflow have losses, not the one {state['run_key']}")
-    if (status := with_losses[0].info.status) != "FINISHED":
+    # A training that was killed before its first checkpoint has left an empty run.
+    runs = [run for run in runs if "train/loss" in run.data.metrics]
+    if [run.data.tags["mlp_dist.key"] for run in runs] != [state["run_key"]]:
+        raise FaultError(f"{len(runs)} runs of MLflow have losses, not only {state['run_key']}")
+    if (status := runs[0].info.status) != "FINISHED":
         raise FaultError(f"the run is {status}")
-    epochs = [record["epoch"] for record in history]
-    logged = sorted(
-        point.step for point in client.get_metric_history(with_losses[0].info.run_id, "train/loss")
-    )
-    if logged != epochs:
-        raise FaultError(f"MLflow has losses of the epochs {logged}, not {epochs}")
-    return Ending(
-        {name: digest(part) for name, part in parts.items()},
-        history,
-        sum(record["train_seconds"] for record in history),
-    )
-
-
-@dataclass(frozen=True)
-class Started:
-    """How a start ended: with the launcher's exit code, whether a process was killed, and what went wrong."""
-
-    code: int
-    struck: bool
-    problem: str
+    points = client.get_metric_history(runs[0].info.run_id, "train/loss")
+    if (steps := sorted(point.step for point in points)) != [record["epoch"] for record in history]:
+        raise FaultError(f"MLflow has losses of the epochs {steps}")
+    return Ending(parts, history)
 
 
 @dataclass(frozen=True)
 class Outcome:
+    """Of one kill; an empty `problem` means survived."""
+
     processes: int
-    precision: str
     who: str
     when: str
     problem: str = ""
@@ -227,7 +202,7 @@ class Outcome:
 
 @dataclass
 class Faults:
-    """Everything in `root`; `stopping` ends what runs."""
+    """Chains of kills in `root`; `stopping` ends all that run."""
 
     root: Path
     seed: int
@@ -236,7 +211,7 @@ class Faults:
     references: dict[Setting, Ending] = field(default_factory=dict)
 
     def run(self, kills: int, *, jobs: int) -> list[Outcome]:
-        """`kills` kills that happened, of trainings that take turns in `settings`."""
+        """Kill `kills` times, in trainings that alternate between the settings."""
         make_store(self.root / "mlflow.db")
         outcomes: list[Outcome] = []
         lock, number, planned = threading.Lock(), 0, 0
@@ -245,8 +220,8 @@ class Faults:
             nonlocal number, planned
             while not self.stopping.is_set():
                 with lock:
-                    num_kills = min(KILLS_OF_A_CHAIN, kills - len(outcomes) - planned)
-                    # Kills that come too late are made up for, but not for ever.
+                    num_kills = min(KILLS_PER_CHAIN, kills - len(outcomes) - planned)
+                    # A kill may come too late; further chains make up for it, within limits.
                     if num_kills <= 0 or number > kills + 10:
                         return
                     mine, number, planned = number, number + 1, planned + num_kills
@@ -264,39 +239,35 @@ class Faults:
                 self.stopping.set()
         return outcomes
 
-    def setting(self, number: int) -> Setting:
-        """Of chain `number`."""
-        return self.settings[number % len(self.settings)]
+    def setting(self, chain: int) -> Setting:
+        return self.settings[chain % len(self.settings)]
 
     def reference(self, setting: Setting) -> None:
-        directory = self.root / f"whole {setting}"
-        directory.mkdir()
-        shutil.copy(self.root / "mlflow.db", directory)
-        started = self.start(directory, setting, None)
-        if started.code or started.problem:
-            raise FaultError(
-                f"a training that nothing killed ended with {started.code} {started.problem}: see {directory}"
-            )
+        directory = self.new_directory(f"reference {setting}")
+        code, _, problem = self.start(directory, setting, None)
+        if code or problem:
+            raise FaultError(f"the uninterrupted training ended with {code} {problem}: see {directory}")
         self.references[setting] = read_ending(directory)
+
+    def new_directory(self, name: str) -> Path:
+        (self.root / name).mkdir()
+        shutil.copy(self.root / "mlflow.db", self.root / name)
+        return self.root / name
 
     def chain(self, number: int, setting: Setting, num_kills: int) -> list[Outcome]:
         """A training that is killed `num_kills` times."""
-        began = time.monotonic()
-        directory = self.root / f"chain {number}"
-        directory.mkdir()
-        shutil.copy(self.root / "mlflow.db", directory)
+        began, directory = time.monotonic(), self.new_directory(f"chain {number}")
         outcomes: list[Outcome] = []
         end = ""
         try:
             for fault in [*self.plan(number, setting, num_kills), None]:
-                started = self.start(directory, setting, fault)
-                if started.problem and not started.struck:
-                    raise FaultError(started.problem)
-                if fault is not None and started.struck and (started.code or started.problem):
-                    kind = (setting.processes, setting.precision, fault.who, fault.when)
-                    outcomes.append(Outcome(*kind, started.problem))
-                elif started.code:
-                    raise FaultError(f"with no kill it ended with {started.code}")
+                code, struck, problem = self.start(directory, setting, fault)
+                if problem and not struck:
+                    raise FaultError(problem)
+                if fault is not None and struck and (code or problem):
+                    outcomes.append(Outcome(setting.processes, fault.who, fault.when, problem))
+                elif code:
+                    raise FaultError(f"without a kill it ended with {code}")
                 else:
                     break
             self.references[setting].check(read_ending(directory))
@@ -305,56 +276,54 @@ class Faults:
         if self.stopping.is_set():
             return []
         if end and not any(each.problem for each in outcomes):
-            # Which of the kills did it cannot be told from the end.
+            # Any of the kills may be the cause.
             outcomes = [replace(each, problem=end) for each in outcomes]
-            outcomes = outcomes or [Outcome(setting.processes, setting.precision, "nobody", "-", end)]
+            outcomes = outcomes or [Outcome(setting.processes, "nobody", "-", end)]
         problems = [each.problem for each in outcomes if each.problem] + [end] * bool(end)
         if not problems:
             shutil.rmtree(directory)
+        text = "; ".join(dict.fromkeys(problems)) or "survived"
         seconds = time.monotonic() - began
-        told = "; ".join(dict.fromkeys(problems)) or "survived"
-        print(f"chain {number} ({setting}): {len(outcomes)} kills in {seconds:.0f} s: {told}", flush=True)
+        print(f"chain {number} ({setting}): {len(outcomes)} kills in {seconds:.0f} s: {text}", flush=True)
         return outcomes
 
     def plan(self, number: int, setting: Setting, num_kills: int) -> list[Fault]:
-        """Every kind of kill in turn; those at the end of a training come last."""
+        """All kinds of kill in turn; kills at the end of a training come last."""
         random = Random(f"{self.seed} {setting} {number}")
         kinds = [
             (who, when) for who in WHO for when in MOMENTS if setting.processes > 1 or WHO[who][0] != "rank 1"
         ]
         Random(f"{self.seed} {setting.processes}").shuffle(kinds)
         before = sum(self.setting(other).processes == setting.processes for other in range(number))
-        mine = [kinds[(before * KILLS_OF_A_CHAIN + each) % len(kinds)] for each in range(num_kills)]
+        mine = [kinds[(before * KILLS_PER_CHAIN + each) % len(kinds)] for each in range(num_kills)]
         mine.sort(key=lambda kind: kind[1] == "finishing")
         seconds = self.references[setting].seconds
         return [draw(random, who, when, seconds) for who, when in mine]
 
-    def start(self, directory: Path, setting: Setting, fault: Fault | None) -> Started:
-        """Start or go on with the training in `directory`, and wait until all its processes have ended."""
+    def start(self, directory: Path, setting: Setting, fault: Fault | None) -> tuple[int, bool, str]:
+        """Start or resume the training in `directory`, and wait until all its processes have ended.
+
+        Returns the launcher's exit code, whether a process was killed, and a problem.
+        """
         here = directory / f"start {len(list(directory.glob('start *')))}"
         here.mkdir()
-        told = {} if fault is None else {**asdict(fault), "directory": str(here)}
-        (here / "fault.json").write_text(json.dumps(told))
-        mark = f"FAULTS_OF={here}"
-        begun = any((directory / "output" / name).exists() for name in ("last.pt", "previous.pt"))
-        flags = ["--resume"] if begun else [*FLAGS, "--mixed-precision", setting.precision]
-        script = str(ROOT / "tests/helpers/fault_target.py")
-        variables = environment(
-            FAULT=json.dumps(told),
-            FAULTS_OF=str(here),
-            ACCELERATE_USE_CPU="true",
-            OMP_NUM_THREADS="1",
-        )
+        text = json.dumps({} if fault is None else {**asdict(fault), "directory": str(here)})
+        (here / "fault.json").write_text(text)
+        has_begun = any((directory / "output" / name).exists() for name in ("last.pt", "previous.pt"))
+        flags = ["--resume"] if has_begun else [*FLAGS, "--mixed-precision", setting.precision]
+        target = str(ROOT / "tests/helpers/fault_target.py")
         with (here / "output.txt").open("w") as output:
             launcher = subprocess.Popen(
-                [*setting.launcher, script, *flags, "--output-dir", "output"],
+                [*setting.launcher, target, *flags, "--output-dir", "output"],
                 cwd=directory,
-                env=variables,
+                env=environment(
+                    FAULT=text, FAULTS_OF=str(here), ACCELERATE_USE_CPU="true", OMP_NUM_THREADS="1"
+                ),
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
-        problem = ""
+        mark, problem = f"FAULTS_OF={here}", ""
         try:
             if self.wait(launcher, START_SECONDS) is None:
                 problem = f"it hung: see {here}"
@@ -368,7 +337,7 @@ class Faults:
                 with suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
             code = launcher.wait()
-        return Started(code, (here / STRUCK).exists(), problem)
+        return code, (here / STRUCK).exists(), problem
 
     def wait(self, launcher: subprocess.Popen[bytes], seconds: float) -> int | None:
         deadline = time.monotonic() + seconds
@@ -379,7 +348,7 @@ class Faults:
 
 
 def processes_of(mark: str) -> list[int]:
-    """Those that still run and have `mark`, a NAME=VALUE, in the environment they were started with."""
+    """The running processes that were started with `mark`, a NAME=VALUE, in their environment."""
     found = []
     for path in Path("/proc").glob("[0-9]*/environ"):
         with suppress(OSError):
@@ -389,7 +358,7 @@ def processes_of(mark: str) -> list[int]:
 
 
 def table(outcomes: list[Outcome]) -> str:
-    """Of each kind of kill how many of how many were survived, by the number of processes."""
+    """For each kind of kill and number of processes: survived / all."""
     total = Counter((each.who, each.when, each.processes) for each in outcomes)
     survived = Counter((each.who, each.when, each.processes) for each in outcomes if not each.problem)
     sizes = sorted({each.processes for each in outcomes})
@@ -419,16 +388,15 @@ def main() -> int:
         print(f"not survived: {problem}")
     if not problems:
         shutil.rmtree(root)
-    counts = Counter(f"{each.who}, {each.when}" for each in outcomes)
-    told = {
+    summary = {
         "kills": len(outcomes),
         "survived": sum(not each.problem for each in outcomes),
         "seconds": round(time.monotonic() - began),
         "seed": args.seed,
-        "kinds": dict(sorted(counts.items())),
+        "kinds": dict(sorted(Counter(f"{each.who}, {each.when}" for each in outcomes).items())),
         "problems": problems,
     }
-    print(json.dumps(told), flush=True)
+    print(json.dumps(summary), flush=True)
     return 1 if problems else 0
 
 
