@@ -19,7 +19,7 @@ from tests.helpers.launching import DATASET, ROOT, environment, result, run
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("store_at_hand")]
 
-SECONDS = 15
+SECONDS = 30
 """Limit for all processes to end; on a quiet machine it takes one or two."""
 
 LONG = (*DATASET, "--epochs", "4000", "--output-dir", "output")

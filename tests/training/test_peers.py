@@ -39,11 +39,23 @@ def several(number: int, script: Path, *words: str) -> Iterator[list[subprocess.
 
 SURVIVOR = """
 import json, os, signal, sys
+from mlp_dist.core.errors import UsageError
 from mlp_dist.training.distributed.peers import Peers
 from mlp_dist.training.distributed.rendezvous import join
 
+def attempt(error=None):
+    def work():
+        if error is not None:
+            raise error
+        return peers.rank
+    try:
+        return peers.on_main(work)
+    except Exception as met:
+        return f"{type(met).__name__}: {met}"
+
 join(use_cpu=True)
 peers = Peers()
+on_main = [attempt(), attempt(UsageError("wrong")), attempt(ZeroDivisionError("by zero"))]
 assert (peers.lost(), peers.largest(peers.rank)) == ([], [2.0])
 if peers.rank == int(sys.argv[1]):
     os.kill(os.getpid(), signal.SIGKILL)
@@ -51,7 +63,7 @@ try:
     peers.largest(0)
 except RuntimeError:
     found = {"rank": peers.rank, "lost": peers.lost(), "reports": [peers.is_reporter(), peers.is_reporter()],
-             "local": [os.environ["LOCAL_RANK"], os.environ["LOCAL_WORLD_SIZE"]]}
+             "local": [os.environ["LOCAL_RANK"], os.environ["LOCAL_WORLD_SIZE"]], "on_main": on_main}
     print(json.dumps(found), flush=True)
 # The connections are broken; their destructors would wait.
 os._exit(0)
@@ -77,6 +89,12 @@ def test_one_survivor_reports_a_killed_process(tmp_path: Path, victim: int, repo
         assert values["lost"] == [name] if reports else name in values["lost"]
         assert values["reports"] == [reports] * 2
         assert values["local"] == [str(values["rank"]), "3"]
+        other = (
+            "ZeroDivisionError: by zero"
+            if values["rank"] == 0
+            else "MlpDistError: the main process has failed"
+        )
+        assert values["on_main"] == [0, "UsageError: wrong", other]
 
 
 def test_a_single_process(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -108,44 +126,3 @@ def test_a_zombie_has_ended() -> None:
         os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
         assert peers._has_ended(process.pid)
     assert peers._has_ended(process.pid)
-
-
-ON_MAIN = """
-import json
-from mlp_dist.console.processes import Interrupted
-from mlp_dist.core.errors import UsageError
-from mlp_dist.training.distributed.peers import Peers
-from mlp_dist.training.distributed.rendezvous import join
-
-join(use_cpu=True)
-peers = Peers()
-
-def attempt(error=None):
-    def work():
-        if error is not None:
-            raise error
-        return peers.rank
-    try:
-        return peers.on_main(work)
-    except BaseException as met:
-        return [type(met).__name__, str(met)]
-
-found = {"rank": peers.rank, "result": attempt(), "ours": attempt(UsageError("wrong")),
-         "signal": attempt(Interrupted(15)), "other": attempt(ZeroDivisionError("by zero"))}
-print(json.dumps(found), flush=True)
-"""
-
-
-@pytest.mark.slow
-def test_all_processes_get_the_main_one_s_result_or_error(tmp_path: Path) -> None:
-    script = tmp_path / "on_main.py"
-    script.write_text(ON_MAIN)
-    with several(2, script) as processes:
-        main, other = objects("".join(process.communicate(timeout=120)[0] for process in processes))
-    alike = {
-        "result": 0,
-        "ours": ["UsageError", "wrong"],
-        "signal": ["Interrupted", "stopped by SIGTERM"],
-    }
-    assert main == {"rank": 0, **alike, "other": ["ZeroDivisionError", "by zero"]}
-    assert other == {"rank": 1, **alike, "other": ["MlpDistError", "the main process has failed"]}

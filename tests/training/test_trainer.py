@@ -1,6 +1,6 @@
 import os
 import signal
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -40,8 +40,13 @@ def accelerator() -> Accelerator:
     return Accelerator(cpu=True)
 
 
-def make(config: TrainConfig, data: Dataset, accelerator: Accelerator, tmp_path: Path) -> Trainer:
-    return Trainer(config, data, accelerator, tmp_path)
+Make = Callable[..., Trainer]
+
+
+@pytest.fixture
+def make(digits: Dataset, accelerator: Accelerator, tmp_path: Path) -> Make:
+    """A function (config, data=digits) -> a Trainer in `tmp_path`."""
+    return lambda config, data=digits, **options: Trainer(config, data, accelerator, tmp_path, **options)
 
 
 def state(trainer: Trainer) -> dict[str, torch.Tensor]:
@@ -49,11 +54,9 @@ def state(trainer: Trainer) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize(("optimizer", "batch_size"), [("sgd", 100), ("adam", 64)])
-def test_an_epoch_equals_a_plain_loop(
-    optimizer: str, batch_size: int, digits: Dataset, accelerator: Accelerator, tmp_path: Path
-) -> None:
+def test_an_epoch_equals_a_plain_loop(optimizer: str, batch_size: int, digits: Dataset, make: Make) -> None:
     config = replace(CONFIG, optimizer=optimizer, batch_size=batch_size, lr=0.01)
-    trainer = make(config, digits, accelerator, tmp_path)
+    trainer = make(config)
     model = nn.Sequential(nn.Linear(784, 32), nn.ReLU(), nn.Linear(32, 10))
     model.load_state_dict(trainer.module.state_dict())
     steps = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam}[optimizer](model.parameters(), lr=0.01)
@@ -81,10 +84,10 @@ def test_an_epoch_equals_a_plain_loop(
     assert record["samples_per_second"] == pytest.approx(len(train) / record["train_seconds"])
 
 
-def test_the_seed_determines_the_weights(digits: Dataset, accelerator: Accelerator, tmp_path: Path) -> None:
+def test_the_seed_determines_the_weights(make: Make) -> None:
     weights = []
     for seed in (3, 3, 4):
-        trainer = make(replace(CONFIG, seed=seed), digits, accelerator, tmp_path)
+        trainer = make(replace(CONFIG, seed=seed))
         torch.manual_seed(torch.seed())
         trainer.train_epoch(StopSignals())
         weights.append(state(trainer)["0.weight"])
@@ -92,30 +95,21 @@ def test_the_seed_determines_the_weights(digits: Dataset, accelerator: Accelerat
     assert not torch.equal(weights[0], weights[2])
 
 
-@pytest.mark.parametrize("val_size", [120, 0])
-def test_evaluation_counts_every_image_once(
-    val_size: int, digits: Dataset, accelerator: Accelerator, tmp_path: Path
-) -> None:
-    trainer = make(replace(CONFIG, val_size=val_size), digits, accelerator, tmp_path)
+def test_evaluation_counts_every_image_once(digits: Dataset, make: Make) -> None:
+    trainer = make(replace(CONFIG, val_size=0))
     found = trainer.evaluate()
-    _, val = split_validation(digits.train, val_size)
-    for name, part in (("val", val), ("test", digits.test)):
-        if not len(part):
-            assert found[f"{name}_accuracy"] is found[f"{name}_loss"] is None
-            continue
-        expected = evaluate(predict(trainer.module, part.images, digits.image), part.labels)
-        assert found[f"{name}_accuracy"] == pytest.approx(expected.accuracy, abs=1e-12)
-        assert found[f"{name}_loss"] == pytest.approx(expected.loss, abs=1e-6)
+    assert found["val_accuracy"] is found["val_loss"] is None
+    expected = evaluate(predict(trainer.module, digits.test.images, digits.image), digits.test.labels)
+    assert found["test_accuracy"] == pytest.approx(expected.accuracy, abs=1e-12)
+    assert found["test_loss"] == pytest.approx(expected.loss, abs=1e-6)
 
 
 @pytest.mark.parametrize(("model", "optimizer"), [("tensor", "sgd"), ("layers", "scratch-sgd")])
-def test_every_kind_of_model_trains_like_modules(
-    model: str, optimizer: str, digits: Dataset, accelerator: Accelerator, tmp_path: Path
-) -> None:
+def test_every_kind_of_model_trains_like_modules(model: str, optimizer: str, make: Make) -> None:
     # In float32 Adam amplifies the rounding of small gradients.
     config = replace(CONFIG, optimizer=optimizer, lr=0.01, gradient_dtype="float64")
-    plain = make(replace(config, optimizer=optimizer.removeprefix("scratch-")), digits, accelerator, tmp_path)
-    other = make(replace(config, model=model), digits, accelerator, tmp_path)
+    plain = make(replace(config, optimizer=optimizer.removeprefix("scratch-")))
+    other = make(replace(config, model=model))
     with torch.no_grad():
         for parameter, source in zip(other.module.parameters(), plain.module.parameters(), strict=True):
             parameter.copy_(source.T if parameter.shape != source.shape else source)
@@ -130,13 +124,13 @@ def test_every_kind_of_model_trains_like_modules(
 @pytest.mark.parametrize(
     "name", ["mnist", "mnist-tensor-normalized", "mnist-scratch-256-64", "mnist-deformed"]
 )
-def test_recipes_learn(name: str, digits: Dataset, accelerator: Accelerator, tmp_path: Path) -> None:
+def test_recipes_learn(name: str, digits: Dataset, make: Make) -> None:
     recipe = get_recipe(name)
     sizes = tuple(min(size, 100) for size in recipe.hidden_sizes)
     small = replace(recipe, dataset="digits", batch_size=20, hidden_sizes=sizes)
     # One epoch of warmup, or of averaging, would change little.
     config, data = complete_config(replace(small, warmup_epochs=0, ema_decay=0), digits)
-    trainer = make(config, data, accelerator, tmp_path)
+    trainer = make(config, data)
     before = trainer.evaluate()
     trainer.train_epoch(StopSignals())
     after = trainer.evaluate()
@@ -145,12 +139,10 @@ def test_recipes_learn(name: str, digits: Dataset, accelerator: Accelerator, tmp
     assert (after["val_loss"] is None) == (name != "mnist")
 
 
-def test_losses_are_logged_every_n_steps(
-    digits: Dataset, accelerator: Accelerator, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_losses_are_logged_every_n_steps(capsys: pytest.CaptureFixture[str], make: Make) -> None:
     config = replace(CONFIG, log_every=3)
-    trainer = make(config, digits, accelerator, tmp_path)
-    again = make(config, digits, accelerator, tmp_path)
+    trainer = make(config)
+    again = make(config)
     losses: list[float] = []
     for epoch in range(2):
         order = epoch_order(len(again.train_set), seed=0, epoch=epoch)
@@ -175,10 +167,8 @@ def test_losses_are_logged_every_n_steps(
     ("accuracies", "kept"),
     [([0.5, 0.7, 0.6], 1), ([0.7, 0.7, 0.6], 0), ([0.1, 0.2, 0.3], 2), ([None] * 3, 2)],
 )
-def test_the_first_best_epoch_is_kept(
-    accuracies: list[float | None], kept: int, digits: Dataset, accelerator: Accelerator, tmp_path: Path
-) -> None:
-    trainer = make(CONFIG, digits, accelerator, tmp_path)
+def test_the_first_best_epoch_is_kept(accuracies: list[float | None], kept: int, make: Make) -> None:
+    trainer = make(CONFIG)
     for epoch, accuracy in enumerate(accuracies):
         nn.init.constant_(trainer.module[0].weight, epoch)  # type: ignore[index]
         trainer.keep({"val_accuracy": accuracy})
@@ -193,20 +183,16 @@ NOT_FINITE = (
 
 
 @pytest.mark.parametrize("every", [0, 1])
-def test_a_loss_that_is_not_finite_stops_the_training(
-    every: int, digits: Dataset, accelerator: Accelerator, tmp_path: Path
-) -> None:
+def test_a_loss_that_is_not_finite_stops_the_training(every: int, tmp_path: Path, make: Make) -> None:
     config = replace(CONFIG, lr=1e30, checkpoint_every_steps=every)
-    trainer = make(config, digits, accelerator, tmp_path)
+    trainer = make(config)
     with pytest.raises(TrainingError, match=NOT_FINITE):
         trainer.train_epoch(StopSignals())
     assert not every or load_checkpoint(tmp_path)[0].progress == "step 1 of epoch 1"
 
 
-def test_weights_that_are_not_finite_are_not_saved(
-    digits: Dataset, accelerator: Accelerator, tmp_path: Path
-) -> None:
-    trainer = make(replace(CONFIG, lr=0.01, checkpoint_every_steps=2), digits, accelerator, tmp_path)
+def test_weights_that_are_not_finite_are_not_saved(tmp_path: Path, make: Make) -> None:
+    trainer = make(replace(CONFIG, lr=0.01, checkpoint_every_steps=2))
     train = trainer.engine.train
 
     def diverge_in_the_last_step(number: int, sizes: Sequence[int], images: ImageSet) -> torch.Tensor:
@@ -224,10 +210,8 @@ def test_weights_that_are_not_finite_are_not_saved(
     assert all(tensor.isfinite().all() for tensor in load_checkpoint(tmp_path)[0].model.values())
 
 
-def test_divergence_in_the_last_step_is_noticed(
-    digits: Dataset, accelerator: Accelerator, tmp_path: Path
-) -> None:
-    trainer = make(CONFIG, digits, accelerator, tmp_path)
+def test_divergence_in_the_last_step_is_noticed(make: Make) -> None:
+    trainer = make(CONFIG)
     nn.init.constant_(trainer.module[0].weight, float("inf"))  # type: ignore[index]
     with pytest.raises(TrainingError, match=r"the val loss after epoch 1 is nan at learning rate 0\.1; try"):
         trainer.evaluate()
@@ -235,9 +219,9 @@ def test_divergence_in_the_last_step_is_noticed(
 
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGUSR1])
 def test_a_signal_stops_the_epoch_with_a_checkpoint(
-    signum: signal.Signals, digits: Dataset, accelerator: Accelerator, tmp_path: Path
+    signum: signal.Signals, tmp_path: Path, make: Make
 ) -> None:
-    trainer = make(replace(CONFIG, batch_size=20), digits, accelerator, tmp_path)
+    trainer = make(replace(CONFIG, batch_size=20))
     with StopSignals() as signals:
         os.kill(os.getpid(), signum)
         with pytest.raises(Interrupted, match=signum.name) as raised:
@@ -278,13 +262,12 @@ EVERYTHING = replace(
     ids=["first step", "end of an epoch", "everything", "tensor", "layers"],
 )
 def test_resuming_at_any_step_gives_the_same_weights(
-    config: TrainConfig, stopped_at: int, digits: Dataset, accelerator: Accelerator, tmp_path: Path
+    config: TrainConfig, stopped_at: int, make: Make, tmp_path: Path
 ) -> None:
-    config = replace(config, checkpoint_every_steps=stopped_at)
-    whole = make(config, digits, accelerator, tmp_path / "whole")
-    stopped = make(config, digits, accelerator, tmp_path / "stopped")
-    train_all(whole)
+    check_resume(make, replace(config, checkpoint_every_steps=stopped_at), stopped_at, tmp_path)
 
+
+def check_resume(make: Make, config: TrainConfig, stopped_at: int, directory: Path, **data: Dataset) -> None:
     class Stop(Exception):  # noqa: N818
         pass
 
@@ -292,11 +275,13 @@ def test_resuming_at_any_step_gives_the_same_weights(
         Trainer.save(stopped)
         raise Stop
 
+    stopped, whole = make(config, **data), make(config, **data)
     stopped.save = save_and_stop  # type: ignore[method-assign]
     with pytest.raises(Stop):
         train_all(stopped)
-    checkpoint, _ = load_checkpoint(tmp_path / "stopped")
-    resumed = Trainer(config, digits, accelerator, tmp_path / "stopped", checkpoint=checkpoint)
+    checkpoint, _ = load_checkpoint(directory)
+    train_all(whole)
+    resumed = make(config, **data, checkpoint=checkpoint)
     assert len(resumed.history) * resumed.steps_per_epoch + resumed.epoch_steps.done == stopped_at
     train_all(resumed)
     assert_same_state(state(resumed), state(whole))
@@ -309,7 +294,7 @@ def test_resuming_at_any_step_gives_the_same_weights(
 
 @pytest.mark.parametrize("window", [2**26, 100 * 784], ids=["one window", "many windows"])
 def test_arrays_on_disk_train_and_resume_exactly(
-    window: int, digits: Dataset, accelerator: Accelerator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    window: int, make: Make, digits: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """To the weights of the same arrays in memory, if the set is not larger than a window."""
     monkeypatch.setattr(arrays, "WINDOW_BYTES", window)
@@ -320,11 +305,11 @@ def test_arrays_on_disk_train_and_resume_exactly(
         np.save(tmp_path / f"{name}_labels.npy", part.labels.numpy())
     stored, memory = (arrays.read_arrays(tmp_path, most_in_memory=most) for most in (0, 2**30))
     if window == 2**26:
-        trainers = [make(CONFIG, data, accelerator, tmp_path / "run") for data in (stored, memory)]
+        trainers = [make(CONFIG, data) for data in (stored, memory)]
         for trainer in trainers:
             train_all(trainer)
         assert_same_state(*map(state, trainers))
-    test_resuming_at_any_step_gives_the_same_weights(CONFIG, 20, stored, accelerator, tmp_path)
+    check_resume(make, replace(CONFIG, checkpoint_every_steps=20), 20, tmp_path, data=stored)
 
 
 def train_all(trainer: Trainer) -> None:
