@@ -1,36 +1,12 @@
 import json
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from benchmarks import serving, serving_servers
-from benchmarks.serving import CLASSIFIER, OURS, Window, rows
-from benchmarks.serving_load import drive
-from mlp_dist.core.errors import ServerError
+from benchmarks.serving import CLASSIFIER, OURS
 from tests.helpers.launching import Trained
-
-
-def test_row_has_medians() -> None:
-    windows = [Window(rate, p50=1.0, p99=2.0, cpu=0.5, busy=0.1) for rate in (900.0, 900.0, 90.0)]
-    (row,) = rows({(OURS, 8): windows})
-    assert row.split() == [OURS, "8", "900", "1.00", "2.00", "0.500", "10%"]
-
-
-@pytest.mark.parametrize(
-    ("path", "manner", "message"),
-    [("other", "good", "404"), ("file", "half", "answered with b'HTTP/1.0 200")],
-)
-def test_load_stops_at_a_wrong_answer(
-    path: str, manner: str, message: str, serve_files: Callable[..., Any]
-) -> None:
-    mirror = serve_files({"file": b"0123456789"}, manner)
-    request = f"GET /{path} HTTP/1.0\r\n\r\n".encode()
-    port = int(mirror.url.rstrip("/").rpartition(":")[2])
-    with pytest.raises(ServerError, match=message):
-        drive(port, [request], connections=1, seconds=0.5)
 
 
 @pytest.mark.nightly

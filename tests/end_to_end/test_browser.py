@@ -18,7 +18,6 @@ FLAGS = {
     "mnist dataset=digits lr=0.05 seed=1": ("--lr", "0.05", "--seed", "1"),
     "mnist dataset=digits hidden_sizes=256-64 seed=0": ("--hidden-sizes", "256,64"),
 }
-EPOCHS = 5
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +25,7 @@ def trained_here(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[s
     """The directory of three trainings, and their best validation accuracies by name."""
     directory = tmp_path_factory.mktemp("seen")
     return directory, {
-        name: result(train(*DATASET, "--epochs", str(EPOCHS), *flags, cwd=directory))["val_accuracy"]
+        name: result(train(*DATASET, "--epochs", "5", *flags, cwd=directory))["val_accuracy"]
         for name, flags in FLAGS.items()
     }
 
@@ -51,7 +50,3 @@ def test_runs_are_sorted_selected_and_compared(trained_here: tuple[Path, dict[st
             "num_parameters": ["218058" if "hidden_sizes" in name else "397510" for name in listed],
             "seed": [name[-1] for name in listed],
         }
-        pages.open_metric("best_val_accuracy", "val/accuracy")
-        curves = pages.curves()
-        assert len(curves) == len(FLAGS)
-        assert {path.count("L") for path in curves} == {EPOCHS - 1}

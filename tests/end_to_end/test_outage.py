@@ -149,6 +149,7 @@ def test_server_dies(server: Server, client: Any, tmp_path: Path) -> None:
     check_all_is_there(client, run_id, tmp_path / "output")
 
 
+@pytest.mark.nightly
 def test_server_hangs(server: Server, client: Any, tmp_path: Path) -> None:
     with training(server, tmp_path) as process:
         since = time.time()

@@ -14,8 +14,6 @@ Random = np.random.Generator
 
 FORMATS = ("PNG", "JPEG", "GIF", "BMP", "WEBP", "TIFF")
 BINARY = "application/octet-stream"
-HUGE = "huge header"
-DAMAGED = "damaged form"
 
 
 @dataclass
@@ -114,11 +112,6 @@ def _cut(file: bytes, random: Random) -> Input:
     return Input("", file[: int(random.integers(len(file)))])
 
 
-def _spliced(file: bytes, random: Random) -> Input:
-    start, end = sorted(int(each) for each in random.integers(len(file), size=2))
-    return Input("", file[:end] + file[start:])
-
-
 def _large(file: bytes, random: Random) -> Input:
     """Millions of pixels in some kilobytes."""
     side = int(random.choice([3000, 6000, 12_000, 30_000]))
@@ -136,7 +129,7 @@ def _random_bytes(file: bytes, random: Random) -> Input:
 
 
 def _wrong_type(file: bytes, random: Random) -> Input:
-    types = ("application/json", "text/plain", "text/html; charset=utf-16", "image/png", "", "none/of/them")
+    types = ("application/json", "text/plain", "text/html; charset=utf-16", "image/png", "none/of/them")
     return Input("", file, str(random.choice(types)))
 
 
@@ -151,22 +144,6 @@ def _strange_form(file: bytes, random: Random) -> Input:
         {},
     ]
     return Input("", _form(fields[int(random.integers(len(fields)))]), FORM)
-
-
-def _damaged_form(file: bytes, random: Random) -> Input:
-    """Changes the form around the image."""
-    body, typed = bytearray(_form({"image": file, "top_k": b"3"})), FORM
-    head = body.index(b"\r\n\r\n") + 4
-    places = (*range(head), *range(len(body) - 80, len(body)))
-    for _ in range(int(random.integers(1, 6))):
-        body[places[int(random.integers(len(places)))]] = int(random.integers(256))
-    if random.random() < 0.3:
-        body = body[: int(random.integers(len(body)))]
-    if random.random() < 0.3:
-        typed = str(
-            random.choice(["multipart/form-data", FORM + "x", FORM + '"', "multipart/mixed; boundary=fuzz"])
-        )
-    return Input("", bytes(body), typed)
 
 
 def _bad_base64(file: bytes, random: Random) -> Input:
@@ -205,24 +182,6 @@ def _strange_tensor(_: bytes, random: Random) -> Input:
     return Input("", _v2(*chosen), "application/json", path="/v2/models/mlp/infer")
 
 
-def _strange_headers(file: bytes, random: Random) -> Input:
-    headers = [
-        {"X-Top-K": "x" * 5000},
-        {"X-Top-K": "1e3"},
-        {"X-Preprocess": "\u00e4".encode().decode("latin-1")},
-        {"X-Background": "black; white"},
-        {"X-Many": "y" * 7000},
-        {f"X-{number}": "z" * 50 for number in range(90)},
-        {"Content-Encoding": "gzip"},
-        {"Expect": "nothing"},
-    ]
-    return Input("", file, headers=headers[int(random.integers(len(headers)))])
-
-
-def _huge_header(file: bytes, random: Random) -> Input:
-    return Input("", file, headers={"X-Huge": "h" * int(random.choice([9000, 20_000, 60_000]))})
-
-
 def _explained(file: bytes, random: Random) -> Input:
     data = file if random.random() < 0.3 else file[: int(random.integers(len(file)))]
     return Input("", data, path="/explanations/mlp")
@@ -231,17 +190,13 @@ def _explained(file: bytes, random: Random) -> Input:
 WRONG: dict[str, Callable[[bytes, Random], Input]] = {
     "changed": _changed,
     "cut": _cut,
-    "spliced": _spliced,
     "large": _large,
     "random bytes": _random_bytes,
     "wrong type": _wrong_type,
     "strange form": _strange_form,
-    DAMAGED: _damaged_form,
     "bad base64": _bad_base64,
     "deep": _deep,
     "strange JSON": _strange_json,
     "strange tensor": _strange_tensor,
-    "strange headers": _strange_headers,
-    HUGE: _huge_header,
     "explained": _explained,
 }

@@ -3,7 +3,6 @@
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from urllib.parse import quote
 
 from playwright.sync_api import Page, sync_playwright
 
@@ -52,7 +51,6 @@ def opened(uri: str) -> Iterator["Pages"]:
 class Pages:
     def __init__(self, page: Page, uri: str) -> None:
         self.page, self._uri = page, uri
-        self._compared = 0
 
     def open_experiment(self, name: str) -> None:
         self.page.goto(f"{self._uri}/#/experiments")
@@ -80,7 +78,6 @@ class Pages:
         return [str(name) for name in names.evaluate_all(_IN_ORDER)]
 
     def select(self, runs: Sequence[str]) -> None:
-        self._compared = len(runs)
         for name in runs:
             row = self.page.get_by_role("row").filter(
                 has=self.page.get_by_role("link", name=name, exact=True)
@@ -99,17 +96,3 @@ class Pages:
             "rows => rows.map(row => [...row.children].map(cell => cell.innerText.replace(/\\s/g, '')))"
         )
         return {name: values for name, *values in rows}
-
-    def open_metric(self, listed: str, metric: str) -> None:
-        """From the comparison, through a `listed` metric that is visible without scrolling."""
-        self.page.get_by_role("link", name=listed, exact=True).click()
-        self.page.wait_for_url("**/#/metric?**")
-        here = self.page.url
-        self.page.goto(here.replace(f"%22{listed}%22", quote(f'"{metric}"', safe="")))
-
-    def curves(self) -> set[str]:
-        """The SVG paths in a metric's chart, once all runs are drawn."""
-        lines = self.page.locator(".scatterlayer .js-line")
-        # Each run has a second line for the smoothed metric.
-        lines.nth(2 * self._compared - 1).wait_for()
-        return {line.get_attribute("d") or "" for line in lines.all()}

@@ -1,5 +1,4 @@
 import hashlib
-import json
 import os
 import shutil
 import sys
@@ -82,11 +81,16 @@ def with_prefix(mar: Path, place: Path, name: str, prefix: bytes) -> Path:
     return place
 
 
-def test_check_fails_for_a_changed_file(untrained: tuple[Path, Path], tmp_path: Path) -> None:
-    bundle, mar = untrained
+def test_check_fails_for_a_changed_file_and_another_answer(
+    untrained: tuple[Path, Path], tmp_path: Path
+) -> None:
+    bundle, mar = load_bundle(untrained[0]), untrained[1]
     broken = with_prefix(mar, tmp_path / "broken.mar", "weights.pt", b"x")
     with pytest.raises(PackagingError, match=r"(?s)failed its check.*changed: weights\.pt"):
-        check_archive(broken, load_bundle(bundle), tmp_path)
+        check_archive(broken, bundle, tmp_path)
+    other = replace(bundle.spec, golden_probabilities=bundle.spec.golden_probabilities[::-1])
+    with pytest.raises(PackagingError, match="the trained model gave"):
+        check_archive(mar, replace(bundle, spec=other), tmp_path)
 
 
 def test_check_fails_for_a_missing_dependency(untrained: tuple[Path, Path], tmp_path: Path) -> None:
@@ -96,13 +100,6 @@ def test_check_fails_for_a_missing_dependency(untrained: tuple[Path, Path], tmp_
     seal(broken)
     with pytest.raises(PackagingError, match="No module named 'accelerate'"):
         check_archive(broken, load_bundle(bundle), tmp_path)
-
-
-def test_check_fails_for_another_answer(untrained: tuple[Path, Path], tmp_path: Path) -> None:
-    bundle = load_bundle(untrained[0])
-    other = replace(bundle.spec, golden_probabilities=bundle.spec.golden_probabilities[::-1])
-    with pytest.raises(PackagingError, match="the trained model gave"):
-        check_archive(untrained[1], replace(bundle, spec=other), tmp_path)
 
 
 def test_archive_is_reproducible(
@@ -125,46 +122,27 @@ def test_archive_is_reproducible(
 
 
 @pytest.mark.parametrize(
-    ("flags", "kind", "message"),
+    ("flags", "message"),
     [
-        (["--experiment", "nope"], UsageError, "has no experiment 'nope'"),
-        (["--metric", "test_accuracy"], UsageError, "'test_accuracy'"),
-        (["--run-id", "nope"], UsageError, "nope"),
-        (["--model-name", "../mlp"], UsageError, r"model-name '\.\./mlp' must be"),
+        (["--run-id", "nope"], "has no run 'nope'"),
+        (["--model-name", "../mlp"], r"model-name '\.\./mlp' must be"),
     ],
 )
-def test_mistake_keeps_the_old_archive(
-    main: Main, flags: list[str], kind: type[MlpDistError], message: str, tmp_path: Path
-) -> None:
+def test_mistake_keeps_the_old_archive(main: Main, flags: list[str], message: str, tmp_path: Path) -> None:
     (tmp_path / "mlp.mar").write_text("old")
-    with pytest.raises(kind, match=message):
+    with pytest.raises(UsageError, match=message):
         main(*flags, "--export-path", str(tmp_path))
-    assert [path.name for path in tmp_path.iterdir()] == ["mlp.mar"]
     assert (tmp_path / "mlp.mar").read_text() == "old"
 
 
-def test_unwritable_export_path(main: Main) -> None:
-    message = r"cannot write /proc/x/mlp\.mar \(No such file or directory\); choose another --export-path"
-    with pytest.raises(PackagingError, match=message):
-        main("--export-path", "/proc/x")
-
-
-@pytest.mark.parametrize("damage", ["weights.pt", "test_accuracy"])
-def test_changed_artifacts_are_refused(main: Main, damage: str, trained: Trained, tmp_path: Path) -> None:
+def test_changed_weights_are_refused(main: Main, trained: Trained, tmp_path: Path) -> None:
     # MLflow stores absolute paths, so the artifacts are changed in place and restored.
     [stored] = trained.directory.glob(f"mlruns/*/{trained.result['run_id']}/artifacts/bundle")
     shutil.copytree(stored, tmp_path / "kept")
     try:
-        if damage == "weights.pt":
-            state = torch.load(stored / damage, weights_only=True)
-            torch.save({name: tensor + 1 for name, tensor in state.items()}, stored / damage)
-            message = "weights"
-        else:
-            spec = json.loads((stored / "bundle.json").read_text())
-            spec["metrics"]["test_accuracy"] = 0.5
-            (stored / "bundle.json").write_text(json.dumps(spec))
-            message = "test accuracy of 0.5"
-        with pytest.raises(MlpDistError, match=message):
+        state = torch.load(stored / "weights.pt", weights_only=True)
+        torch.save({name: tensor + 1 for name, tensor in state.items()}, stored / "weights.pt")
+        with pytest.raises(MlpDistError, match="weights"):
             main("--export-path", str(tmp_path / "model_store"))
         assert not (tmp_path / "model_store").exists()
     finally:

@@ -31,17 +31,14 @@ def names(ranking: Ranking) -> list[str]:
     return list(ranking.runs["name"])
 
 
-def num_ranked(ranking: Ranking) -> int:
-    """After checking that the places count from 1."""
-    places = list(ranking.runs["place"].dropna())
-    assert places == list(range(1, len(places) + 1))
-    return len(places)
+def places(ranking: Ranking) -> list[int]:
+    return list(ranking.runs["place"].dropna())
 
 
 def test_best_first_and_latest_of_equals() -> None:
     [ranking] = rank_runs([a_run("a", 0.9), a_run("b", 0.95), a_run("c", 0.9), a_run("d", 0.95)])
     assert names(ranking) == ["b", "d", "a", "c"]
-    assert num_ranked(ranking) == 4
+    assert places(ranking) == [1, 2, 3, 4]
     assert "mnist: 2 runs of 4, ranked by best_val_accuracy" in format_ranking(ranking, top=2)
 
 
@@ -50,15 +47,13 @@ def test_losses_rank_upwards_and_non_finite_values_are_not_ranked() -> None:
     runs = [a_run(name, metrics={"best_val_loss": value}) for name, value in values.items()]
     [ranking] = rank_runs([*runs, a_run("e")], "val_loss")
     assert (ranking.metric, names(ranking)) == ("best_val_loss", ["b", "a", "c", "d", "e"])
-    assert num_ranked(ranking) == 2
+    assert places(ranking) == [1, 2]
 
 
 def test_unknown_metric_is_rejected() -> None:
     run = a_run("a", metrics={"val/accuracy": 0.9, "test_loss": 1.0})
     with pytest.raises(UsageError, match=r"'val/acuracy'; did you mean val/accuracy\?"):
         rank_runs([run], "val/acuracy")
-    with pytest.raises(UsageError, match=r"no run here has the metric 'epochs' \(there are: test_loss\)"):
-        rank_runs([run], "epochs")
 
 
 def test_unfinished_runs_come_last() -> None:
@@ -68,10 +63,8 @@ def test_unfinished_runs_come_last() -> None:
         a_run("pruned", status="KILLED", tags={"pruned": "after epoch 2"}),
     ]
     [ranking] = rank_runs(runs)
-    assert (names(ranking), num_ranked(ranking)) == (["good", "failed", "pruned"], 1)
-    table = format_ranking(ranking)
-    assert re.search(r"1 +good .* 0\.9000 +FINISHED", table)
-    assert re.search(r"- +pruned .* PRUNED", table)
+    assert (names(ranking), places(ranking)) == (["good", "failed", "pruned"], [1])
+    assert re.search(r"- +pruned .* PRUNED", format_ranking(ranking))
 
 
 def test_only_differing_params_are_columns() -> None:
@@ -92,53 +85,24 @@ def test_data_sets_are_ranked_separately() -> None:
         a_run("mnist", 0.9, digest="a", image_size=28),
         a_run("mnist at 20", 0.8, digest="b", image_size=20),
         a_run("changed mnist", 0.95, digest="c", image_size=28),
-        a_run("old mnist", 0.7),
     ]
-    found = [(ranking.dataset, names(ranking)) for ranking in rank_runs(runs)]
-    assert found == [
-        ("digits", ["small"]),
-        ("mnist", ["mnist", "mnist at 20", "old mnist"]),
-        ("mnist", ["changed mnist"]),
-    ]
-
-
-def test_columns_are_dropped_in_a_narrow_terminal() -> None:
-    runs = [a_run(f"a rather long name {n}", 0.9 - n / 100, lr=n, seed=n) for n in range(3)]
-    [ranking] = rank_runs(runs, champion=runs[1].run_id)
-    whole = format_ranking(ranking).splitlines()
-    assert whole[-1] == "* the champion"
-    assert [line.split()[0] for line in whole[3:6]] == ["1", "2*", "3"]
-    widest = max(map(len, whole[2:6]))
-    assert format_ranking(ranking, width=widest).splitlines() == whole
-    narrow = format_ranking(ranking, width=widest - 1).splitlines()
-    assert max(map(len, narrow[2:6])) < widest
-    assert narrow[-1] == "no room for test_accuracy; --csv FILE has every column"
+    found = [names(ranking) for ranking in rank_runs(runs)]
+    assert found == [["small"], ["mnist", "mnist at 20"], ["changed mnist"]]
 
 
 def test_csv(tmp_path: Path) -> None:
-    runs = [
-        a_run('a, "quoted" name', 0.9, lr=0.3),
-        a_run("b", 0.8),
-        a_run("c", dataset="digits", status="FAILED"),
-    ]
+    runs = [a_run('a, "quoted" name', 0.9, lr=0.3), a_run("b", 0.8)]
     write_csv(rank_runs(runs, champion=runs[0].run_id), tmp_path / "runs.csv")
     with (tmp_path / "runs.csv").open(newline="") as file:
-        first, second, third = csv.DictReader(file)
+        first, second = csv.DictReader(file)
     assert first == {
         **{"dataset": "mnist", "place": "1", "run_id": runs[0].run_id, "name": 'a, "quoted" name'},
         **{"status": "FINISHED", "champion": "1", "best_val_accuracy": "0.9", "test_accuracy": "0.89"},
         "param.lr": "0.3",
     }
     assert (second["place"], second["param.lr"]) == ("2", "0.1")
-    assert (third["dataset"], third["place"], third["status"]) == ("digits", "", "FAILED")
 
 
-def run_command(monkeypatch: pytest.MonkeyPatch, *flags: str) -> None:
-    monkeypatch.setattr("sys.argv", ["compare", *flags])
-    compare.main()
-
-
-@pytest.mark.slow
 @pytest.mark.slow
 def test_command(
     mlflow: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -149,7 +113,8 @@ def test_command(
     parent = start_run("x", "parent", {})
     end_run(start_run("x", "child", {"dataset": "mnist"}, parent=parent), "KILLED")
     end_run(parent, best_epoch=1, best_val_accuracy=1.0)
-    run_command(monkeypatch, "--experiment", "x", "--csv", "out/runs.csv")
+    monkeypatch.setattr("sys.argv", ["compare", "--experiment", "x", "--csv", "out/runs.csv"])
+    compare.main()
     out = capsys.readouterr().out
     assert "mnist: 3 runs, ranked by best_val_accuracy" in out
     found = re.findall(r"^ *([\d-]+)\*? +(\w+)", out, flags=re.MULTILINE)
@@ -160,8 +125,7 @@ def test_command(
 @pytest.mark.slow
 def test_command_creates_no_store(mlflow: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "mlflow.db").unlink()
+    monkeypatch.setattr("sys.argv", ["compare", "--experiment", "nope"])
     with pytest.raises(UsageError, match=r"it has no mlflow.db; change to the directory"):
-        run_command(monkeypatch, "--experiment", "nope")
-    with pytest.raises(UsageError, match="top is 0; it must be 1 or more"):
-        run_command(monkeypatch, "--top", "0")
+        compare.main()
     assert list(tmp_path.iterdir()) == []

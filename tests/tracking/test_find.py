@@ -1,6 +1,5 @@
 """A training's run in MLflow, and the choice of the best run."""
 
-import json
 import math
 import socket
 from importlib.metadata import version
@@ -46,17 +45,8 @@ def test_training_is_complete_in_mlflow(trained: Trained, stored: Any) -> None:
     expected = {"host": socket.gethostname(), "num_processes": "1", "torch": version("torch")}
     assert expected.items() <= tags.items()
     assert values["output_dir"] in tags["mlflow.note.content"]
-    tables = json.loads(tags["mlflow.loggedArtifacts"])
-    assert {each["path"] for each in tables} == {"tables/per_class.json", "tables/mistakes.json"}
     [dataset] = [each.dataset for each in run.inputs.dataset_inputs]
     assert (dataset.name, len(dataset.digest)) == (values["dataset"], 32)
-    num = {name: int(run.data.params[name]) for name in ("num_train", "num_val", "num_test")}
-    assert json.loads(dataset.profile) == {
-        "num_train": num["num_train"] + num["num_val"],
-        "num_test": num["num_test"],
-    }
-    images = stored.get_metric_history(run.info.run_id, "throughput/images_seen")
-    assert [point.value for point in images] == [num["num_train"] * point.step for point in images]
 
 
 def test_kept_weights_are_a_ranked_model(trained: Trained, stored: Any, tmp_path: Path) -> None:
@@ -69,10 +59,9 @@ def test_kept_weights_are_a_ranked_model(trained: Trained, stored: Any, tmp_path
     bundle = Path(stored.download_artifacts(run.info.run_id, "bundle", tmp_path))
     assert load_bundle(bundle).spec.run_id == run.info.run_id
     last = torch.load(Path(trained.result["output_dir"]) / "last.pt", weights_only=True)
-    for which, expected in (("best", last["best"]), ("last", last["model"])):
-        path = Path(stored.download_artifacts(run.info.run_id, f"checkpoint/{which}", tmp_path))
-        weights = torch.load(path / "state_dict.pth", weights_only=True)
-        assert all(torch.equal(weights[name], tensor) for name, tensor in expected.items())
+    path = Path(stored.download_artifacts(run.info.run_id, "checkpoint/best", tmp_path))
+    weights = torch.load(path / "state_dict.pth", weights_only=True)
+    assert all(torch.equal(weights[name], tensor) for name, tensor in last["best"].items())
 
 
 def test_best_run_is_chosen_by_validation(mlflow: Any) -> None:
@@ -98,7 +87,6 @@ def test_only_runs_on_the_latest_data_set_compete(mlflow: Any, capsys: pytest.Ca
     assert find.best_run("x").run_id == best
     out = capsys.readouterr().out
     assert "only runs on folder:/pets, the latest run's data set, are compared, not those on mnist" in out
-    assert "--run-id" in out
 
 
 def test_without_validation_the_latest_run_is_best(mlflow: Any, capsys: pytest.CaptureFixture[str]) -> None:

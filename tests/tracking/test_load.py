@@ -50,9 +50,11 @@ def test_sources(kind: str, trained: Trained, tmp_path: Path) -> None:
         assert torch.equal(model.model.state_dict()[name], tensor)
 
 
-@pytest.mark.parametrize("source", ["nope", "nope/there", Path("nope")], ids=str)
-def test_rejects_unknown_source(source: str | Path) -> None:
-    message = "has no run 'nope'" if source == "nope" else f"there is no model at {source}; give a bundle's"
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [("nope", "has no run 'nope'"), (Path("nope"), "there is no model at nope; give a bundle's")],
+)
+def test_rejects_unknown_source(source: str | Path, message: str) -> None:
     with pytest.raises(UsageError, match=message):
         load_model(source)
 
@@ -67,10 +69,9 @@ def test_rejects_damaged_files(trained: Trained, tmp_path: Path) -> None:
         load_model(tmp_path / "bundle")
 
 
-@pytest.mark.parametrize("device", ["cuda:99", "abacus"])
-def test_rejects_unusable_device(device: str, trained: Trained) -> None:
-    with pytest.raises(UsageError, match=f"the device '{device}' cannot be used: .*; 'cpu' always works"):
-        load_model(trained.bundle, device=device)
+def test_rejects_unusable_device(trained: Trained) -> None:
+    with pytest.raises(UsageError, match=r"the device 'cuda:99' cannot be used: .*; 'cpu' always works"):
+        load_model(trained.bundle, device="cuda:99")
 
 
 def test_damaged_store(mlflow: Any, tmp_path: Path) -> None:
@@ -80,12 +81,3 @@ def test_damaged_store(mlflow: Any, tmp_path: Path) -> None:
         TrackingError, match=r"MLflow at .*damaged.db cannot be read: .*; see MLFLOW_TRACKING"
     ):
         load_model("best")
-
-
-def test_other_experiments_and_metrics() -> None:
-    with pytest.raises(UsageError, match="has no experiment 'mine'"):
-        load_model(experiment="mine")
-    with pytest.raises(TrackingError, match="the experiment 'Default' has no finished run"):
-        load_model(experiment="Default")
-    with pytest.raises(UsageError, match="a run cannot be chosen by 'test_accuracy'"):
-        load_model(metric="test_accuracy")

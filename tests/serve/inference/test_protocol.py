@@ -3,7 +3,6 @@
 import base64
 import io
 import json
-import time
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,6 @@ from PIL import Image, ImageDraw
 
 from mlp_dist.core.bundle import load_bundle
 from serve.handler import MLPHandler
-from serve.inference.payload import is_text
 from serve.inference.request_errors import MAX_IMAGES
 from tests.helpers.handlers import ask_handler, load_handler, make_context, write_bundle
 
@@ -64,19 +62,13 @@ def is_close(answer: Any, wanted: dict[str, float]) -> bool:
 ONE = {
     "raw": {"body": bytearray(FILE)},
     "any field": {"picture of mine": bytearray(FILE)},
-    "field and others": {"image": bytearray(FILE), "comment": bytearray(b"a five?")},
     "base64 in any field": {"photo": bytearray(TEXT.encode()), "comment": bytearray(b"data: a five")},
-    "data URL in any field": {"pad": URL, "token": bytearray(b"x" * 32)},
     "JSON as text": {"body": json.dumps({"data": TEXT})},
     "JSON after a BOM": {"body": bytearray(b"\xef\xbb\xbf \n" + json.dumps(LISTS[0]).encode())},
-    "data URL after a blank": {"body": f" {URL}\n"},
-    "data URL as bytes": {"body": bytearray(URL.encode())},
     "base64 in lines": {"body": "\n".join(TEXT[start : start + 76] for start in range(0, len(TEXT), 76))},
     "url-safe without padding": {"body": TEXT.replace("+", "-").replace("/", "_").rstrip("=")},
     "escaped data URL": {"body": "data:image/png," + "".join(f"%{byte:02X}" for byte in FILE)},
-    "only key": {"body": {"picture": TEXT}},
     "nested": {"body": {"data": {"b64": TEXT}}},
-    "28x28 as data": {"body": {"data": LISTS[0]}},
     "784": {"body": PIXELS[0].flatten().tolist()},
     "floats": {"body": (PIXELS[0] / 255).tolist()},
 }
@@ -91,7 +83,6 @@ def test_one_image(handler: MLPHandler, expected: list[dict[str, float]], row: d
 
 SEVERAL = {
     "3x28x28": {"body": LISTS},
-    "3x784": {"body": PIXELS.reshape(3, -1).tolist()},
     "3x28x28x1 as data": {"body": {"data": PIXELS[..., None].tolist()}},
     "form": {
         "image": bytearray(FILE),
@@ -112,15 +103,8 @@ def test_several_images_give_a_list(
     assert all(map(is_close, answers, expected))
 
 
-INSTANCES = {
-    "b64": [{"b64": text} for text in TEXTS],
-    "image_bytes": [{"image_bytes": {"b64": text}} for text in TEXTS],
-    "mixed": [TEXTS[0], LISTS[1], (PIXELS[2] / 255).tolist()],
-}
-
-
-@pytest.mark.parametrize("instances", INSTANCES.values(), ids=INSTANCES)
-def test_protocol_v1(handler: MLPHandler, expected: list[dict[str, float]], instances: list[Any]) -> None:
+def test_protocol_v1(handler: MLPHandler, expected: list[dict[str, float]]) -> None:
+    instances = [{"b64": TEXTS[0]}, LISTS[1], {"image_bytes": {"b64": TEXTS[2]}}]
     rows = [{"body": {"instances": instances}}, {"body": {"instances": instances[:1]}}]
     [answer, one], statuses = ask_handler(handler, *rows)
     assert statuses == [200, 200]
@@ -136,7 +120,6 @@ def tensor(shape: list[int], datatype: str, data: Any) -> dict[str, Any]:
 
 INPUTS = {
     "bytes": [tensor([3], "BYTES", TEXTS)],
-    "255.0": [tensor([3, 28, 28], "UINT8", PIXELS.astype(float).tolist())],
     "flat": [tensor([3, 784], "INT32", PIXELS.flatten().tolist())],
     "fp32": [tensor([3, 1, 28, 28], "FP32", (PIXELS / 255).tolist())],
     "uint16": [tensor([3, 28, 28], "UINT16", (PIXELS.astype(int) * 257).tolist())],
@@ -162,7 +145,6 @@ def test_protocol_v2(handler: MLPHandler, expected: list[dict[str, float]], inpu
 
 TOP_K = {
     "field": ({"image": bytearray(FILE), "top_k": bytearray(b"3")}, {}),
-    "parameter": ({"body": {"data": TEXT, "parameters": {"top_k": 3}}}, {}),
     "header": ({"body": bytearray(FILE)}, {"x-top-k": "3"}),
     "key before header": ({"body": {"data": TEXT, "top_k": 3}}, {"X-Top-K": "5"}),
 }
@@ -176,18 +158,6 @@ def test_top_k(
     best = sorted(expected[0], key=expected[0].__getitem__, reverse=True)[:3]
     assert list(answer) == best
     assert answer == pytest.approx({name: expected[0][name] for name in best}, abs=1e-6)
-
-
-def test_top_k_of_several_images(handler: MLPHandler) -> None:
-    [v1, v2, lists], _ = ask_handler(
-        handler,
-        {"body": {"instances": TEXTS, "top_k": 50}},
-        {"body": {"inputs": INPUTS["bytes"], "parameters": {"top_k": 2}}},
-        {"body": {"data": LISTS, "top_k": 1}},
-    )
-    assert [len(each) for each in v1["predictions"]] == [10, 10, 10]
-    assert v2["outputs"][0]["shape"] == [3, 2]
-    assert [len(each) for each in lists] == [1, 1, 1]
 
 
 def test_preprocess_and_background(handler: MLPHandler, directory: Path, tmp_path: Path) -> None:
@@ -237,11 +207,10 @@ def test_colour_images(tmp_path: Path) -> None:
         {"body": image.tolist()},
         {"body": image.transpose(2, 0, 1).tolist()},
         {"body": {"instances": [image.tolist()]}},
-        {"body": image[None].tolist()},
     ]
-    (first, last, planes, v1, several), statuses = ask_handler(handler, *rows)
-    assert statuses == [200] * 5
-    assert first == last == planes == v1["predictions"][0] == several[0]
+    (first, last, planes, v1), statuses = ask_handler(handler, *rows)
+    assert statuses == [200] * 4
+    assert first == last == planes == v1["predictions"][0]
 
 
 def test_batch_does_not_change_an_answer(tmp_path: Path) -> None:
@@ -255,8 +224,6 @@ def test_batch_does_not_change_an_answer(tmp_path: Path) -> None:
         {"body": bytearray(FILE), "preprocess": bytearray(b"exact")},
         {"body": bytearray(b"none")},
         {"body": [[0.5] * 28] * 28},
-        {"body": bytearray(FILE), "top_k": bytearray(b"0")},
-        {"body": page},
     ]
     alone = [ask_handler(handler, row) for row in rows]
     for order in (range(len(rows)), range(len(rows) - 1, -1, -1), (1, 5), (5, 0)):
@@ -290,37 +257,24 @@ BODIES: list[tuple[Any, str, str]] = [
     (bytearray(b"no image at all"), "ImageError", "15 bytes are not a PNG"),
     (bytearray(b"\0\0\0\x18ftypheic" + bytes(8)), "UnsupportedFormatError", "HEIC"),
     (bytearray(b'{"data": '), "RequestError", "starts like JSON but is invalid"),
-    (bytearray(b"[" * 100_000), "RequestError", "starts like JSON"),
     (bytearray(png(np.zeros((1, 70_000), np.uint8))), "ImageTooLargeError", "70000"),
     ("*** no base64", "RequestError", "not base64"),
-    ({"data": 5}, "RequestError", "int in place of an image"),
     ({"x": "1", "y": "2"}, "RequestError", "the JSON object has the fields ['x', 'y'"),
     (NESTED, "RequestError", "dict in place of an image"),
     ({"data": TEXT, "top_k": True}, "RequestError", "top_k is 'True'"),
-    ({"data": TEXT, "top_k": "1.5"}, "RequestError", "top_k is '1.5'"),
     ({"data": TEXT, "preprocess": "x"}, "ImageError", "exact or auto"),
     ({"data": TEXT, "background": "red"}, "ImageError", "black or white"),
     ({"data": PAGE, "preprocess": "auto"}, "EmptyPageError", "the page is empty"),
     ({"instances": []}, "RequestError", "instances must be a list"),
     ({"instances": [TEXT, "AAAA"]}, "ImageError", "image 1: 3 bytes are not"),
-    ({"instances": [LISTS]}, "RequestError", "instances[0] holds 3 images"),
     ({"instances": ["AAAA"] * (MAX_IMAGES + 1)}, "TooManyImagesError", "1001 images"),
     ({"instances": [LARGE] * 5}, "ImageTooLargeError", "120000000 pixels"),
-    (np.zeros((1001, 784)).tolist(), "TooManyImagesError", "1001 images"),
     ([[1, 2], [3]], "RequestError", "is not an array of numbers"),
-    ([[True, False]], "RequestError", "no numbers"),
-    ([[10**30]], "RequestError", "no numbers"),
     ([[float("nan")] * 28] * 28, "ImageError", "nan"),
-    ([[300] * 28] * 28, "ImageError", "300"),
-    ([], "RequestError", "no numbers"),
-    ([[[[[1]]]]], "RequestError", "5 dimensions"),
     (["a" * 10**6, *"b" * 10**5], "RequestError", "no numbers"),
-    ({"inputs": [5]}, "RequestError", "inputs[0] needs shape, datatype and data"),
     ({"inputs": [BINARY]}, "RequestError", "binary tensors are not supported: send the numbers as JSON"),
     ({"inputs": [tensor([1], "BOOL", [1])]}, "RequestError", "one of BYTES"),
     ({"inputs": [tensor([2, 28, 28], "UINT8", LISTS[0])]}, "RequestError", "needs 1568"),
-    ({"inputs": [tensor([-1], "UINT8", [1])]}, "RequestError", "above 0"),
-    ({"inputs": [tensor([2], "BYTES", [TEXT])]}, "RequestError", "needs 2"),
     ({"inputs": [tensor([2], "UINT8", [0.5, float("inf")])]}, "RequestError", "fractional or too large"),
 ]
 
@@ -333,11 +287,3 @@ def test_bad_request_fails_alone(handler: MLPHandler, body: Any, kind: str, mess
     assert list(answers[1]["error"]) == ["type", "message"]
     assert answers[1]["error"]["type"] == kind
     assert message in answers[1]["error"]["message"]
-
-
-def test_blanks_are_rejected_in_linear_time() -> None:
-    started = time.perf_counter()
-    assert not is_text(b" " * 10**6 + b"*")
-    assert not is_text(b"a " * 10**6 + b"*")
-    # Backtracking would take hours.
-    assert time.perf_counter() - started < 10

@@ -76,15 +76,3 @@ def test_messages_are_the_same_however_they_arrive(
     assert protocol._retrieve_buffer is installed
     assert [protocol.retrieve_msg(pair[1]) for _ in sent] == expected
     thread.join()
-
-
-def test_closed_connection_ends_the_worker(
-    pair: tuple[socket.socket, socket.socket], protocol: ModuleType
-) -> None:
-    pair[0].sendall(b"I")
-    pair[0].close()
-    read = socket_reader.buffered(protocol._retrieve_buffer)
-    assert read(pair[1], 1) == b"I"
-    with pytest.raises(SystemExit) as ended:
-        read(pair[1], 1)
-    assert ended.value.code == 0

@@ -202,10 +202,6 @@ def test_archive_or_server_does_not_fit(
     digits = build_archive(trained.bundle, "digits", "3", tmp_path)
     with pytest.raises(UsageError, match="holds the model 'digits', but 'mlp' is served"):
         deploy(digits)
-    replace(server, deployable=False).save()
-    with pytest.raises(UsageError, match="was started without --deployable"):
-        deploy(digits)
-    server.save()
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UsageError, match="no server is running here"):
         deploy(digits)

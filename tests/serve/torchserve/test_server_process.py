@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from mlp_dist.core.errors import ServerError, UsageError
+from mlp_dist.core.errors import ServerError
 from serve.torchserve import ports, server_process
 from serve.torchserve.ports import three_ports
 from serve.torchserve.server_process import MIN_JAVA, find_java_home
@@ -25,8 +25,6 @@ def test_taken_ports(monkeypatch: pytest.MonkeyPatch) -> None:
         others, message = three_ports(None)
         assert others[0] > port
         assert message.endswith(f"; using {others[0]} to {others[0] + 2}")
-    with pytest.raises(UsageError, match="port is 65534"):
-        three_ports(65534)
 
 
 def test_state_does_not_match_processes_that_reuse_its_numbers(tmp_path: Path) -> None:
@@ -71,13 +69,6 @@ def test_java_from_pypi(no_java: None, monkeypatch: pytest.MonkeyPatch) -> None:
     assert int(version.split('"')[1].split(".")[0]) >= MIN_JAVA
     monkeypatch.setenv("JAVA_HOME", home)
     assert find_java_home() is None
-
-
-def test_old_java_is_not_used(no_java: None, tmp_path: Path) -> None:
-    old = tmp_path / "java"
-    old.write_text("#!/bin/sh\necho 'openjdk version \"1.8.0_392\"' >&2\n")
-    old.chmod(0o755)
-    assert find_java_home() is not None
 
 
 def test_no_java(no_java: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
