@@ -64,7 +64,9 @@ def worker_ids(client: Client) -> list[int]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [400, pytest.param(10_000, marks=pytest.mark.nightly)])
+@pytest.mark.parametrize(
+    "number", [400, pytest.param(10_000, marks=[pytest.mark.nightly, pytest.mark.timeout(900)])]
+)
 def test_fuzzed_requests(number: int, tmp_path: Path) -> None:
     """No worker dies, and bad requests do not affect good ones."""
     bundle = write_bundle(tmp_path / "bundle", preprocess="auto")

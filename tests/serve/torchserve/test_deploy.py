@@ -208,7 +208,7 @@ def test_archive_or_server_does_not_fit(
 
 
 def test_models_come_from_the_own_store_with_the_management_key_only(
-    server: ServerState, archives: list[Path], serve_files: Callable[..., Any]
+    server: ServerState, archives: list[Path], serve_files: Callable[..., Any], tmp_path: Path
 ) -> None:
     version = describe_version(server)["modelVersion"]
     for key in ("", read_key(server.key_file).value):
@@ -216,7 +216,13 @@ def test_models_come_from_the_own_store_with_the_management_key_only(
             status, body = _send(server, path, method, key, 10)
             assert (status, json.loads(body)["type"]) == (400, "InvalidKeyException")
     mirror = serve_files({"other.mar": archives[0].read_bytes()})
-    for place in (f"{mirror.url}other.mar", f"file://{archives[0]}", str(archives[0]), "../one/mlp.mar"):
+    shutil.copy(archives[0], tmp_path / "other.mar")
+    for place in (
+        f"{mirror.url}other.mar",
+        f"file://{tmp_path}/other.mar",
+        f"{tmp_path}/other.mar",
+        "../mlp.mar",
+    ):
         path = f"/models?url={quote(place, safe='')}&model_name=other&initial_workers=1&synchronous=true"
         with pytest.raises(ManagementError) as refused:
             ask(server, path, method="POST")
