@@ -80,7 +80,7 @@ def pixels(page: Page, picture: str) -> np.ndarray:
 # The tests below share one page; the last one stops it.
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_recognizes_drawn_digits(page: Page) -> None:
     chance, answers = random.Random(0), {}
     box = page.locator("#pad canvas").bounding_box()
@@ -93,7 +93,7 @@ def test_recognizes_drawn_digits(page: Page) -> None:
     assert answers == {(digit, way): digit for digit, way in answers}
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_shows_an_answer(page: Page, trained_on_mnist: Trained) -> None:
     page.locator("#examples button").nth(3).click()
     answer = page.locator("#answer")
@@ -107,7 +107,7 @@ def test_shows_an_answer(page: Page, trained_on_mnist: Trained) -> None:
     answer.get_by_text(f"Run {trained_on_mnist.result['run_id']}.").wait_for()
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_shows_errors(page: Page) -> None:
     file, alert = page.locator("#file input[type=file]"), page.get_by_role("alert")
     file.set_input_files({"name": "notes.png", "mimeType": "image/png", "buffer": b"%PDF-1.7"})
@@ -117,7 +117,7 @@ def test_shows_errors(page: Page) -> None:
     page.locator("#answer .waiting").wait_for()
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_stops_what_it_started(page: Page, demo: Demo) -> None:
     started = psutil.Process(demo.process.pid).children(recursive=True)
     assert len(started) == 3
