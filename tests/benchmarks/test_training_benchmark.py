@@ -7,7 +7,7 @@ from benchmarks import training
 from benchmarks.peers import OURS, PEERS, Peer
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_contestants_are_timed_and_missing_ones_named(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

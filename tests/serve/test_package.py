@@ -46,6 +46,7 @@ def test_last_line(packaged: Path, packaged_result: dict[str, object], trained: 
     assert read_archive(packaged).version == packaged_result["version"]
 
 
+@pytest.mark.nightly
 def test_mnist_is_packaged_with_its_accuracy(trained_on_mnist: Trained, packaged_mnist: Path) -> None:
     spec = read_archive(packaged_mnist).spec
     assert spec.run_id == trained_on_mnist.result["run_id"]
