@@ -15,6 +15,7 @@ os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 import torch
 
+from mlp_dist.data import download
 from mlp_dist.data.datasets import read_dataset
 from mlp_dist.data.image_set import Dataset
 from serve.archive import read_archive
@@ -171,6 +172,17 @@ def mlflow(store_at_hand: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     mlflow.set_tracking_uri(f"sqlite:///{tmp_path}/mlflow.db")
     yield mlflow
     mlflow.set_tracking_uri(None)
+
+
+@pytest.fixture
+def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A proxy that refuses connections, and no pauses between tries."""
+    for name, value in {"http_proxy": "http://127.0.0.1:9", "https_proxy": "http://127.0.0.1:9"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("no_proxy", raising=False)
+    # urlopen keeps the proxies of its first call.
+    monkeypatch.setattr("urllib.request._opener", None)
+    monkeypatch.setattr(download, "PAUSES", (0.0,) * len(download.PAUSES))
 
 
 @pytest.fixture(scope="session")

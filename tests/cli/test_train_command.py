@@ -3,7 +3,6 @@
 import json
 import re
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -15,7 +14,6 @@ import pytest
 import torch
 
 from mlp_dist.config import TrainConfig
-from mlp_dist.data import download
 from mlp_dist.recipes import flags
 from mlp_dist.training import recorder
 from tests.cli.conftest import Call
@@ -126,17 +124,6 @@ def test_list_recipes(call: Call) -> None:
     done = call("mlp_dist.train --list-recipes")
     assert done.returncode == 0
     assert "784-500-10" in done.stdout
-
-
-@pytest.fixture
-def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A proxy that refuses connections, and no pauses between tries."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        address = f"http://127.0.0.1:{free.getsockname()[1]}"
-    for name, value in {"http_proxy": address, "https_proxy": address, "no_proxy": ""}.items():
-        monkeypatch.setenv(name, value)
-    monkeypatch.setattr(download, "PAUSES", (0.0,) * len(download.PAUSES))
 
 
 @with_store

@@ -71,6 +71,7 @@ def test_bf16_is_the_precision_of_the_training(project: Path) -> None:
 
 
 @without_gpu
+@pytest.mark.nightly
 def test_single_gpu_is_one_cpu_process_without_a_gpu(project: Path) -> None:
     done = launch_file("single_gpu", project)
     assert result(done)["num_processes"] == 1
@@ -78,6 +79,7 @@ def test_single_gpu_is_one_cpu_process_without_a_gpu(project: Path) -> None:
 
 
 @without_gpu
+@pytest.mark.nightly
 def test_multi_gpu_is_two_cpu_processes_without_a_gpu(project: Path) -> None:
     done = launch_file("multi_gpu", project)
     assert result(done)["num_processes"] == 2
@@ -100,6 +102,7 @@ def test_multi_gpu_is_one_process_a_gpu(project: Path) -> None:
     assert f"training on 2 {torch.cuda.get_device_name(0)} processes" in done.stdout
 
 
+@pytest.mark.nightly
 def test_multi_node_is_one_training_on_two_machines(project: Path) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

@@ -9,7 +9,7 @@ from mlp_dist.core.bundle import load_bundle
 from serve.archive import read_archive
 from tests.helpers.launching import DATASET, Trained, result, run, train
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.nightly
 
 
 @pytest.mark.parametrize(("kind", "recipe"), [("tensor", "mnist-tensor"), ("layers", "mnist-scratch-256-64")])

@@ -154,7 +154,11 @@ def test_a_killed_launcher_stops_its_training(number: int, tmp_path: Path) -> No
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux signals the death of a parent")
-@pytest.mark.parametrize(("number", "until"), [(1, ""), (2, "training on ")], ids=["imports", "opening"])
+@pytest.mark.parametrize(
+    ("number", "until"),
+    [(1, ""), pytest.param(2, "training on ", marks=pytest.mark.nightly)],
+    ids=["imports", "opening"],
+)
 def test_an_early_killed_launcher_leaves_no_process(number: int, until: str, tmp_path: Path) -> None:
     words = [*launcher(number), str(ROOT / "launch/train.py"), *LONG]
     with subprocess.Popen(
@@ -201,7 +205,7 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return checkpoint(directory / "output")
 
 
-@pytest.mark.parametrize(("victim", "named"), [(0, False), (1, True)])
+@pytest.mark.parametrize(("victim", "named"), [(0, False), pytest.param(1, True, marks=pytest.mark.nightly)])
 def test_a_restart_reaches_the_same_weights(
     victim: int, named: bool, uninterrupted: dict[str, Any], tmp_path: Path
 ) -> None:

@@ -8,7 +8,6 @@ import pytest
 
 from mlp_dist.core.errors import TrainingError, UsageError
 from mlp_dist.core.io import try_to_lock
-from mlp_dist.data import download
 from mlp_dist.sweep import plan as planning
 from mlp_dist.sweep.outcome import check_results, ranked, results_table, summary, trial_line
 from mlp_dist.sweep.plan import Plan, load_plan, new_plan, resumed_plan
@@ -61,15 +60,10 @@ def test_plan_is_saved_and_gives_trainings_and_commands(tmp_path: Path) -> None:
     assert words[-4:] == ["--data-dir", "/my data", "--experiment", "digits"]
 
 
+@pytest.mark.usefixtures("no_network")
 def test_all_trials_use_the_fallback_if_the_download_fails(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for name in ("http_proxy", "https_proxy"):
-        monkeypatch.setenv(name, "http://127.0.0.1:9")
-    monkeypatch.delenv("no_proxy", raising=False)
-    # urlopen keeps the proxies of its first call.
-    monkeypatch.setattr("urllib.request._opener", None)
-    monkeypatch.setattr(download, "PAUSES", ())
     space = write(tmp_path, "[space]\nlr = [0.1, 0.2]")
     plan, _ = new_plan(space, tmp_path / "sweep", {"data_dir": str(tmp_path)})
     assert "; training on scikit-learn's handwritten digits instead" in capsys.readouterr().out

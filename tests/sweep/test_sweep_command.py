@@ -126,7 +126,7 @@ def epochs(directory: Path, number: int) -> list[int]:
     return []
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_killed_sweep_resumes_its_trials(tmp_path: Path, empty_store: Path) -> None:
     shutil.copy(empty_store, tmp_path)
     directory = tmp_path / "all"

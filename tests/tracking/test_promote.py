@@ -179,6 +179,7 @@ def test_champion_is_packaged_by_default(
     assert load_model(metric="val_accuracy").spec.run_id == store["alike"]
 
 
+@pytest.mark.nightly
 def test_server(tmp_path: Path, mlflow: Any) -> None:
     (tmp_path / "server").mkdir()
     with running_server(tmp_path / "server") as server:
