@@ -121,6 +121,7 @@ def sync(server: Server, cwd: Path) -> str:
     return str(run_id)
 
 
+@pytest.mark.nightly
 def test_server_down_at_the_start(server: Server, client: Any, tmp_path: Path) -> None:
     server.stop()
     words, variables = command(server, 5)

@@ -122,6 +122,7 @@ def test_a_signal_stops_both_processes_with_a_checkpoint(
     assert statuses(tmp_path) == ["KILLED"]
 
 
+@pytest.mark.nightly
 def test_the_survivor_of_a_killed_process_suggests_a_command(tmp_path: Path) -> None:
     with training([*launcher(2), str(ROOT / "launch/train.py"), *LONG], tmp_path) as process:
         killed = ranks(process)[1]

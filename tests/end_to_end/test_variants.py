@@ -138,7 +138,7 @@ def together(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int, tuple[s
 
 def names(*, compiled: bool = True) -> list[Any]:
     """Compiling takes longer than everything else."""
-    marks = {"compiled": [needs_compiler, pytest.mark.slow]}
+    marks = {"compiled": [needs_compiler, pytest.mark.nightly]}
     return [
         pytest.param(name, marks=marks.get(name, ())) for name in VARIANTS if compiled or name != "compiled"
     ]
