@@ -125,12 +125,12 @@ def _build(gr: Any, contents: Contents) -> Any:
 
     def drawn(event: gr.EventData) -> str:
         if not event.picture:
-            return _placeholder(spec)
+            return _empty_answer(spec)
         return contents.ask(base64.b64decode(event.picture.partition(",")[2]), "your drawing")
 
     def uploaded(path: str | None) -> str:
         if path is None:
-            return _placeholder(spec)
+            return _empty_answer(spec)
         return contents.ask(Path(path).read_bytes(), Path(path).name)
 
     def picked(event: gr.EventData) -> str:
@@ -156,7 +156,7 @@ def _build(gr: Any, contents: Contents) -> Any:
                 )
                 file = gr.File(label="Or upload a picture", type="filepath", height=140, elem_id="file")
             with gr.Column(min_width=400):
-                answer = gr.HTML(_placeholder(spec), apply_default_css=False, elem_id="answer")
+                answer = gr.HTML(_empty_answer(spec), apply_default_css=False, elem_id="answer")
         options = {
             "outputs": answer,
             "queue": False,
@@ -188,7 +188,7 @@ def _buttons(examples: Sequence[Example]) -> str:
     return f'<p>Or pick a test image:</p><div class="images">{"".join(buttons)}</div>'
 
 
-def _placeholder(spec: BundleSpec) -> str:
+def _empty_answer(spec: BundleSpec) -> str:
     text = "Each stroke is answered."
     if spec.preprocess != AUTO:
         text = f"This model sees the whole square: fill it. {text}"
