@@ -13,7 +13,6 @@ import shutil
 import signal
 import subprocess
 import tempfile
-import threading
 import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
@@ -202,41 +201,26 @@ class Outcome:
 
 @dataclass
 class Faults:
-    """Chains of kills in `root`; `stopping` ends all that run."""
+    """Chains of kills in `root`."""
 
     root: Path
     seed: int
     settings: list[Setting]
-    stopping: threading.Event = field(default_factory=threading.Event)
     references: dict[Setting, Ending] = field(default_factory=dict)
 
     def run(self, kills: int, *, jobs: int) -> list[Outcome]:
         """Kill `kills` times, in trainings that alternate between the settings."""
         make_store(self.root / "mlflow.db")
         outcomes: list[Outcome] = []
-        lock, number, planned = threading.Lock(), 0, 0
-
-        def work() -> None:
-            nonlocal number, planned
-            while not self.stopping.is_set():
-                with lock:
-                    num_kills = min(KILLS_PER_CHAIN, kills - len(outcomes) - planned)
-                    # A kill may come too late; further chains make up for it, within limits.
-                    if num_kills <= 0 or number > kills + 10:
-                        return
-                    mine, number, planned = number, number + 1, planned + num_kills
-                found = self.chain(mine, self.setting(mine), num_kills)
-                with lock:
-                    planned -= num_kills
-                    outcomes.extend(found)
-
+        number = 0
         with ThreadPoolExecutor(jobs) as pool:
-            try:
-                list(pool.map(self.reference, self.settings))
-                for future in [pool.submit(work) for _ in range(jobs)]:
-                    future.result()
-            finally:
-                self.stopping.set()
+            list(pool.map(self.reference, self.settings))
+            # A kill may come too late; further chains make up for it, within limits.
+            while (missing := kills - len(outcomes)) > 0 and number < kills + 10:
+                lengths = [min(KILLS_PER_CHAIN, missing - at) for at in range(0, missing, KILLS_PER_CHAIN)]
+                for found in pool.map(self.chain, range(number, number + len(lengths)), lengths):
+                    outcomes += found
+                number += len(lengths)
         return outcomes
 
     def setting(self, chain: int) -> Setting:
@@ -254,8 +238,9 @@ class Faults:
         shutil.copy(self.root / "mlflow.db", self.root / name)
         return self.root / name
 
-    def chain(self, number: int, setting: Setting, num_kills: int) -> list[Outcome]:
+    def chain(self, number: int, num_kills: int) -> list[Outcome]:
         """A training that is killed `num_kills` times."""
+        setting = self.setting(number)
         began, directory = time.monotonic(), self.new_directory(f"chain {number}")
         outcomes: list[Outcome] = []
         end = ""
@@ -273,8 +258,6 @@ class Faults:
             self.references[setting].check(read_ending(directory))
         except Exception as error:
             end = f"{error}: see {directory}"
-        if self.stopping.is_set():
-            return []
         if end and not any(each.problem for each in outcomes):
             # Any of the kills may be the cause.
             outcomes = [replace(each, problem=end) for each in outcomes]
@@ -325,7 +308,9 @@ class Faults:
             )
         mark, problem = f"FAULTS_OF={here}", ""
         try:
-            if self.wait(launcher, START_SECONDS) is None:
+            try:
+                launcher.wait(START_SECONDS)
+            except subprocess.TimeoutExpired:
                 problem = f"it hung: see {here}"
             deadline = time.monotonic() + GONE_SECONDS
             while not problem and (left := processes_of(mark)):
@@ -338,13 +323,6 @@ class Faults:
                     os.kill(pid, signal.SIGKILL)
             code = launcher.wait()
         return code, (here / STRUCK).exists(), problem
-
-    def wait(self, launcher: subprocess.Popen[bytes], seconds: float) -> int | None:
-        deadline = time.monotonic() + seconds
-        while launcher.poll() is None and time.monotonic() < deadline:
-            if self.stopping.wait(0.05):
-                raise FaultError("stopped")
-        return launcher.returncode
 
 
 def processes_of(mark: str) -> list[int]:
