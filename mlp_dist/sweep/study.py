@@ -155,7 +155,9 @@ class Study:
             plot_parallel_coordinate(self._study, target_name="val accuracy")
         figure = pyplot.gcf()
         pyplot.close(figure)
-        figure.set_size_inches(max(7.0, 2 + 1.7 * len(self.plan.space.parameters)), 5)
+        # Optuna's lightest lines are white.
+        figure.axes[0].collections[0].set_cmap("viridis_r")
+        figure.set_size_inches(max(7.0, 4 + 1.7 * len(self.plan.space.parameters)), 5)
         figure.subplots_adjust(left=0.1, right=0.98, bottom=0.2, top=0.9)
         return figure
 
