@@ -89,7 +89,7 @@ def measure(recipe: TrainConfig, data: Dataset, num_seeds: int) -> RecipeRow:
             for _ in range(config.epochs):
                 record = trainer.train_epoch(signals)
                 seconds.append(record["train_seconds"])
-                trainer.keep(record | {"val_accuracy": None})
+                trainer.state.end_epoch(record | {"val_accuracy": None})
             accuracies.append(trainer.evaluate()["test_accuracy"])
     return RecipeRow(recipe.recipe, config.epochs, accuracies, statistics.median(seconds))
 

@@ -10,7 +10,8 @@ from typing import Any, Self, get_type_hints
 from mlp_dist import __version__
 from mlp_dist.core.catalog import ARRAYS_PREFIX, CATALOG, FOLDER_PREFIX
 from mlp_dist.core.errors import CheckpointError, UsageError, unknown
-from mlp_dist.core.spec import KINDS, LARGEST_SIZE
+from mlp_dist.core.kinds import KINDS
+from mlp_dist.core.spec import LARGEST_SIZE
 
 DEFAULT_EXPERIMENT = "mlp_dist"
 
@@ -57,7 +58,7 @@ _UNPRINTABLE = ("Cc", "Cs", "Zl", "Zp")
 """Unicode categories: control characters, surrogates, line and paragraph separators."""
 
 CHOICES = {
-    "model": KINDS,
+    "model": tuple(KINDS),
     "initialization": INITIALIZATIONS,
     "optimizer": OPTIMIZERS,
     "schedule": SCHEDULES,

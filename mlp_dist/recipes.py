@@ -218,7 +218,7 @@ _BUILT = {"module": "nn.Module", "tensor": "raw tensors", "layers": "core/layers
 
 def recipe_table() -> str:
     """One line per recipe: model, data, training, and the published accuracy."""
-    rows = [("recipe", "model", "built of", "parameters", "data", "training", "published")]
+    rows = [("recipe", "model", "built of", "data", "training", "published")]
     for name in RECIPES:
         config = get_recipe(name)
         facts = CATALOG[config.dataset]
@@ -233,7 +233,7 @@ def recipe_table() -> str:
         built = _BUILT[config.model]
         if config.initialization != "linear":
             built += f", {config.initialization}"
-        rows.append((name, str(model), built, f"{model.num_parameters:,}", data, training, published))
+        rows.append((name, str(model), built, data, training, published))
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     return "\n".join(
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows

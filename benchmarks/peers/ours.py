@@ -33,7 +33,7 @@ def prepare(case: Case) -> Train:
         )
         trainer = start_training(config)
         trainer.fit()
-        seconds = [record["train_seconds"] for record in trainer.history]
-        return Timing(seconds, trainer.history[0]["test_accuracy"], trainer.device.type)
+        seconds = [record["train_seconds"] for record in trainer.state.history]
+        return Timing(seconds, trainer.state.history[0]["test_accuracy"], trainer.run.device.type)
 
     return train

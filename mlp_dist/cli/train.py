@@ -184,11 +184,11 @@ def main() -> None:
     try:
         result = training.fit()
     except (Interrupted, ProcessLostError) as stop:
-        directory = shlex.quote(str(training.output_dir))
+        directory = shlex.quote(str(training.run.output_dir))
         stop.add_note(f"resume with: {launch_command()} --resume --output-dir {directory}")
         raise
     if training.accelerator.is_main_process:
-        experiment = training.config.experiment
+        experiment = training.state.config.experiment
         print(next_steps.after_training(result["run_id"], result["output_dir"], experiment))
         print(json.dumps(result), flush=True)
     training.accelerator.end_training()

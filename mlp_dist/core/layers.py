@@ -3,6 +3,8 @@
 They compute the same as torch.nn's layers of these names, and have interchangeable state_dicts.
 """
 
+from itertools import pairwise
+
 import torch
 from torch import nn
 
@@ -55,3 +57,30 @@ class Sequential(nn.Module):
         for layer in self.children():
             inputs = layer(inputs)
         return inputs
+
+
+class TensorMLP(nn.Module):
+    """A perceptron in raw tensor operations: float (B, layer_sizes[0]) -> logits (B, layer_sizes[-1]).
+
+    Layer n, from 1, has the parameters `W_n` (fan in, fan out) and `b_n` (fan out,), not yet initialized.
+    """
+
+    def __init__(self, *layer_sizes: int) -> None:
+        super().__init__()
+        self.layer_sizes = layer_sizes
+        for n, (fan_in, fan_out) in enumerate(pairwise(layer_sizes), start=1):
+            self.register_parameter(f"W_{n}", nn.Parameter(torch.empty(fan_in, fan_out)))
+            self.register_parameter(f"b_{n}", nn.Parameter(torch.empty(fan_out)))
+        self.activations = nn.ModuleList(nn.ReLU() for _ in layer_sizes[1:-1])
+
+    def __repr__(self) -> str:
+        return f"TensorMLP({'-'.join(map(str, self.layer_sizes))})"
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        values = self._affine(1, inputs)
+        for n, activation in enumerate(self.activations, start=2):
+            values = self._affine(n, activation(values))
+        return values
+
+    def _affine(self, n: int, values: torch.Tensor) -> torch.Tensor:
+        return torch.add(torch.matmul(values, getattr(self, f"W_{n}")), getattr(self, f"b_{n}"))

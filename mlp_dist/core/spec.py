@@ -2,10 +2,10 @@
 
 import math
 from dataclasses import asdict, dataclass, fields
-from itertools import pairwise
 from typing import Any, ClassVar, Self
 
 from mlp_dist.core.errors import BundleError
+from mlp_dist.core.kinds import KINDS
 
 FORMAT_VERSION = 1
 
@@ -17,9 +17,6 @@ PROBABILITY_TOLERANCE = 1e-6
 
 EXACT, AUTO = PREPROCESS = ("exact", "auto")
 """How images become pixels: only resized, or the digit found and framed first."""
-
-KINDS = ("module", "tensor", "layers")
-"""How a perceptron is built: from nn.Linear, in raw tensor operations, or from core/layers.py."""
 
 LARGEST_SIZE = 10**9
 """Limit on a layer's width or an image's side; larger values are mistakes."""
@@ -87,10 +84,7 @@ class ImageSpec(_Json):
 
 @dataclass(frozen=True)
 class ModelSpec(_Json):
-    """A multi-layer perceptron with ReLU between the layers; `layer_sizes` from input to classes.
-
-    `kind` is one of KINDS.
-    """
+    """A multi-layer perceptron: `layer_sizes` from input to classes, and `kind`, a name in KINDS."""
 
     layer_sizes: tuple[int, ...]
     kind: str = "module"
@@ -105,10 +99,6 @@ class ModelSpec(_Json):
                 f"layer_sizes {self.layer_sizes} need at least an input and an output, "
                 f"each a number from 1 to {LARGEST_SIZE:,}"
             )
-
-    @property
-    def num_parameters(self) -> int:
-        return sum((fan_in + 1) * fan_out for fan_in, fan_out in pairwise(self.layer_sizes))
 
     def __str__(self) -> str:
         return "-".join(map(str, self.layer_sizes))

@@ -49,7 +49,7 @@ def train(trial: "Trial", plan: Plan) -> None:
     print(f"trial {trial.number}: {' '.join(sys.argv)}", flush=True)
     config = plan.config(trial.number, trial.values)
     training = start_training(config, resume="auto", parent=plan.directory)
-    for record in training.history:
+    for record in training.state.history:
         trial.report(record["epoch"], record["val_accuracy"])
     try:
         result = training.fit(partial(prune_if_hopeless, trial))
@@ -65,11 +65,11 @@ def train(trial: "Trial", plan: Plan) -> None:
 
 def prune_if_hopeless(trial: "Trial", report: "Report") -> None:
     """Report an epoch; raise Pruned if the pruner says so, except after the last epoch."""
-    trainer, record = report.trainer, report.run.record
-    best, epoch = trainer.history[trainer.kept], len(trainer.history)
+    state, record = report.state, report.run.record
+    best, epoch = state.history[state.kept], len(state.history)
     record.tags["trial"] = str(trial.number)
-    is_hopeless = trial.report(epoch, trainer.history[-1]["val_accuracy"])
-    if is_hopeless and not trainer.config.is_over(epoch, trainer.kept):
+    is_hopeless = trial.report(epoch, state.history[-1]["val_accuracy"])
+    if is_hopeless and not state.is_over:
         record.tags["pruned"] = f"after epoch {epoch}"
         record.summary |= {"best_epoch": best["epoch"], "best_val_accuracy": best["val_accuracy"]}
         raise Pruned

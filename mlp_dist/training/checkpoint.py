@@ -2,10 +2,11 @@
 
 import json
 import os
+import shutil
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
@@ -13,9 +14,6 @@ import mlp_dist
 from mlp_dist.config import TrainConfig
 from mlp_dist.core.errors import CheckpointError, UsageError
 from mlp_dist.core.io import replacing_file
-
-if TYPE_CHECKING:
-    from mlp_dist.training.trainer import Trainer
 
 CHECKPOINT = "last.pt"
 PREVIOUS = "previous.pt"
@@ -72,48 +70,6 @@ class Checkpoint:
         return self.config.is_over(self.num_epochs, self.kept)
 
 
-def capture(trainer: "Trainer") -> Checkpoint:
-    """The trainer's state; all processes call this together."""
-    steps, scaler = trainer.epoch_steps, trainer.accelerator.scaler
-    return Checkpoint(
-        config=trainer.config,
-        run_key=trainer.run_key,
-        model=cpu_copy(trainer.module.state_dict()),
-        optimizer=trainer.torch_optimizer.state_dict(),
-        best=trainer.best,
-        kept=trainer.kept,
-        history=trainer.history,
-        data_digest=trainer.data_digest,
-        average=None if trainer.average is None else cpu_copy(trainer.average.state_dict()),
-        scaler=None if scaler is None else scaler.state_dict(),
-        epoch_steps=steps.state_dict(trainer.total) if steps.done else None,
-        workers=trainer.workers,
-    )
-
-
-def restore(trainer: "Trainer", checkpoint: Checkpoint) -> None:
-    """Load the checkpoint into a new trainer."""
-    trainer.module.load_state_dict(checkpoint.model)
-    trainer.torch_optimizer.load_state_dict(checkpoint.optimizer)
-    if trainer.average is not None and checkpoint.average is not None:
-        trainer.average.load_state_dict(_current_average(checkpoint))
-    if trainer.accelerator.scaler is not None and checkpoint.scaler is not None:
-        trainer.accelerator.scaler.load_state_dict(checkpoint.scaler)
-    trainer.run_key, trainer.history = checkpoint.run_key, checkpoint.history
-    trainer.data_digest = checkpoint.data_digest
-    trainer.kept, trainer.best = checkpoint.kept, checkpoint.best
-    trainer.saved = checkpoint.progress
-
-
-def _current_average(checkpoint: Checkpoint) -> dict[str, Any]:
-    """The state of an AveragedModel; 0.1.0 wrote `num_updates` and the averaged parameters alone."""
-    state = checkpoint.average or {}
-    if "num_updates" not in state:
-        return state
-    average = {f"module.{name}": tensor for name, tensor in (checkpoint.model | state["average"]).items()}
-    return {"n_averaged": torch.tensor(state["num_updates"]), **average}
-
-
 def cpu_copy(state_dict: StateDict) -> StateDict:
     return {name: tensor.detach().to("cpu", copy=True) for name, tensor in state_dict.items()}
 
@@ -144,9 +100,13 @@ def save_checkpoint(checkpoint: Checkpoint, directory: Path) -> None:
 
 
 def _keep_previous(directory: Path) -> None:
-    """Add a second name for the last checkpoint, so that last.pt exists at any moment."""
+    """Keep the last checkpoint under a second name, so that last.pt exists at any moment."""
     with suppress(FileNotFoundError), replacing_file(directory / PREVIOUS) as path:
-        os.link(directory / CHECKPOINT, path)
+        try:
+            os.link(directory / CHECKPOINT, path)
+        # Mounted object stores and other file systems in user space refuse hard links.
+        except OSError:
+            shutil.copyfile(directory / CHECKPOINT, path)
 
 
 def has_checkpoint(directory: Path) -> bool:
@@ -179,6 +139,16 @@ def set_aside_damaged(directory: Path) -> None:
         (directory / CHECKPOINT).replace(directory / f"{CHECKPOINT}.damaged")
 
 
+def _current_average(state: dict[str, Any]) -> dict[str, Any] | None:
+    """The state of an AveragedModel; 0.1.0 wrote `num_updates` and the averaged parameters alone."""
+    average: dict[str, Any] | None = state.get("average")
+    if average is None or "num_updates" not in average:
+        return average
+    parameters = state["model"] | average["average"]
+    named = {f"module.{name}": tensor for name, tensor in parameters.items()}
+    return {"n_averaged": torch.tensor(average["num_updates"]), **named}
+
+
 def _read(path: Path) -> Checkpoint:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
@@ -192,7 +162,7 @@ def _read(path: Path) -> Checkpoint:
     version = state.pop("version", _VERSION_WITHOUT_FIELD)
     try:
         config = TrainConfig.from_json(json.loads(state.pop("config")))
-        return Checkpoint(config=config, **state)
+        return Checkpoint(**{**state, "config": config, "average": _current_average(state)})
     except (CheckpointError, UsageError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(
             f"{path} was written by mlp_dist {version}; "

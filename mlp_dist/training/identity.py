@@ -8,15 +8,16 @@ import subprocess
 import sys
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import torch
 
 import mlp_dist
+from mlp_dist.config import TrainConfig
 from mlp_dist.console.processes import launch_command
 from mlp_dist.data.batches import usual_val_size
 from mlp_dist.recipes import overrides
-
-if TYPE_CHECKING:
-    from mlp_dist.training.trainer import Trainer
+from mlp_dist.training.state import RunContext, TrainState
 
 _VERSIONS = ("torch", "accelerate")
 _GIT_SECONDS = 5.0
@@ -42,15 +43,15 @@ def _short(value: Any) -> str:
     return f"{kind}:{Path(path).name}" if kind else str(value)
 
 
-def description(trainer: "Trainer") -> str:
+def description(state: TrainState, context: RunContext) -> str:
     """Markdown, shown by MLflow above a run's metrics."""
-    config, data = trainer.config, trainer.data
-    images = f"{len(trainer.train_set):,} training, {len(trainer.val_set):,} validation and "
+    config, data = state.config, context.data
+    images = f"{len(context.train_set):,} training, {len(context.val_set):,} validation and "
     return (
-        f"A perceptron {trainer.spec} ({trainer.spec.num_parameters:,} parameters) on {data.title}: {images}"
-        f"{len(trainer.test_set):,} test images, {len(data.classes)} classes. {config.optimizer} at "
-        f"{config.lr:g}, batches of {config.batch_size}, {config.epochs} epochs, {trainer.workers}.\n\n"
-        f"    {shlex.join(command())}\n\nFiles: `{trainer.output_dir}`"
+        f"A perceptron {context.spec} ({state.num_parameters:,} parameters) on {data.title}: {images}"
+        f"{len(context.test_set):,} test images, {len(data.classes)} classes. {config.optimizer} at "
+        f"{config.lr:g}, batches of {config.batch_size}, {config.epochs} epochs, {context.workers}.\n\n"
+        f"    {shlex.join(command())}\n\nFiles: `{context.output_dir}`"
     )
 
 
@@ -59,13 +60,13 @@ def command() -> list[str]:
     return [*launch_command().split(), *sys.argv[1:]]
 
 
-def tags(trainer: "Trainer") -> dict[str, str]:
+def tags(config: TrainConfig, context: RunContext) -> dict[str, str]:
     """The run's command, machine, versions and git state."""
     return {
         **started_by(command()),
-        "recipe": trainer.config.recipe,
-        "device": _device(trainer),
-        "num_processes": str(trainer.world_size),
+        "recipe": config.recipe,
+        "device": _device(context.device),
+        "num_processes": str(context.world_size),
     }
 
 
@@ -121,11 +122,9 @@ def _user() -> str:
         return str(os.getuid())
 
 
-def _device(trainer: "Trainer") -> str:
-    import torch
-
-    if trainer.device.type == "cuda":
-        return torch.cuda.get_device_name(trainer.device)
+def _device(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
     return _processor() or platform.machine()
 
 

@@ -5,7 +5,7 @@ import platform
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
@@ -19,42 +19,43 @@ from mlp_dist.tracking.run_dir import BUNDLE, CHECKPOINTS, TABLES, write_json
 from mlp_dist.training import artifacts
 from mlp_dist.training.checkpoint import StateDict, cpu_copy
 from mlp_dist.training.recorder import RunTracker
-
-if TYPE_CHECKING:
-    from mlp_dist.training.trainer import Trainer
+from mlp_dist.training.state import RunContext, TrainState
+from mlp_dist.training.steps import Record
 
 _MAX_CLASSES = 100
 """With more classes, per-class metrics would bury the others; the table has them."""
 
 
-def write_outputs(trainer: "Trainer", run: RunTracker) -> dict[str, Any]:
+def write_outputs(state: TrainState, context: RunContext, run: RunTracker) -> dict[str, Any]:
     """Runs on the main process; returns the command's result."""
-    history, best = trainer.history, trainer.history[trainer.kept]
-    model = build_model(trainer.spec).to(trainer.device)
-    model.load_state_dict(trainer.best)
+    data, history, best = context.data, state.history, state.history[state.kept]
+    model = build_model(context.spec).to(context.device).eval()
+    model.load_state_dict(state.best)
     # The recorder draws these while the test images are predicted.
     run.draw("learning_curves", history, best["epoch"])
-    run.draw("first_layer", *artifacts.largest_units(first_layer(model, trainer.spec)), trainer.data.image)
-    temperature = model_temperature(model, trainer.val_set, trainer.data.image)
-    logits = predict(model, trainer.test_set, trainer.data.image)
-    test = evaluate(logits, trainer.test_set.labels, temperature=temperature)
-    _write_artifacts(trainer, run, test, to_probabilities(logits, temperature))
-    for name, state_dict in (("best", trainer.best), ("last", trainer.module.state_dict())):
-        run.record.add(_write_weights(trainer.output_dir, name, state_dict))
+    weights = first_layer(model)
+    if weights is not None and weights.shape[1] == data.image.num_features:
+        run.draw("first_layer", *artifacts.largest_units(weights), data.image)
+    temperature = model_temperature(model, context.val_set, data.image)
+    logits = predict(model, context.test_set, data.image)
+    test = evaluate(logits, context.test_set.labels, temperature=temperature)
+    _write_artifacts(context, run, test, to_probabilities(logits, temperature))
+    for name, state_dict in (("best", state.best), ("last", state.model.state_dict())):
+        run.record.add(_write_weights(context.output_dir, name, state_dict))
     run_id = run.run_id()
-    _write_bundle(trainer, model.cpu(), test, run_id)
+    _write_bundle(state, context, model.cpu(), test, run_id)
     run.record.add(BUNDLE)
     run.record.models = [{"name": "best", "epoch": best["epoch"], "files": BUNDLE}]
     if best["epoch"] < len(history):
         run.record.models += [{"name": "last", "epoch": len(history), "files": f"{CHECKPOINTS}/last"}]
-    run.record.summary = _summary(trainer, test)
+    run.record.summary = _summary(best, data.classes, test)
     train_seconds = sum(record["train_seconds"] for record in history)
     return {
         "run_id": run_id,
-        "recipe": trainer.config.recipe,
-        "dataset": trainer.data.name,
-        "num_parameters": trainer.spec.num_parameters,
-        "num_processes": trainer.world_size,
+        "recipe": state.config.recipe,
+        "dataset": data.name,
+        "num_parameters": state.num_parameters,
+        "num_processes": context.world_size,
         "epochs": len(history),
         "best_epoch": best["epoch"],
         "train_loss": best["train_loss"],
@@ -62,8 +63,8 @@ def write_outputs(trainer: "Trainer", run: RunTracker) -> dict[str, Any]:
         "val_accuracy": best["val_accuracy"],
         **_test_metrics(test),
         "train_seconds": round(train_seconds, 3),
-        "samples_per_second": round(len(trainer.train_set) * len(history) / train_seconds, 1),
-        "output_dir": str(trainer.output_dir),
+        "samples_per_second": round(len(context.train_set) * len(history) / train_seconds, 1),
+        "output_dir": str(context.output_dir),
     }
 
 
@@ -78,25 +79,24 @@ def _test_metrics(test: Evaluation) -> dict[str, Any]:
 
 
 def _write_artifacts(
-    trainer: "Trainer", run: RunTracker, test: Evaluation, probabilities: torch.Tensor
+    context: RunContext, run: RunTracker, test: Evaluation, probabilities: torch.Tensor
 ) -> None:
     """Figures and tables of the kept weights' predictions for the test images."""
-    images, classes = trainer.data.test, trainer.data.classes
+    images, classes = context.data.test, context.data.classes
     run.draw("confusion_matrix", artifacts.to_numpy(test.confusion), classes)
     run.draw("reliability", artifacts.to_numpy(test.calibration))
     run.draw("class_accuracy", test.class_accuracy, test.class_precision, test.accuracy, classes)
     run.draw("predictions", *artifacts.first_images(images, probabilities), classes)
     run.draw("mistakes", *artifacts.mistakes(images, probabilities), classes)
     by_class, mistakes = TABLES
-    write_json(trainer.output_dir / by_class, artifacts.class_table(test, classes))
-    write_json(trainer.output_dir / mistakes, artifacts.mistakes_table(probabilities, images.labels, classes))
+    write_json(context.output_dir / by_class, artifacts.class_table(test, classes))
+    write_json(context.output_dir / mistakes, artifacts.mistakes_table(probabilities, images.labels, classes))
     run.record.add(*TABLES)
     run.changed()
 
 
-def _summary(trainer: "Trainer", test: Evaluation) -> dict[str, float]:
+def _summary(best: Record, classes: Sequence[str], test: Evaluation) -> dict[str, float]:
     """The metrics that runs are compared by."""
-    best, classes = trainer.history[trainer.kept], trainer.data.classes
     summary = {
         "best_epoch": best["epoch"],
         "best_val_accuracy": best["val_accuracy"],
@@ -126,20 +126,22 @@ def _write_weights(directory: Path, name: str, state_dict: StateDict) -> str:
     return f"{CHECKPOINTS}/{name}"
 
 
-def _write_bundle(trainer: "Trainer", model: torch.nn.Module, test: Evaluation, run_id: str | None) -> None:
+def _write_bundle(
+    state: TrainState, context: RunContext, model: torch.nn.Module, test: Evaluation, run_id: str | None
+) -> None:
     """Write the bundle, read it back, and compare its prediction with the trained model's."""
-    directory, data = trainer.output_dir / BUNDLE, trainer.data
+    directory, data = context.output_dir / BUNDLE, context.data
     golden = data.test[:1].images[0]
     probabilities = to_probabilities(predict(model, golden[None], data.image), test.temperature)[0].tolist()
     spec = BundleSpec(
-        model=trainer.spec,
+        model=context.spec,
         image=data.image,
         classes=data.classes,
         dataset=data.name,
-        recipe=trainer.config.recipe,
+        recipe=state.config.recipe,
         run_id=run_id or "",
         metrics={
-            "val_accuracy": trainer.history[trainer.kept]["val_accuracy"],
+            "val_accuracy": state.history[state.kept]["val_accuracy"],
             "test_accuracy": test.accuracy,
             "test_loss": test.loss,
             "test_ece": test.ece,

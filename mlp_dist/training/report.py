@@ -1,7 +1,7 @@
 """What a training reports on the main process: lines on stdout, and its run's record."""
 
 from contextlib import ExitStack
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from mlp_dist.config import WHERE
 from mlp_dist.console import progress
@@ -12,10 +12,8 @@ from mlp_dist.tracking.run_dir import CONFIG, RunRecord, write_json
 from mlp_dist.training import artifacts, identity, recorder
 from mlp_dist.training.directories import release
 from mlp_dist.training.outputs import write_outputs
+from mlp_dist.training.state import RunContext, TrainState
 from mlp_dist.training.steps import Record
-
-if TYPE_CHECKING:
-    from mlp_dist.training.trainer import Trainer
 
 
 class Report(ExitStack):
@@ -23,30 +21,30 @@ class Report(ExitStack):
 
     run: recorder.RunTracker
 
-    def __init__(self, trainer: "Trainer") -> None:
+    def __init__(self, state: TrainState, context: RunContext) -> None:
         super().__init__()
-        self.trainer = trainer
+        self.state, self.context = state, context
 
     def open(self) -> None:
-        """Start a run, or reopen the run that the trainer resumes."""
-        trainer, data = self.trainer, self.trainer.data
-        self.callback(release, trainer.output_dir)
+        """Start a run, or reopen the run that is resumed."""
+        data, directory = self.context.data, self.context.output_dir
+        self.callback(release, directory)
         record, is_new = self._record()
-        self.run = self.enter_context(recorder.open_run(trainer.output_dir, record))
+        self.run = self.enter_context(recorder.open_run(directory, record))
         if is_new:
             self.run.draw("samples", *artifacts.first_images(data.train), data.classes)
             self.run.changed()
 
     def _record(self) -> tuple[RunRecord, bool]:
         """The run's record, and whether it is new."""
-        trainer = self.trainer
+        directory = self.context.output_dir
         try:
-            found = RunRecord.load(trainer.output_dir)
+            found = RunRecord.load(directory)
         except TrackingError:
             found = None
-        now = describe(trainer)
-        write_json(trainer.output_dir / CONFIG, trainer.config.to_json())
-        if found is not None and found.key == trainer.run_key:
+        now = describe(self.state, self.context)
+        write_json(directory / CONFIG, self.state.config.to_json())
+        if found is not None and found.key == self.state.run_key:
             found.open()
             # More epochs or other hardware change these.
             found.name, found.description, found.tags = now.name, now.description, found.tags | now.tags
@@ -55,8 +53,8 @@ class Report(ExitStack):
         return now, True
 
     def epoch(self) -> None:
-        """Report the trainer's last epoch."""
-        record, config = self.trainer.history[-1], self.trainer.config
+        """Report the last epoch."""
+        record, config = self.state.history[-1], self.state.config
         self.run.changed()
         parts = [f"epoch {record['epoch']}/{config.epochs}"]
         for part in ("train", "val", "test"):
@@ -67,18 +65,18 @@ class Report(ExitStack):
 
     def result(self, signals: StopSignals) -> Record:
         """Test and write the kept weights; returns the command's result."""
-        config, num_epochs = self.trainer.config, len(self.trainer.history)
+        config, num_epochs = self.state.config, len(self.state.history)
         if num_epochs < config.epochs:
             epochs = f"{config.patience} epoch{'s' * (config.patience > 1)}"
             print(f"stopped early: no better validation accuracy in {epochs}", flush=True)
         signals.at_once()
         with progress.stages("testing, drawing and storing"):
-            return write_outputs(self.trainer, self.run)
+            return write_outputs(self.state, self.context, self.run)
 
 
-def describe(trainer: "Trainer") -> RunRecord:
+def describe(state: TrainState, context: RunContext) -> RunRecord:
     """The run's record before its first epoch."""
-    config, data = trainer.config, trainer.data
+    config, data = state.config, context.data
     chosen: dict[str, Any] = {
         name: format_value(getattr(config, name))
         for name, value in config.to_json().items()
@@ -87,27 +85,27 @@ def describe(trainer: "Trainer") -> RunRecord:
     return RunRecord(
         experiment=config.experiment,
         name=config.run_name or identity.run_name(config, len(data.train)),
-        key=trainer.run_key,
-        description=identity.description(trainer),
-        parent=None if trainer.parent is None else str(trainer.parent.absolute()),
-        tags=identity.tags(trainer),
+        key=state.run_key,
+        description=identity.description(state, context),
+        parent=None if context.parent is None else str(context.parent.absolute()),
+        tags=identity.tags(config, context),
         params={
             **chosen,
-            "layer_sizes": str(trainer.spec),
-            "num_parameters": trainer.spec.num_parameters,
-            "num_processes": trainer.world_size,
-            "device": trainer.device.type,
+            "layer_sizes": str(context.spec),
+            "num_parameters": state.num_parameters,
+            "num_processes": context.world_size,
+            "device": context.device.type,
             "mean": str(data.image.mean),
             "std": str(data.image.std),
-            "num_train": len(trainer.train_set),
-            "num_val": len(trainer.val_set),
-            "num_test": len(trainer.test_set),
-            "kept": "best validation accuracy" if len(trainer.val_set) else "last epoch, none was chosen",
+            "num_train": len(context.train_set),
+            "num_val": len(context.val_set),
+            "num_test": len(context.test_set),
+            "kept": "best validation accuracy" if len(context.val_set) else "last epoch, none was chosen",
         },
         # The sizes before the split: MLflow keeps the first run's, and runs split differently.
         dataset={
             "name": data.name,
-            "digest": trainer.data_digest,
+            "digest": state.data_digest,
             "num_train": len(data.train),
             "num_test": len(data.test),
         },

@@ -35,16 +35,20 @@ class EpochSteps:
     duration of the steps.
     """
 
-    def __init__(self, epoch: int, batch_sizes: list[int], device: torch.device) -> None:
-        self.epoch, self.batch_sizes = epoch, batch_sizes
+    def __init__(self, number: int, batch_sizes: list[int], device: torch.device) -> None:
+        self.number, self.batch_sizes = number, batch_sizes
         self.done, self.seconds = 0, 0.0
         self.losses: list[Record] = []
         self._totals = torch.zeros(len(batch_sizes), 2, dtype=torch.float64, device=device)
 
+    def at(self, number: int) -> "EpochSteps":
+        """The beginning of epoch `number`, counted from 0."""
+        return EpochSteps(number, self.batch_sizes, self._totals.device)
+
     @property
     def first_step(self) -> int:
         """The number of steps before this epoch."""
-        return self.epoch * len(self.batch_sizes)
+        return self.number * len(self.batch_sizes)
 
     def add(self, totals: torch.Tensor) -> None:
         """Add (summed loss, number correct) of the next K steps, float64 (K, 2)."""

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from mlp_dist import core
-from mlp_dist.core.bundle import load_bundle
+from mlp_dist.core.bundle import count_parameters, load_bundle
 from mlp_dist.core.errors import ImageError
 from serve.inference.decoding import read_batch, read_pixels
 from serve.inference.explain import explain
@@ -100,4 +100,4 @@ class Worker:
         """The answer to the management API's `?customized=true`."""
         description = self.bundle.spec.to_json()
         del description["golden_probabilities"]
-        return {**description, "num_parameters": self.bundle.spec.model.num_parameters}
+        return {**description, "num_parameters": count_parameters(self.bundle)}

@@ -23,8 +23,8 @@ from mlp_dist.core.bundle import (
 )
 from mlp_dist.core.errors import BundleError, UsageError
 from mlp_dist.core.image import encode_png, normalize
+from mlp_dist.core.kinds import KINDS
 from mlp_dist.core.model import build_model
-from mlp_dist.core.spec import KINDS
 from tests.core.conftest import CLASSES, IMAGE, pixels_of
 from tests.helpers.launching import ROOT
 

@@ -8,9 +8,11 @@ from torch.nn import functional
 
 from mlp_dist.config import INITIALIZATIONS
 from mlp_dist.core import model as models
-from mlp_dist.core.layers import ReLU
-from mlp_dist.core.model import TensorMLP, build_model, first_layer
-from mlp_dist.core.spec import KINDS, ModelSpec
+from mlp_dist.core.bundle import count_parameters
+from mlp_dist.core.kinds import KINDS
+from mlp_dist.core.layers import ReLU, TensorMLP
+from mlp_dist.core.model import build_model, first_layer
+from mlp_dist.core.spec import ModelSpec
 from mlp_dist.training.optim import ScratchSGD
 
 
@@ -66,7 +68,7 @@ def test_training_of_every_kind_equals_torch(kind: str) -> None:
     with torch.no_grad():
         for parameter, weight in zip(other.parameters(), plain.parameters(), strict=True):
             parameter.copy_(like_linear(weight))
-    assert torch.equal(first_layer(other, spec), next(plain.parameters()))
+    assert torch.equal(first_layer(other), next(plain.parameters()))
     optimizers = torch.optim.SGD(plain.parameters(), lr=0.1), ScratchSGD(other.parameters(), lr=0.1)
     for seed in range(4):
         inputs = torch.randn(64, 20, generator=seeded(seed))
@@ -106,3 +108,29 @@ def test_initializations(kind: str, initialization: str, weight_std: float, bias
     assert weight.std().item() == pytest.approx(weight_std, rel=0.02)
     assert weight.mean().abs().item() < weight_std / 100
     assert bias.std().item() == pytest.approx(bias_std, rel=0.05)
+
+
+def odd(*layer_sizes: int) -> nn.Module:
+    """Layers without biases, normalization, tanh, and a buffer outside of the state_dict."""
+    model = nn.Sequential()
+    for fan_in, fan_out in pairwise(layer_sizes):
+        model.extend([nn.Linear(fan_in, fan_out, bias=False), nn.LayerNorm(fan_out), nn.Tanh()])
+    model.append(nn.Linear(layer_sizes[-1], layer_sizes[-1]))
+    model.register_buffer("unsaved", torch.ones(1), persistent=False)
+    return model
+
+
+def test_any_module_is_a_kind_of_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(KINDS, "odd", odd)
+    spec = ModelSpec((20, 8, 4), "odd")
+    model = build_model(spec, generator=seeded(2), initialization="normal_0.1")
+    assert count_parameters(model) == 20 * 8 + 2 * 8 + 8 * 4 + 2 * 4 + 4 * 4 + 4
+    first, normalization, last = model[0], model[1], model[6]
+    assert torch.equal(first.weight, torch.empty(8, 20).normal_(std=0.1, generator=seeded(2)))
+    assert (normalization.weight.unique().item(), normalization.bias.unique().item()) == (1, 0)
+    assert 0 < last.bias.abs().max() < 0.5
+    assert torch.equal(first_layer(model), first.weight)
+    loaded = build_model(spec)
+    loaded.load_state_dict(model.state_dict())
+    assert torch.equal(loaded(torch.ones(3, 20)), model(torch.ones(3, 20)))
+    assert loaded.unsaved.item() == 1

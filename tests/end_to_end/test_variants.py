@@ -212,7 +212,7 @@ def test_options_change_the_weights(name: str, alone: Callable[[str], Result]) -
 def test_accumulation_divides_a_batch(tmp_path: Path) -> None:
     sizes: list[int] = []
     with trainer(replace(VARIANTS["accumulation"], epochs=1), tmp_path) as made:
-        made.module.register_forward_pre_hook(lambda _, inputs: sizes.append(len(inputs[0])))
+        made.state.model.register_forward_pre_hook(lambda _, inputs: sizes.append(len(inputs[0])))
         fit(made)
     assert sizes == [39, 40, 40] * 11 + [0, 0, 1]
 

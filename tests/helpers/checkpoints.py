@@ -56,7 +56,7 @@ def within_epoch(number: int, *, steps: int) -> Checkpoint:
     before = of_epoch(number - 1)
     return replace(
         before,
-        average={"num_updates": 3, "average": before.best},
+        average={"n_averaged": torch.tensor(3), **before.best},
         scaler={"scale": 1024.0, "_growth_tracker": 2},
         epoch_steps={
             "totals": torch.arange(2 * steps, dtype=torch.float64).view(steps, 2),

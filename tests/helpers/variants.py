@@ -102,16 +102,16 @@ def trainer(
 
 def fit(trainer: Trainer) -> dict[str, Any]:
     """The initial, final, evaluated and best weights, and each epoch's record."""
-    initial = copied(trainer.module.state_dict())
-    while not trainer.config.is_over(len(trainer.history), trainer.kept):
-        trainer.keep(trainer.train_epoch(StopSignals()) | trainer.evaluate())
+    initial = copied(trainer.state.model.state_dict())
+    while not trainer.state.is_over:
+        trainer.state.end_epoch(trainer.train_epoch(StopSignals()) | trainer.evaluate())
     return {
         "initial": initial,
-        "weights": copied(trainer.module.state_dict()),
-        "evaluated": copied(trainer.weights()),
-        "best": trainer.best,
-        "kept": trainer.kept,
-        "history": trainer.history,
+        "weights": copied(trainer.state.model.state_dict()),
+        "evaluated": copied(trainer.state.weights),
+        "best": trainer.state.best,
+        "kept": trainer.state.kept,
+        "history": trainer.state.history,
     }
 
 
@@ -122,7 +122,7 @@ def train(config: TrainConfig, directory: Path) -> dict[str, Any]:
 
 def take_step(trainer: Trainer, step: int, batch: torch.Tensor) -> torch.Tensor:
     """Take a step with the training images at the indices `batch`; returns Engine.train's totals."""
-    images = trainer.train_set[batch[trainer.rank :: trainer.world_size]]
+    images = trainer.run.train_set[batch[trainer.run.rank :: trainer.run.world_size]]
     return trainer.engine.train(step, [len(batch)], images)
 
 

@@ -1,5 +1,6 @@
 """Checkpoints: what they hold, and what reads them."""
 
+import errno
 import json
 import os
 import pickle
@@ -20,7 +21,6 @@ from mlp_dist.training.checkpoint import (
     METRICS,
     PREVIOUS,
     Checkpoint,
-    capture,
     load_checkpoint,
     save_checkpoint,
 )
@@ -56,6 +56,19 @@ def test_the_previous_checkpoint_is_kept(saved: Path) -> None:
         assert {path.name for path in saved.iterdir()} == {CHECKPOINT, METRICS, PREVIOUS}
 
 
+def test_checkpoints_are_kept_where_hard_links_are_refused(
+    saved: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EOPNOTSUPP, "Operation not supported")
+
+    monkeypatch.setattr(os, "link", refuse)
+    before = (saved / CHECKPOINT).read_bytes()
+    save_checkpoint(of_epoch(3), saved)
+    assert (saved / PREVIOUS).read_bytes() == before
+    assert load_checkpoint(saved)[0].num_epochs == 3
+
+
 @pytest.mark.parametrize(
     ("checkpoint", "progress", "has_begun", "is_over"),
     [
@@ -70,17 +83,21 @@ def test_progress(checkpoint: Checkpoint, progress: str, has_begun: bool, is_ove
     assert (checkpoint.has_begun, checkpoint.is_over) == (has_begun, is_over)
 
 
+def captured(trainer: Trainer) -> Checkpoint:
+    return trainer.state.checkpoint(trainer.run.workers, trainer.total)
+
+
 def test_a_trainer_restores_all_of_its_state(tmp_path: Path) -> None:
     config = replace(
         CONFIG, val_size=120, batch_size=100, schedule="cosine", ema_decay=0.9, checkpoint_every_steps=3
     )
     data, accelerator = read_dataset("digits", tmp_path), Accelerator(cpu=True)
     one = Trainer(config, data, accelerator, tmp_path, workers="1 CPU process")
-    one.keep(one.train_epoch(StopSignals()) | one.evaluate())
+    one.state.end_epoch(one.train_epoch(StopSignals()) | one.evaluate())
     for step, batch in zip((14, 15), torch.arange(200).split(100), strict=True):
-        one.epoch_steps.add(take_step(one, step, batch))
-    one.epoch_steps.seconds = 1.5
-    expected = capture(one)
+        one.state.epoch.add(take_step(one, step, batch))
+    one.state.epoch.seconds = 1.5
+    expected = captured(one)
     save_checkpoint(expected, tmp_path)
     other = Trainer(
         config,
@@ -90,8 +107,8 @@ def test_a_trainer_restores_all_of_its_state(tmp_path: Path) -> None:
         checkpoint=load_checkpoint(tmp_path)[0],
         workers="1 CPU process",
     )
-    assert (other.saved, other.run_key) == ("step 2 of epoch 2", one.run_key)
-    assert_same_tensors({**vars(capture(other))}, {**vars(expected)})
+    assert (other.state.saved, other.state.run_key) == ("step 2 of epoch 2", one.state.run_key)
+    assert_same_tensors({**vars(captured(other))}, {**vars(expected)})
     # What was captured does not change with the training.
     before = pickle.loads(pickle.dumps((expected.model, expected.average)))
     take_step(one, 16, torch.arange(100))
@@ -109,14 +126,19 @@ def test_resumes_a_checkpoint_of_0_1_0(tmp_path: Path) -> None:
     resumed = Trainer(config, data, accelerator, tmp_path, checkpoint=checkpoint)
     uninterrupted = Trainer(config, data, accelerator, tmp_path)
     for trainer in (resumed, uninterrupted):
-        while not trainer.config.is_over(len(trainer.history), trainer.kept):
-            trainer.keep(trainer.train_epoch(StopSignals()) | trainer.evaluate())
+        while not trainer.state.is_over:
+            trainer.state.end_epoch(trainer.train_epoch(StopSignals()) | trainer.evaluate())
     # Another machine may round differently.
-    for found, expected in ((resumed.weights(), uninterrupted.weights()), (resumed.best, uninterrupted.best)):
+    for found, expected in (
+        (resumed.state.weights, uninterrupted.state.weights),
+        (resumed.state.best, uninterrupted.state.best),
+    ):
         assert list(found) == list(expected)
         for name, tensor in expected.items():
             torch.testing.assert_close(found[name], tensor, rtol=0, atol=1e-4)
-    assert resumed.history[1]["train_loss"] == pytest.approx(uninterrupted.history[1]["train_loss"], abs=1e-5)
+    assert resumed.state.history[1]["train_loss"] == pytest.approx(
+        uninterrupted.state.history[1]["train_loss"], abs=1e-5
+    )
 
 
 # What cannot be read

@@ -1,15 +1,16 @@
 """Single steps of CPUEngine; test_variants.py compares whole trainings with torch's own parts."""
 
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from mlp_dist.training.engines.accelerated import EagerEngine
-from mlp_dist.training.engines.cpu import CPUEngine, rows_at_once
+from mlp_dist.config import TrainConfig
+from mlp_dist.training.engines import AcceleratedEngine, CPUEngine, updates
+from mlp_dist.training.engines.cpu import rows_at_once
 from mlp_dist.training.engines.products import Products
 from tests.helpers.variants import PLAIN, copied, take_step, trainer
 
@@ -37,12 +38,13 @@ def _settings_are_restored() -> Iterator[None]:
 )
 def test_steps_are_those_of_autograd(changes: dict[str, Any], tmp_path: Path) -> None:
     results = []
-    for engine in (CPUEngine, EagerEngine):
+    for is_fast in (True, False):
         with trainer(replace(PLAIN, **changes), tmp_path) as made:
             assert isinstance(made.engine, CPUEngine)
-            made.engine = engine(made.engine.job)
+            if not is_fast:
+                made.engine = AcceleratedEngine(made.state, made.run, made.accelerator)
             totals = [take_step(made, step, BATCH[: 119 - step]) for step in range(3)]
-            results.append((copied(made.weights()), torch.cat(totals)))
+            results.append((copied(made.state.weights), torch.cat(totals)))
     (weights, totals), (expected, wanted) = results
     # Adam divides by a gradient's size, which magnifies the rounding of gradients near 0.
     atol = 1e-4 if "optimizer" in changes else 1e-6
@@ -59,11 +61,11 @@ def test_several_steps_in_one_call_are_the_same_steps(tmp_path: Path) -> None:
     for together in (True, False):
         with trainer(replace(PLAIN, optimizer="adam"), tmp_path) as made:
             if together:
-                totals = made.engine.train(0, [len(batch) for batch in batches], made.train_set[:300])
+                totals = made.engine.train(0, [len(batch) for batch in batches], made.run.train_set[:300])
             else:
                 totals = torch.cat([take_step(made, step, batch) for step, batch in enumerate(batches)])
-            state = made.torch_optimizer.state_dict()["state"]
-            found.append((copied(made.module.state_dict()), totals, [state[n]["step"] for n in state]))
+            state = made.state.optimizer.state_dict()["state"]
+            found.append((copied(made.state.model.state_dict()), totals, [state[n]["step"] for n in state]))
     (weights, totals, steps), (expected, wanted, expected_steps) = found
     assert all(torch.equal(weights[name], expected[name]) for name in expected)
     assert torch.equal(totals, wanted)
@@ -88,7 +90,35 @@ def test_several_steps_in_one_call_are_the_same_steps(tmp_path: Path) -> None:
 )
 def test_other_options_use_autograd(changes: dict[str, Any], tmp_path: Path) -> None:
     with trainer(replace(PLAIN, **changes), tmp_path) as made:
-        assert isinstance(made.engine, EagerEngine)
+        assert isinstance(made.engine, AcceleratedEngine)
+
+
+def test_an_unknown_option_uses_autograd(tmp_path: Path) -> None:
+    @dataclass(frozen=True, kw_only=True)
+    class Extended(TrainConfig):
+        momentum: float = 0.0
+
+    for momentum, engine in ((0.0, CPUEngine), (0.9, AcceleratedEngine)):
+        with trainer(Extended(**vars(PLAIN), momentum=momentum), tmp_path) as made:
+            assert isinstance(made.engine, engine)
+
+
+@pytest.mark.parametrize("weight_decay", [0.0, 0.1])
+def test_adam_needs_no_private_kernel(
+    weight_decay: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = []
+    for update in (updates.AdamUpdate, updates.OptimizerUpdate):
+        with trainer(replace(PLAIN, optimizer="adam", weight_decay=weight_decay), tmp_path) as made:
+            assert isinstance(made.engine, CPUEngine)
+            assert type(made.engine._update) is update
+            for step in range(3):
+                take_step(made, step, BATCH)
+            found.append(copied(made.state.weights))
+        monkeypatch.setattr(updates, "ADAM_KERNEL", "gone")
+        monkeypatch.setattr(updates, "ADAMW_KERNEL", "gone")
+    for name, tensor in found[0].items():
+        torch.testing.assert_close(found[1][name], tensor, rtol=0, atol=1e-6)
 
 
 def test_steps_at_once_limit_memory(tmp_path: Path) -> None:
@@ -117,16 +147,16 @@ def test_interrupted_adam_continues_from_its_state(tmp_path: Path) -> None:
     with trainer(config, tmp_path) as whole:
         for step in range(4):
             take_step(whole, step, BATCH)
-        expected = copied(whole.module.state_dict())
+        expected = copied(whole.state.model.state_dict())
     with trainer(config, tmp_path) as first:
         for step in range(2):
             take_step(first, step, BATCH)
-        model, optimizer = copied(first.module.state_dict()), first.torch_optimizer.state_dict()
+        model, optimizer = copied(first.state.model.state_dict()), first.state.optimizer.state_dict()
     with trainer(config, tmp_path) as second:
-        second.module.load_state_dict(model)
-        second.torch_optimizer.load_state_dict(optimizer)
-        second.engine = CPUEngine(second.job)
+        second.state.model.load_state_dict(model)
+        second.state.optimizer.load_state_dict(optimizer)
+        second.engine = CPUEngine(second.state, second.run)
         for step in range(2, 4):
             take_step(second, step, BATCH)
-        found = second.module.state_dict()
+        found = second.state.model.state_dict()
         assert all(torch.equal(found[name], expected[name]) for name in expected)

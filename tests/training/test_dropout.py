@@ -5,8 +5,10 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from mlp_dist.core.errors import UsageError
+from mlp_dist.core.kinds import KINDS
 from mlp_dist.core.model import build_model
-from mlp_dist.core.spec import KINDS, ModelSpec
+from mlp_dist.core.spec import ModelSpec
 from mlp_dist.data.batches import DROPOUT, generator
 from mlp_dist.training.dropout import Dropout
 
@@ -27,7 +29,7 @@ def rows(number: int = 12) -> torch.Tensor:
 def test_drops_and_scales_like_torch(kind: str) -> None:
     model, inputs, p = built(kind), rows(), 0.2
     weights = [weight.detach().clone() for weight in built("module").parameters()]
-    Dropout(model, p, seed=5).at(3, batch_size=12, positions=WHOLE)
+    Dropout(model, p, num_features=SIZES[0], seed=5).at(3, batch_size=12, positions=WHOLE)
     values = inputs
     for layer in range(2):
         values = functional.linear(values, weights[2 * layer], weights[2 * layer + 1]).relu()
@@ -47,7 +49,7 @@ def test_drops_and_scales_like_torch(kind: str) -> None:
 )
 def test_dropped_units_are_independent_of_the_number_of_processes(kind: str, device: str, world: int) -> None:
     model, inputs = built(kind).to(device), rows().to(device)
-    dropout = Dropout(model, 0.5, seed=5)
+    dropout = Dropout(model, 0.5, num_features=SIZES[0], seed=5)
     dropout.at(3, batch_size=12, positions=WHOLE)
     whole = model(inputs)
     for rank in range(world):
@@ -62,7 +64,7 @@ def test_masks_differ_by_seed_step_layer_and_row(kind: str) -> None:
     before = torch.get_rng_state()
     drawn = []
     for seed, step in itertools.product((0, 1), (0, 1, 2)):
-        dropout = Dropout(built(kind, (6, 50, 50, 3)), 0.5, seed=seed)
+        dropout = Dropout(built(kind, (6, 50, 50, 3)), 0.5, num_features=SIZES[0], seed=seed)
         dropout.at(step, batch_size=40, positions=WHOLE)
         drawn += [mask.values for mask in dropout._masks]
     masks = [values for values in drawn if values is not None]
@@ -75,7 +77,7 @@ def test_masks_differ_by_seed_step_layer_and_row(kind: str) -> None:
 
 def test_eval_mode_and_state_dict_are_unchanged(kind: str) -> None:
     plain, model = built(kind), built(kind)
-    Dropout(model, 0.5, seed=0).at(0, batch_size=12, positions=WHOLE)
+    Dropout(model, 0.5, num_features=SIZES[0], seed=0).at(0, batch_size=12, positions=WHOLE)
     assert torch.equal(model.eval()(rows(5)), plain(rows(5)))
     assert not torch.allclose(model.train()(rows()), plain(rows()))
     assert list(model.state_dict()) == list(plain.state_dict())
@@ -85,20 +87,20 @@ def test_eval_mode_and_state_dict_are_unchanged(kind: str) -> None:
 @pytest.mark.parametrize(("p", "sizes"), [(0.0, SIZES), (0.5, (6, 3))])
 def test_models_without_dropped_units_are_unchanged(kind: str, p: float, sizes: tuple[int, ...]) -> None:
     plain, model = built(kind, sizes), built(kind, sizes)
-    Dropout(model, p, seed=0).at(0, batch_size=12, positions=WHOLE)
+    Dropout(model, p, num_features=SIZES[0], seed=0).at(0, batch_size=12, positions=WHOLE)
     assert torch.equal(model(rows()), plain(rows()))
 
 
 def test_requires_at_before_the_model(kind: str) -> None:
     model = built(kind)
-    Dropout(model, 0.5, seed=0)
+    Dropout(model, 0.5, num_features=SIZES[0], seed=0)
     with pytest.raises(RuntimeError, match=r"call Dropout\.at before the model"):
         model(rows())
 
 
 def test_keeps_the_dtype_of_autocast(kind: str) -> None:
     plain, model = built(kind), built(kind)
-    Dropout(model, 0.5, seed=0).at(0, batch_size=12, positions=WHOLE)
+    Dropout(model, 0.5, num_features=SIZES[0], seed=0).at(0, batch_size=12, positions=WHOLE)
     exact = model(rows())
     with torch.autocast("cpu", torch.bfloat16):
         found = model(rows())
@@ -114,9 +116,25 @@ def test_compiled_models_use_the_masks_of_each_step(kind: str) -> None:
         return graph
 
     model = built(kind)
-    dropout = Dropout(model, 0.5, seed=0)
+    dropout = Dropout(model, 0.5, num_features=SIZES[0], seed=0)
     compiled = torch.compile(model, backend=count, dynamic=False, fullgraph=True)
     for step in range(5):
         dropout.at(step, batch_size=12, positions=slice(0, 12, 2))
         assert torch.equal(compiled(rows(6)), model(rows(6)))
     assert len(compilations) == 1
+
+
+def test_models_need_a_module_for_each_activation(kind: str) -> None:
+    class Functional(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = nn.ModuleList([nn.Linear(6, 6), nn.Linear(6, 6)])
+
+        def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+            return self.layers[1](self.layers[0](inputs).tanh())
+
+    shared = nn.ReLU()
+    twice = nn.Sequential(nn.Linear(6, 6), shared, nn.Linear(6, 6), shared, nn.Linear(6, 3))
+    for model in (Functional(), twice):
+        with pytest.raises(UsageError, match="dropout needs a module of its own for each activation"):
+            Dropout(model, 0.5, num_features=6, seed=0)

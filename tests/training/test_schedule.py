@@ -5,7 +5,7 @@ import torch
 from torch.optim import lr_scheduler
 
 from mlp_dist.config import SCHEDULES
-from mlp_dist.training.schedule import learning_rate
+from mlp_dist.training.optim import learning_rate
 
 LR = 0.1
 LENGTHS = [1, 2, 3, 4, 11, 550]

@@ -50,7 +50,7 @@ def make(digits: Dataset, accelerator: Accelerator, tmp_path: Path) -> Make:
 
 
 def state(trainer: Trainer) -> dict[str, torch.Tensor]:
-    return {name: tensor.clone() for name, tensor in trainer.module.state_dict().items()}
+    return {name: tensor.clone() for name, tensor in trainer.state.model.state_dict().items()}
 
 
 @pytest.mark.parametrize(("optimizer", "batch_size"), [("sgd", 100), ("adam", 64)])
@@ -58,7 +58,7 @@ def test_an_epoch_equals_a_plain_loop(optimizer: str, batch_size: int, digits: D
     config = replace(CONFIG, optimizer=optimizer, batch_size=batch_size, lr=0.01)
     trainer = make(config)
     model = nn.Sequential(nn.Linear(784, 32), nn.ReLU(), nn.Linear(32, 10))
-    model.load_state_dict(trainer.module.state_dict())
+    model.load_state_dict(trainer.state.model.state_dict())
     steps = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam}[optimizer](model.parameters(), lr=0.01)
     train, _ = split_validation(digits.train, 120)
     losses, correct = 0.0, 0
@@ -76,7 +76,7 @@ def test_an_epoch_equals_a_plain_loop(optimizer: str, batch_size: int, digits: D
     # Adam amplifies the rounding of small gradients.
     tolerance = 1e-5 if optimizer == "adam" else 1e-6
     for name, tensor in model.state_dict().items():
-        torch.testing.assert_close(trainer.module.state_dict()[name], tensor, rtol=0, atol=tolerance)
+        torch.testing.assert_close(trainer.state.model.state_dict()[name], tensor, rtol=0, atol=tolerance)
     assert record["train_loss"] == pytest.approx(losses / len(train), abs=1e-6)
     assert record["train_accuracy"] == pytest.approx(correct / len(train), abs=1e-9)
     assert record["epoch"] == 1
@@ -99,7 +99,7 @@ def test_evaluation_counts_every_image_once(digits: Dataset, make: Make) -> None
     trainer = make(replace(CONFIG, val_size=0))
     found = trainer.evaluate()
     assert found["val_accuracy"] is found["val_loss"] is None
-    expected = evaluate(predict(trainer.module, digits.test.images, digits.image), digits.test.labels)
+    expected = evaluate(predict(trainer.state.model, digits.test.images, digits.image), digits.test.labels)
     assert found["test_accuracy"] == pytest.approx(expected.accuracy, abs=1e-12)
     assert found["test_loss"] == pytest.approx(expected.loss, abs=1e-6)
 
@@ -111,12 +111,14 @@ def test_every_kind_of_model_trains_like_modules(model: str, optimizer: str, mak
     plain = make(replace(config, optimizer=optimizer.removeprefix("scratch-")))
     other = make(replace(config, model=model))
     with torch.no_grad():
-        for parameter, source in zip(other.module.parameters(), plain.module.parameters(), strict=True):
+        for parameter, source in zip(
+            other.state.model.parameters(), plain.state.model.parameters(), strict=True
+        ):
             parameter.copy_(source.T if parameter.shape != source.shape else source)
     signals = StopSignals()
     expected, found = plain.train_epoch(signals), other.train_epoch(signals)
     assert found["train_loss"] == pytest.approx(expected["train_loss"], abs=1e-6)
-    for parameter, source in zip(other.module.parameters(), plain.module.parameters(), strict=True):
+    for parameter, source in zip(other.state.model.parameters(), plain.state.model.parameters(), strict=True):
         wanted = source.T if parameter.shape != source.shape else source
         torch.testing.assert_close(parameter, wanted, rtol=0, atol=2e-6)
 
@@ -145,14 +147,14 @@ def test_losses_are_logged_every_n_steps(capsys: pytest.CaptureFixture[str], mak
     again = make(config)
     losses: list[float] = []
     for epoch in range(2):
-        order = epoch_order(len(again.train_set), seed=0, epoch=epoch)
+        order = epoch_order(len(again.run.train_set), seed=0, epoch=epoch)
         for batch in torch.split(order, 100):
             losses.append(take_step(again, len(losses), batch)[0, 0].item() / len(batch))
     records = []
     for _ in range(2):
         record = trainer.train_epoch(StopSignals())
         records += record["steps"]
-        trainer.keep(record | {"val_accuracy": None})
+        trainer.state.end_epoch(record | {"val_accuracy": None})
     # An epoch has 14 steps; its last two are too few for a mean over three.
     assert [each["step"] for each in records] == [3, 6, 9, 12, 17, 20, 23, 26]
     for each in records:
@@ -170,10 +172,10 @@ def test_losses_are_logged_every_n_steps(capsys: pytest.CaptureFixture[str], mak
 def test_the_first_best_epoch_is_kept(accuracies: list[float | None], kept: int, make: Make) -> None:
     trainer = make(CONFIG)
     for epoch, accuracy in enumerate(accuracies):
-        nn.init.constant_(trainer.module[0].weight, epoch)  # type: ignore[index]
-        trainer.keep({"val_accuracy": accuracy})
-    assert trainer.kept == kept
-    assert trainer.best["0.weight"].unique().item() == kept
+        nn.init.constant_(trainer.state.model[0].weight, epoch)  # type: ignore[index]
+        trainer.state.end_epoch({"val_accuracy": accuracy})
+    assert trainer.state.kept == kept
+    assert trainer.state.best["0.weight"].unique().item() == kept
 
 
 NOT_FINITE = (
@@ -198,7 +200,7 @@ def test_weights_that_are_not_finite_are_not_saved(tmp_path: Path, make: Make) -
     def diverge_in_the_last_step(number: int, sizes: Sequence[int], images: ImageSet) -> torch.Tensor:
         totals = train(number, sizes, images)
         if number + len(sizes) == 4:
-            nn.init.constant_(trainer.module[0].bias, float("inf"))  # type: ignore[index]
+            nn.init.constant_(trainer.state.model[0].bias, float("inf"))  # type: ignore[index]
         return totals
 
     trainer.engine.train = diverge_in_the_last_step  # type: ignore[method-assign]
@@ -212,7 +214,7 @@ def test_weights_that_are_not_finite_are_not_saved(tmp_path: Path, make: Make) -
 
 def test_divergence_in_the_last_step_is_noticed(make: Make) -> None:
     trainer = make(CONFIG)
-    nn.init.constant_(trainer.module[0].weight, float("inf"))  # type: ignore[index]
+    nn.init.constant_(trainer.state.model[0].weight, float("inf"))  # type: ignore[index]
     with pytest.raises(TrainingError, match=r"the val loss after epoch 1 is nan at learning rate 0\.1; try"):
         trainer.evaluate()
 
@@ -282,12 +284,12 @@ def check_resume(make: Make, config: TrainConfig, stopped_at: int, directory: Pa
     checkpoint, _ = load_checkpoint(directory)
     train_all(whole)
     resumed = make(config, **data, checkpoint=checkpoint)
-    assert len(resumed.history) * resumed.steps_per_epoch + resumed.epoch_steps.done == stopped_at
+    assert resumed.state.epoch.first_step + resumed.state.epoch.done == stopped_at
     train_all(resumed)
     assert_same_state(state(resumed), state(whole))
-    assert_same_state(resumed.weights(), whole.weights())
-    assert_same_state(resumed.best, whole.best)
-    for found, expected in zip(resumed.history, whole.history, strict=True):
+    assert_same_state(resumed.state.weights, whole.state.weights)
+    assert_same_state(resumed.state.best, whole.state.best)
+    for found, expected in zip(resumed.state.history, whole.state.history, strict=True):
         for name in ("train_loss", "train_accuracy", "val_loss", "test_loss", "learning_rate"):
             assert found[name] == pytest.approx(expected[name], rel=1e-12)
 
@@ -313,8 +315,8 @@ def test_arrays_on_disk_train_and_resume_exactly(
 
 
 def train_all(trainer: Trainer) -> None:
-    while not trainer.config.is_over(len(trainer.history), trainer.kept):
-        trainer.keep(trainer.train_epoch(StopSignals()) | trainer.evaluate())
+    while not trainer.state.is_over:
+        trainer.state.end_epoch(trainer.train_epoch(StopSignals()) | trainer.evaluate())
 
 
 def assert_same_state(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:

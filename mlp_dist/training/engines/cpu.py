@@ -6,17 +6,32 @@ preparation, and plain SGD's update is part of the product that computes the gra
 """
 
 from collections.abc import Sequence
+from dataclasses import fields
 from functools import lru_cache
 from typing import NamedTuple
 
 import torch
+from accelerate import Accelerator
 from torch import nn
 from torch.nn import functional
 
+from mlp_dist.config import TrainConfig
 from mlp_dist.data.image_set import ImageSet
-from mlp_dist.training.engines.job import Job
 from mlp_dist.training.engines.products import Products
 from mlp_dist.training.engines.updates import build_update
+from mlp_dist.training.state import RunContext, TrainState
+
+HONORED = frozenset(
+    {
+        *("recipe", "dataset", "image_size", "normalize", "val_size", "skip_bad_images"),
+        *("hidden_sizes", "model", "initialization", "seed", "batch_size", "epochs", "patience"),
+        *("optimizer", "lr", "schedule", "warmup_epochs", "weight_decay", "label_smoothing", "ema_decay"),
+        *("matmul_precision", "data_dir", "output_dir", "experiment", "run_name"),
+        *("log_every", "checkpoint_every_steps", "fallback_dataset"),
+    }
+)
+"""The fields of TrainConfig that this engine, or the code around it, honors. A configuration that sets
+another one is for AcceleratedEngine."""
 
 _MAX_ROWS, _MAX_BYTES = 2**13, 2**24
 """Limits on the images that are normalized at once: enough to hide the calls' overhead."""
@@ -35,26 +50,26 @@ class _Buffers(NamedTuple):
 class CPUEngine:
     """nn.Linear and ReLU in float32 with SGD or Adam. Equals autograd's steps up to rounding."""
 
-    def __init__(self, job: Job) -> None:
-        self.job, batch_size = job, job.config.batch_size
-        num_features = job.image.num_features
+    def __init__(self, state: TrainState, run: RunContext) -> None:
+        self.state, batch_size, image = state, state.config.batch_size, run.data.image
+        num_features = image.num_features
         self.steps_at_once = max(1, rows_at_once(num_features) // batch_size)
-        linears = [module for module in job.module.modules() if isinstance(module, nn.Linear)]
+        linears = [module for module in state.model.modules() if isinstance(module, nn.Linear)]
         self._weights = [linear.weight.detach() for linear in linears]
         self._biases = [linear.bias.detach() for linear in linears]
         self._transposed = [weight.t() for weight in self._weights]
         self._large = [Products.is_large(batch_size, *weight.shape) for weight in self._weights]
-        self._products = Products(job.matmul_precision)
-        self._update = build_update(job, self._weights, self._biases)
+        self._products = Products(run.matmul_precision)
+        self._update = build_update(state, self._weights, self._biases)
         widths = [linear.out_features for linear in linears]
         self._values = [torch.empty(batch_size, width) for width in widths[:-1]]
         self._derivatives = [torch.empty(batch_size, width) for width in widths]
         # Two sizes: the last batch of an epoch may be shorter.
         self._buffers = lru_cache(maxsize=2)(self._views)
-        num_pixels = job.image.height * job.image.width
+        num_pixels = image.height * image.width
         mean, std = (
             torch.tensor(values, dtype=torch.float64).repeat_interleave(num_pixels)
-            for values in (job.image.mean, job.image.std)
+            for values in (image.mean, image.std)
         )
         self._offset, self._scale = (-mean / std).float(), (1 / (255 * std)).float()
         most = self.steps_at_once * batch_size
@@ -62,19 +77,13 @@ class CPUEngine:
         self._logits, self._targets = (torch.empty(most, widths[-1]) for _ in range(2))
 
     @staticmethod
-    def supports(job: Job) -> bool:
-        config, accelerator = job.config, job.accelerator
+    def supports(state: TrainState, accelerator: Accelerator) -> bool:
         return (
             accelerator.num_processes == 1
             and accelerator.device.type == "cpu"
-            and config.model == "module"
-            and config.optimizer in ("sgd", "adam")
-            and config.mixed_precision == "no"
-            and config.gradient_dtype == "float32"
-            and config.accumulation_steps == 1
-            and config.clip_norm is None
-            and not (config.compile or config.dropout or config.augment_shift)
-            and not (config.deform or config.adversarial)
+            and _set_fields(state.config) <= HONORED
+            and type(state.optimizer) in (torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW)
+            and _is_plain(state.model)
         )
 
     @torch.no_grad()
@@ -86,14 +95,14 @@ class CPUEngine:
         with self._products:
             for number, (size, x, target, outputs) in enumerate(views):
                 buffers = self._buffers(size)
-                rate = self.job.set_learning_rate(step + number)
+                rate = self.state.set_learning_rate(step + number)
                 self._forward(x, buffers.values, outputs)
                 self._backward(outputs, target, buffers, scale=self._update.scale(size, rate))
                 self._update_from(x, buffers, rate)
-                if self.job.average is not None:
-                    self.job.average.update_parameters(self.job.module)
+                if self.state.average is not None:
+                    self.state.average.update_parameters(self.state.model)
         self._update.finish()
-        smoothing = self.job.config.label_smoothing
+        smoothing = self.state.config.label_smoothing
         losses = functional.cross_entropy(logits, labels, reduction="none", label_smoothing=smoothing)
         figures = torch.stack([losses, logits.argmax(dim=1) == labels], dim=1).double()
         totals: torch.Tensor = torch.segment_reduce(figures, "sum", lengths=torch.tensor(parts))
@@ -111,7 +120,7 @@ class CPUEngine:
         return inputs
 
     def _one_hot(self, labels: torch.Tensor) -> torch.Tensor:
-        targets, smoothing = self._targets[: len(labels)], self.job.config.label_smoothing
+        targets, smoothing = self._targets[: len(labels)], self.state.config.label_smoothing
         share = smoothing / targets.shape[1]
         targets.fill_(share).scatter_(1, labels[:, None], 1 - smoothing + share)
         return targets
@@ -147,6 +156,23 @@ class CPUEngine:
             self._update.add(layer, before, buffers.derivatives[layer])
         self._products.use(True)
         self._update.step(rate)
+
+
+def _set_fields(config: TrainConfig) -> set[str]:
+    """The fields that differ from their default, or have none."""
+    return {each.name for each in fields(config) if getattr(config, each.name) != each.default}
+
+
+def _is_plain(model: nn.Module) -> bool:
+    """Whether it is an nn.Sequential of nn.Linear, with biases, and nn.ReLU in turn."""
+    layers = list(model.children())
+    linears, others = layers[::2], layers[1::2]
+    return (
+        type(model) is nn.Sequential
+        and len(linears) == len(others) + 1
+        and all(type(layer) is nn.Linear and layer.bias is not None for layer in linears)
+        and all(type(layer) is nn.ReLU for layer in others)
+    )
 
 
 def rows_at_once(num_features: int) -> int:

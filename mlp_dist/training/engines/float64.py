@@ -29,7 +29,8 @@ class Float64Gradients:
     def __call__(self, inputs: torch.Tensor) -> torch.Tensor:
         if not self._is_current:
             with torch.no_grad():
-                torch._foreach_copy_(list(self._doubles.values()), list(self._parameters.values()))
+                for name, double in self._doubles.items():
+                    double.copy_(self._parameters[name])
             self._is_current = True
         outputs: torch.Tensor = functional_call(self.module, self._doubles, (inputs.double(),))
         return outputs

@@ -1,8 +1,13 @@
 """Parameter updates of CPUEngine: gradient products and the optimizer's rule."""
 
+from collections.abc import Callable
+
 import torch
 
-from mlp_dist.training.engines.job import Job
+from mlp_dist.training.state import TrainState
+
+ADAM_KERNEL, ADAMW_KERNEL = "_fused_adam_", "_fused_adamw_"
+"""Private names of torch; without them the optimizer's own step is taken."""
 
 
 class SGDUpdate:
@@ -33,37 +38,15 @@ class SGDUpdate:
         """Bring the optimizer's state up to the last step."""
 
 
-class AdamUpdate:
-    """Adam or AdamW: torch's fused kernel on the optimizer's state, at half the time of its own `step`."""
+class OptimizerUpdate:
+    """Any rule: the optimizer's own step."""
 
-    def __init__(self, weights: list[torch.Tensor], biases: list[torch.Tensor], job: Job) -> None:
+    def __init__(self, weights: list[torch.Tensor], biases: list[torch.Tensor], state: TrainState) -> None:
         self._weights = [torch.empty_like(weight) for weight in weights]
         self._biases = [torch.empty_like(bias) for bias in biases]
         pairs = zip(self._weights, self._biases, strict=True)
         self._gradients = [gradient for pair in pairs for gradient in pair]
-        parameters, states = list(job.module.parameters()), job.optimizer.state
-        for parameter in parameters:
-            if not states[parameter]:
-                states[parameter] = {
-                    "step": torch.zeros(()),
-                    "exp_avg": torch.zeros_like(parameter),
-                    "exp_avg_sq": torch.zeros_like(parameter),
-                }
-        self._parameters = [parameter.detach() for parameter in parameters]
-        self._averages = [states[parameter]["exp_avg"] for parameter in parameters]
-        self._squares = [states[parameter]["exp_avg_sq"] for parameter in parameters]
-        self._steps = [states[parameter]["step"] for parameter in parameters]
-        self._step = self._steps[0].clone()
-        (group,) = job.optimizer.param_groups
-        self._options = {
-            "beta1": group["betas"][0],
-            "beta2": group["betas"][1],
-            "eps": group["eps"],
-            "weight_decay": group["weight_decay"],
-            "amsgrad": False,
-            "maximize": False,
-        }
-        self._update = torch._fused_adamw_ if job.config.weight_decay else torch._fused_adam_
+        self._parameters, self._optimizer = list(state.model.parameters()), state.optimizer
 
     def scale(self, batch_size: int, rate: float) -> float:
         return 1 / batch_size
@@ -73,8 +56,51 @@ class AdamUpdate:
         torch.sum(derivatives, 0, out=self._biases[layer])
 
     def step(self, rate: float) -> None:
+        for parameter, gradient in zip(self._parameters, self._gradients, strict=True):
+            parameter.grad = gradient
+        self._optimizer.step()
+
+    def finish(self) -> None:
+        pass
+
+
+class AdamUpdate(OptimizerUpdate):
+    """Adam or AdamW: torch's fused kernel on the optimizer's state, at half the time of its own `step`."""
+
+    def __init__(
+        self,
+        weights: list[torch.Tensor],
+        biases: list[torch.Tensor],
+        state: TrainState,
+        kernel: Callable[..., None],
+    ) -> None:
+        super().__init__(weights, biases, state)
+        states = state.optimizer.state
+        for parameter in self._parameters:
+            if not states[parameter]:
+                states[parameter] = {
+                    "step": torch.zeros(()),
+                    "exp_avg": torch.zeros_like(parameter),
+                    "exp_avg_sq": torch.zeros_like(parameter),
+                }
+        self._averages = [states[parameter]["exp_avg"] for parameter in self._parameters]
+        self._squares = [states[parameter]["exp_avg_sq"] for parameter in self._parameters]
+        self._steps = [states[parameter]["step"] for parameter in self._parameters]
+        self._step = self._steps[0].clone()
+        (group,) = state.optimizer.param_groups
+        self._options = {
+            "beta1": group["betas"][0],
+            "beta2": group["betas"][1],
+            "eps": group["eps"],
+            "weight_decay": group["weight_decay"],
+            "amsgrad": False,
+            "maximize": False,
+        }
+        self._kernel = kernel
+
+    def step(self, rate: float) -> None:
         self._step.add_(1)
-        self._update(
+        self._kernel(
             self._parameters,
             self._gradients,
             self._averages,
@@ -90,7 +116,12 @@ class AdamUpdate:
             step.copy_(self._step)
 
 
-def build_update(job: Job, weights: list[torch.Tensor], biases: list[torch.Tensor]) -> SGDUpdate | AdamUpdate:
-    if job.config.optimizer == "sgd":
-        return SGDUpdate(weights, biases, job.config.weight_decay)
-    return AdamUpdate(weights, biases, job)
+def build_update(
+    state: TrainState, weights: list[torch.Tensor], biases: list[torch.Tensor]
+) -> SGDUpdate | OptimizerUpdate:
+    if state.config.optimizer == "sgd":
+        return SGDUpdate(weights, biases, state.config.weight_decay)
+    kernel = getattr(torch, ADAMW_KERNEL if state.config.weight_decay else ADAM_KERNEL, None)
+    if kernel is None:
+        return OptimizerUpdate(weights, biases, state)
+    return AdamUpdate(weights, biases, state, kernel)

@@ -8,8 +8,9 @@ from PIL import Image
 
 from mlp_dist.core.bundle import Bundle
 from mlp_dist.core.image import normalize
+from mlp_dist.core.kinds import KINDS
 from mlp_dist.core.model import build_model
-from mlp_dist.core.spec import KINDS, BundleSpec, ImageSpec, ModelSpec
+from mlp_dist.core.spec import BundleSpec, ImageSpec, ModelSpec
 from serve.inference.explain import explain, heat_map
 from serve.inference.request_errors import TooManyImagesError
 
