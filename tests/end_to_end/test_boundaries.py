@@ -37,14 +37,8 @@ MODULES = {
 }
 
 
-def is_for_type_checkers(node: ast.AST) -> bool:
-    return isinstance(node, ast.If) and ast.unparse(node.test) in ("TYPE_CHECKING", "typing.TYPE_CHECKING")
-
-
-def imported(node: ast.AST, *, type_checking: bool = True) -> Iterator[str]:
-    """The modules imported anywhere in `node`."""
-    if is_for_type_checkers(node) and not type_checking:
-        return
+def imported(node: ast.AST) -> Iterator[str]:
+    """The modules imported anywhere in `node`, for type checkers too."""
     if isinstance(node, ast.Import):
         yield from (alias.name for alias in node.names)
     if isinstance(node, ast.ImportFrom):
@@ -53,7 +47,7 @@ def imported(node: ast.AST, *, type_checking: bool = True) -> Iterator[str]:
             whole = f"{node.module}.{alias.name}"
             yield whole if whole in MODULES else str(node.module)
     for child in ast.iter_child_nodes(node):
-        yield from imported(child, type_checking=type_checking)
+        yield from imported(child)
 
 
 TREES = {name: ast.parse(path.read_text()) for name, path in MODULES.items()}
@@ -83,8 +77,8 @@ def test_rooms_import_downwards_only() -> None:
 
 def test_no_module_imports_itself_through_others() -> None:
     graph = {
-        name: {each for each in imported(tree, type_checking=False) if each in MODULES and each != "mlp_dist"}
-        for name, tree in TREES.items()
+        name: {each for each in found if each in MODULES and each != "mlp_dist"}
+        for name, found in IMPORTS.items()
     }
     # A package's __init__ gathers what its modules define, and its modules import each other past it.
     TopologicalSorter(graph).prepare()
