@@ -19,8 +19,7 @@ from mlp_dist.tracking.run_dir import BUNDLE, CHECKPOINTS, TABLES, write_json
 from mlp_dist.training import artifacts
 from mlp_dist.training.checkpoint import StateDict, cpu_copy
 from mlp_dist.training.recorder import RunTracker
-from mlp_dist.training.state import RunContext, TrainState
-from mlp_dist.training.steps import Record
+from mlp_dist.training.state import Record, RunContext, TrainState
 
 _MAX_CLASSES = 100
 """With more classes, per-class metrics would bury the others; the table has them."""

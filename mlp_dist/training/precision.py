@@ -1,14 +1,20 @@
-"""The precision of float32 matrix products during training."""
+"""The precision, library and number of threads of float32 matrix products during training."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
+from types import TracebackType
+from typing import Self
 
 import torch
 
 _LOSSLESS = 1e-5
 """Largest relative error that still counts as float32: bfloat16 has about 3e-3, TensorFloat-32 5e-4, float32
 less than 1e-6."""
+
+_SMALL = 4e6
+"""Floating point operations below which MKL on one thread is faster: oneDNN needs about ten microseconds to
+start, and threads need time to synchronize."""
 
 
 @lru_cache
@@ -42,3 +48,36 @@ def matmul_precision(precision: str) -> Iterator[None]:
         yield
     finally:
         torch.set_float32_matmul_precision(before)
+
+
+class Products:
+    """While entered, sets torch's global settings before each product according to its size.
+
+    `precision` applies to large products.
+    """
+
+    def __init__(self, precision: str) -> None:
+        self.precision = precision
+        self._large: bool | None = None
+
+    @staticmethod
+    def is_large(rows: int, fan_in: int, fan_out: int) -> bool:
+        return 2 * rows * fan_in * fan_out > _SMALL
+
+    def __enter__(self) -> Self:
+        self._before = torch.get_float32_matmul_precision(), torch.get_num_threads()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        precision, num_threads = self._before
+        torch.set_float32_matmul_precision(precision)
+        torch.set_num_threads(num_threads)
+        self._large = None
+
+    def use(self, large: bool) -> None:
+        if large is not self._large:
+            torch.set_float32_matmul_precision(self.precision if large else "highest")
+            torch.set_num_threads(self._before[1] if large else 1)
+            self._large = large

@@ -12,8 +12,7 @@ from mlp_dist.tracking.run_dir import CONFIG, RunRecord, write_json
 from mlp_dist.training import artifacts, identity, recorder
 from mlp_dist.training.directories import release
 from mlp_dist.training.outputs import write_outputs
-from mlp_dist.training.state import RunContext, TrainState
-from mlp_dist.training.steps import Record
+from mlp_dist.training.state import Record, RunContext, TrainState
 
 
 class Report(ExitStack):

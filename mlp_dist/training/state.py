@@ -1,21 +1,31 @@
 """What changes while a model trains, and what does not."""
 
+import math
 import time
 import uuid
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
+from accelerate import Accelerator
 from torch import nn
-from torch.optim.swa_utils import AveragedModel
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from mlp_dist.config import TrainConfig
 from mlp_dist.core.bundle import count_parameters
+from mlp_dist.core.model import build_model
 from mlp_dist.core.spec import ModelSpec
+from mlp_dist.data.batches import INITIALIZATION, generator, split_validation
 from mlp_dist.data.image_set import Dataset, ImageSet
 from mlp_dist.training.checkpoint import Checkpoint, StateDict, cpu_copy
-from mlp_dist.training.optim import learning_rate
-from mlp_dist.training.steps import EpochSteps, Record, Sum
+from mlp_dist.training.optim import build_optimizer, learning_rate
+from mlp_dist.training.precision import resolve_matmul_precision
+
+Record = dict[str, Any]
+Sum = Callable[[torch.Tensor], torch.Tensor]
+"""Sums a tensor over all processes."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +47,60 @@ class RunContext:
     matmul_precision: str
     workers: str
     parent: Path | None
+
+
+class EpochSteps:
+    """This process's summed loss and number of correct answers for each step of an epoch.
+
+    The values stay on the device until they are needed, so that no step waits for them. `seconds` is the
+    duration of the steps.
+    """
+
+    def __init__(self, number: int, batch_sizes: list[int], device: torch.device) -> None:
+        self.number, self.batch_sizes = number, batch_sizes
+        self.done, self.seconds = 0, 0.0
+        self.losses: list[Record] = []
+        self._totals = torch.zeros(len(batch_sizes), 2, dtype=torch.float64, device=device)
+
+    def at(self, number: int) -> "EpochSteps":
+        """The beginning of epoch `number`, counted from 0."""
+        return EpochSteps(number, self.batch_sizes, self._totals.device)
+
+    @property
+    def first_step(self) -> int:
+        """The number of steps before this epoch."""
+        return self.number * len(self.batch_sizes)
+
+    def add(self, totals: torch.Tensor) -> None:
+        """Add (summed loss, number correct) of the next K steps, float64 (K, 2)."""
+        self._totals[self.done : self.done + len(totals)] = totals
+        self.done += len(totals)
+
+    def mean_loss(self, every: int, total: Sum) -> Record:
+        """The mean loss of the last `every` steps, which is also added to `losses`."""
+        last = slice(self.done - every, self.done)
+        mean = total(self._totals[last, 0].sum()).item() / sum(self.batch_sizes[last])
+        record = {"step": self.first_step + self.done, "loss": mean, "timestamp_ms": int(time.time() * 1000)}
+        self.losses.append(record)
+        return record
+
+    def totals(self, total: Sum) -> torch.Tensor:
+        """(summed loss, number correct) of each finished step over all processes, float64 (done, 2)."""
+        return total(self._totals[: self.done].clone()).cpu()
+
+    def first_not_finite(self) -> float:
+        """The first step, from 1, whose loss is not finite on this process; else infinity."""
+        wrong = (~self._totals[: self.done, 0].isfinite()).nonzero()
+        return self.first_step + wrong[0].item() + 1 if len(wrong) else math.inf
+
+    def state_dict(self, total: Sum) -> Record:
+        return {"totals": self.totals(total), "losses": self.losses, "seconds": self.seconds}
+
+    def load_state_dict(self, state: Record, *, is_main: bool) -> None:
+        """Restore the epoch; the main process takes the totals of all, so that they count once."""
+        self.done, self.seconds, self.losses = len(state["totals"]), state["seconds"], list(state["losses"])
+        if is_main:
+            self._totals[: self.done] = state["totals"].to(self._totals)
 
 
 @dataclass
@@ -135,3 +199,63 @@ class TrainState:
         if checkpoint.epoch_steps is not None:
             self.epoch.load_state_dict(checkpoint.epoch_steps, is_main=is_main)
         self.saved = checkpoint.progress
+
+
+def run_context(
+    config: TrainConfig,
+    data: Dataset,
+    accelerator: Accelerator,
+    output_dir: Path,
+    workers: str,
+    parent: Path | None,
+) -> RunContext:
+    device = accelerator.device
+    train, val = split_validation(data.train, config.val_size or 0)
+    return RunContext(
+        data=data,
+        train_set=train.to(device),
+        val_set=val.to(device),
+        test_set=data.test.to(device),
+        spec=ModelSpec((data.image.num_features, *config.hidden_sizes, len(data.classes)), config.model),
+        output_dir=output_dir,
+        device=device,
+        rank=accelerator.process_index,
+        world_size=accelerator.num_processes,
+        matmul_precision=resolve_matmul_precision(config.matmul_precision, device),
+        workers=workers,
+        parent=parent,
+    )
+
+
+def new_state(config: TrainConfig, run: RunContext, accelerator: Accelerator) -> TrainState:
+    source, average = generator(config.seed, INITIALIZATION), None
+    model = build_model(run.spec, generator=source, initialization=config.initialization).to(run.device)
+    if config.ema_decay:
+        average_fn = get_ema_multi_avg_fn(config.ema_decay)  # type: ignore[no-untyped-call]
+        average = AveragedModel(model, multi_avg_fn=average_fn)
+    num_images, size = len(run.train_set), config.batch_size
+    sizes = [min(size, num_images - start) for start in range(0, num_images, size)]
+    return TrainState(
+        config=config,
+        model=model,
+        optimizer=build_optimizer(config, model.parameters()),
+        epoch=EpochSteps(0, sizes, run.device),
+        average=average,
+        scaler=accelerator.scaler,
+    )
+
+
+def chunks(steps: range, size: int, every: Sequence[tuple[int, int]]) -> list[range]:
+    """Divide `steps` into ranges of at most `size`.
+
+    `every` holds (interval, steps since the interval's start) at the first of the steps; a range ends with
+    each step that completes an interval. Intervals of 0 are ignored.
+    """
+    ranges, start = [], steps.start
+    for step in steps:
+        done = step + 1 - steps.start
+        is_due = any(interval and (before + done) % interval == 0 for interval, before in every)
+        if is_due or step + 1 - start == size or step + 1 == steps.stop:
+            ranges.append(range(start, step + 1))
+            start = step + 1
+    return ranges

@@ -2,32 +2,43 @@
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from accelerate import Accelerator
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from mlp_dist.config import TrainConfig
 from mlp_dist.console import progress
 from mlp_dist.console.processes import Interrupted, StopSignals
 from mlp_dist.core.errors import TrainingError
 from mlp_dist.core.model import build_model
-from mlp_dist.core.spec import ModelSpec
-from mlp_dist.data.batches import INITIALIZATION, generator, prefetch, split_validation, training_order
+from mlp_dist.data.batches import prefetch, training_order
 from mlp_dist.data.evaluate import loss_and_correct
 from mlp_dist.data.image_set import Dataset, ImageSet
 from mlp_dist.training.checkpoint import Checkpoint, save_checkpoint
 from mlp_dist.training.directories import remember_output_dir
 from mlp_dist.training.distributed.peers import Peers
-from mlp_dist.training.engines import build_engine
-from mlp_dist.training.optim import build_optimizer
-from mlp_dist.training.precision import resolve_matmul_precision
+from mlp_dist.training.engines.accelerated import AcceleratedEngine
+from mlp_dist.training.engines.cpu import CPUEngine
 from mlp_dist.training.report import Report
-from mlp_dist.training.state import RunContext, TrainState
-from mlp_dist.training.steps import EpochSteps, Pace, Record, chunks
+from mlp_dist.training.state import Record, RunContext, TrainState, chunks, new_state, run_context
+
+
+class Engine(Protocol):
+    """Runs training steps; most efficient with about `steps_at_once` of them per call."""
+
+    steps_at_once: int
+
+    def train(self, step: int, sizes: Sequence[int], images: ImageSet) -> torch.Tensor:
+        """Take one step for each global batch of `sizes`; `step`, from 0, is the number of the first one.
+
+        `images` are this process's share of the batches, one batch after the other: of each batch every
+        `num_processes`-th image from `process_index` on. Updates the state's model, optimizer and average.
+        Returns this process's (summed loss, number correct) of each step, float64 (len(sizes), 2).
+        """
 
 
 class Trainer:
@@ -49,12 +60,12 @@ class Trainer:
         parent: Path | None = None,
     ) -> None:
         self.accelerator, self.peers = accelerator, peers or Peers()
-        self.run = _run_context(config, data, accelerator, output_dir, workers, parent)
-        self.state = _new_state(config, self.run, accelerator)
+        self.run = run_context(config, data, accelerator, output_dir, workers, parent)
+        self.state = new_state(config, self.run, accelerator)
         if checkpoint is not None:
             self.state.restore(checkpoint, is_main=accelerator.is_main_process)
         self.state.data_digest = self.state.data_digest or data.digest()
-        self.engine = build_engine(self.state, self.run, accelerator)
+        self.engine = _build_engine(self.state, self.run, accelerator)
         # A second module: evaluation has no dropout and no autocast, and may use the averaged weights.
         self.evaluated = build_model(self.run.spec).to(accelerator.device).eval()
         self.pace, self.bar = Pace(), progress.no_bar()
@@ -212,45 +223,36 @@ class Trainer:
         return summed
 
 
-def _run_context(
-    config: TrainConfig,
-    data: Dataset,
-    accelerator: Accelerator,
-    output_dir: Path,
-    workers: str,
-    parent: Path | None,
-) -> RunContext:
-    device = accelerator.device
-    train, val = split_validation(data.train, config.val_size or 0)
-    return RunContext(
-        data=data,
-        train_set=train.to(device),
-        val_set=val.to(device),
-        test_set=data.test.to(device),
-        spec=ModelSpec((data.image.num_features, *config.hidden_sizes, len(data.classes)), config.model),
-        output_dir=output_dir,
-        device=device,
-        rank=accelerator.process_index,
-        world_size=accelerator.num_processes,
-        matmul_precision=resolve_matmul_precision(config.matmul_precision, device),
-        workers=workers,
-        parent=parent,
-    )
+def _build_engine(state: TrainState, run: RunContext, accelerator: Accelerator) -> Engine:
+    """The fast engine where it honours every option that is set, otherwise the general one."""
+    if CPUEngine.supports(state, accelerator):
+        return CPUEngine(state, run)
+    return AcceleratedEngine(state, run, accelerator)
 
 
-def _new_state(config: TrainConfig, run: RunContext, accelerator: Accelerator) -> TrainState:
-    source, average = generator(config.seed, INITIALIZATION), None
-    model = build_model(run.spec, generator=source, initialization=config.initialization).to(run.device)
-    if config.ema_decay:
-        average_fn = get_ema_multi_avg_fn(config.ema_decay)  # type: ignore[no-untyped-call]
-        average = AveragedModel(model, multi_avg_fn=average_fn)
-    num_images, size = len(run.train_set), config.batch_size
-    sizes = [min(size, num_images - start) for start in range(0, num_images, size)]
-    return TrainState(
-        config=config,
-        model=model,
-        optimizer=build_optimizer(config, model.parameters()),
-        epoch=EpochSteps(0, sizes, run.device),
-        average=average,
-        scaler=accelerator.scaler,
-    )
+class Pace:
+    """When the processes synchronize: after the same steps on all, about every quarter of a second.
+
+    After each step it would cost more than a small model's step, and drain a GPU's queue.
+    """
+
+    SECONDS = 0.25
+
+    def __init__(self) -> None:
+        self._steps, self._left = 1, 1
+        self._since = time.perf_counter()
+
+    def due(self, number: int) -> bool:
+        """Call after each `number` of steps."""
+        self._left -= number
+        return self._left <= 0
+
+    def elapsed(self) -> float:
+        """Seconds since the last synchronization."""
+        return time.perf_counter() - self._since
+
+    def restart(self, seconds: float) -> None:
+        """Start the next interval; `seconds` is the last one's longest duration over all processes."""
+        steps = self._steps * self.SECONDS / max(seconds, 1e-6)
+        self._steps = self._left = max(1, min(round(steps), 10 * self._steps, 1000))
+        self._since = time.perf_counter()

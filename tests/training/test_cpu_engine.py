@@ -9,9 +9,10 @@ import pytest
 import torch
 
 from mlp_dist.config import TrainConfig
-from mlp_dist.training.engines import AcceleratedEngine, CPUEngine, updates
-from mlp_dist.training.engines.cpu import rows_at_once
-from mlp_dist.training.engines.products import Products
+from mlp_dist.training.engines import cpu
+from mlp_dist.training.engines.accelerated import AcceleratedEngine
+from mlp_dist.training.engines.cpu import CPUEngine, rows_at_once
+from mlp_dist.training.precision import Products
 from tests.helpers.variants import PLAIN, copied, take_step, trainer
 
 BATCH = torch.arange(119)
@@ -108,15 +109,15 @@ def test_adam_needs_no_private_kernel(
     weight_decay: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     found = []
-    for update in (updates.AdamUpdate, updates.OptimizerUpdate):
+    for update in (cpu.AdamUpdate, cpu.OptimizerUpdate):
         with trainer(replace(PLAIN, optimizer="adam", weight_decay=weight_decay), tmp_path) as made:
             assert isinstance(made.engine, CPUEngine)
             assert type(made.engine._update) is update
             for step in range(3):
                 take_step(made, step, BATCH)
             found.append(copied(made.state.weights))
-        monkeypatch.setattr(updates, "ADAM_KERNEL", "gone")
-        monkeypatch.setattr(updates, "ADAMW_KERNEL", "gone")
+        monkeypatch.setattr(cpu, "ADAM_KERNEL", "gone")
+        monkeypatch.setattr(cpu, "ADAMW_KERNEL", "gone")
     for name, tensor in found[0].items():
         torch.testing.assert_close(found[1][name], tensor, rtol=0, atol=1e-6)
 

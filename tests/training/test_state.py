@@ -1,6 +1,7 @@
 import pytest
 
-from mlp_dist.training.steps import Pace, chunks
+from mlp_dist.training.state import chunks
+from mlp_dist.training.trainer import Pace
 
 
 @pytest.mark.parametrize(
