@@ -4,7 +4,7 @@
     model = load_model("best")
     model.predict_proba(["seven.png"])
 
-This module stands in every model archive and is imported by every command, so each name below is imported
+Every model archive contains this module and every command imports it, so each name below is imported
 when it is first used.
 """
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 __version__ = "0.2.0"
 
-# The commands stand in cli/ and are run as `python -m mlp_dist.train`.
+# The commands are in cli/ and are run as `python -m mlp_dist.train`.
 __path__.append(f"{__path__[0]}/cli")
 
 _HOMES = {

@@ -1,4 +1,4 @@
-"""Training as torch's own parts do it, without any of the package's: what its options are held against."""
+"""A training loop of torch's own parts, the reference for the trainer's options."""
 
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
