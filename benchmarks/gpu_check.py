@@ -20,10 +20,11 @@ from typing import Any
 
 import torch
 
-from mlp_dist.console import command, processes
+from mlp_dist.console import command
 from mlp_dist.core.errors import TrainingError, UsageError
 from mlp_dist.core.io import replacing_file
 from mlp_dist.data.datasets import default_data_dir
+from mlp_dist.training.distributed import use_cpu
 
 _ROOT = Path(__file__).resolve().parents[1]
 RECIPE = "mnist-128-64-adam"
@@ -68,7 +69,7 @@ def main() -> int:
     parser.add_argument("--cases", nargs="+", metavar="NAME", default=[], help="passed on, too (all)")
     parser.add_argument("--output", type=Path, metavar="DIR", default=_ROOT / "benchmarks/results")
     args = parser.parse_args()
-    if processes.use_cpu():
+    if use_cpu():
         raise UsageError(
             f"torch {torch.__version__} finds no CUDA GPU here (or ACCELERATE_USE_CPU disables it); "
             "run this on a machine with a GPU"

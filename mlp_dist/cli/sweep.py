@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from mlp_dist.config import DEFAULT_EXPERIMENT
 from mlp_dist.console import command, progress
-from mlp_dist.console.processes import StopSignals
+from mlp_dist.console.process import StopSignals
 from mlp_dist.core.errors import TrainingError, UsageError
 from mlp_dist.tracking import next_steps
 from mlp_dist.training import recorder

@@ -8,6 +8,7 @@ import re
 import signal
 import sys
 import textwrap
+import time
 import traceback
 from argparse import SUPPRESS
 from collections.abc import Callable, Sequence
@@ -15,10 +16,13 @@ from types import FrameType
 from typing import Any, NoReturn
 
 from mlp_dist.console import colors
-from mlp_dist.console.processes import Interrupted, is_main, let_main_report_first, limit_spinning
+from mlp_dist.console.process import RANKS, Interrupted, is_launched, is_main, limit_spinning, variable
 from mlp_dist.core.errors import MlpDistError, ProcessLostError, did_you_mean
 
 DEBUG = "--debug"
+
+_REPORT_SECONDS = 5.0
+"""Upper bound on how much later the main process meets the same error."""
 
 _SMALLER = "a training needs less with a smaller --batch-size or --hidden-sizes"
 
@@ -72,7 +76,7 @@ class Parser(argparse.ArgumentParser):
         if is_main():
             print(colors.error(f"{message}\n({self.prog} --help tells more)"), file=sys.stderr)
         else:
-            let_main_report_first()
+            _let_main_report_first()
         raise SystemExit(2)
 
 
@@ -129,7 +133,7 @@ def run(main: Callable[[], int | None], *, at_once: bool = False) -> NoReturn:
         if _is_reported_here(error):
             _print(colors.error(_message(error)), *getattr(error, "__notes__", []))
         elif not isinstance(error, ProcessLostError):
-            let_main_report_first()
+            _let_main_report_first()
     if at_once:
         _exit_at_once(code)
     raise SystemExit(code)
@@ -137,6 +141,15 @@ def run(main: Callable[[], int | None], *, at_once: bool = False) -> NoReturn:
 
 def _interrupt(signum: int, frame: FrameType | None) -> NoReturn:
     raise Interrupted(signum)
+
+
+def _let_main_report_first() -> None:
+    """Delay an exit so that rank 0, which meets the same error, can print it.
+
+    A launcher kills all its processes as soon as one has failed.
+    """
+    if is_launched():
+        time.sleep(_REPORT_SECONDS)
 
 
 def _print(*lines: str) -> None:
@@ -160,7 +173,7 @@ def _message(error: Exception) -> str:
         return f"the GPU's memory is too small: {first}; {_SMALLER}, or another GPU by CUDA_VISIBLE_DEVICES"
     if isinstance(error, OSError):
         return f"{error.filename}: {error.strerror}" if error.filename else str(error)
-    rank = "" if is_main() else f" in the process of rank {os.environ['RANK']}"
+    rank = "" if is_main() else f" in the process of rank {variable(RANKS, '')}"
     return f"unexpected {type(error).__name__}{rank}: {error}; {DEBUG} shows the traceback"
 
 

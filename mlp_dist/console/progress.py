@@ -12,7 +12,7 @@ from typing import Any, TextIO, TypeAlias
 
 from tqdm import tqdm
 
-from mlp_dist.console.processes import is_main
+from mlp_dist.console.process import is_main
 
 Bar: TypeAlias = "tqdm[Any]"
 

@@ -11,7 +11,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mlp_dist.console import command, processes
+from mlp_dist.console import command
+from mlp_dist.console.process import end_with
 from mlp_dist.core.errors import TrainingError
 from mlp_dist.sweep.plan import Plan, load_plan
 from mlp_dist.training import recorder
@@ -27,7 +28,7 @@ class Pruned(KeyboardInterrupt):
 
 def main() -> None:
     directory, session, parent = sys.argv[1:]
-    processes.end_with(int(parent))
+    end_with(int(parent))
     # The recorder's process imports mlflow while this one imports torch.
     recorder.start()
     from mlp_dist.sweep.study import Study
@@ -44,9 +45,7 @@ def train(trial: "Trial", plan: Plan) -> None:
 
     from mlp_dist.training.setup import start_training
 
-    # The run records sys.argv as its command.
-    sys.argv = plan.command(trial.values)[3:]
-    print(f"trial {trial.number}: {' '.join(sys.argv)}", flush=True)
+    print(f"trial {trial.number}: {' '.join(plan.command(trial.values)[3:])}", flush=True)
     config = plan.config(trial.number, trial.values)
     training = start_training(config, resume="auto", parent=plan.directory)
     for record in training.state.history:

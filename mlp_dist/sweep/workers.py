@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from mlp_dist.console.processes import num_cores
+from mlp_dist.console.process import num_cores
 
 _STOP_SECONDS = 60.0
 """Time for a worker to write a checkpoint and to report it to MLflow."""
@@ -101,7 +101,7 @@ def visible_gpus() -> list[str]:
     """The GPUs' names for CUDA_VISIBLE_DEVICES; empty if training uses the CPU."""
     import torch
 
-    from mlp_dist.console.processes import use_cpu
+    from mlp_dist.training.distributed import use_cpu
 
     if use_cpu():
         return []

@@ -38,13 +38,7 @@ class Recording:
         self._monitored: set[str] = set()
         self._drawing = ThreadPoolExecutor(1, "drawing")
 
-    def open(self, directory: Path, cwd: str, words: list[str], variables: dict[str, str]) -> None:
-        """Take over the trainer's directory, arguments and MLFLOW_* variables, which select the store."""
-        os.chdir(cwd)
-        sys.argv = words
-        for name in [name for name in os.environ if name.startswith("MLFLOW_")]:
-            del os.environ[name]
-        os.environ.update(variables)
+    def open(self, directory: Path) -> None:
         self._may_draw.clear()
         self._opened = time.monotonic()
         self._delivery.opened(directory)

@@ -21,7 +21,7 @@ from mlp_dist.training.checkpoint import (
     load_checkpoint,
     set_aside_damaged,
 )
-from mlp_dist.training.distributed.rendezvous import recall, remember
+from mlp_dist.training.distributed import recall, remember
 
 OUTPUTS = Path("outputs")
 

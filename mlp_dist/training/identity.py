@@ -14,9 +14,9 @@ import torch
 
 import mlp_dist
 from mlp_dist.config import TrainConfig
-from mlp_dist.console.processes import launch_command
 from mlp_dist.data.batches import usual_val_size
-from mlp_dist.recipes import overrides
+from mlp_dist.recipes import overrides, training_command
+from mlp_dist.training.distributed import launch_command
 from mlp_dist.training.state import RunContext, TrainState
 
 _VERSIONS = ("torch", "accelerate")
@@ -51,19 +51,21 @@ def description(state: TrainState, context: RunContext) -> str:
         f"A perceptron {context.spec} ({state.num_parameters:,} parameters) on {data.title}: {images}"
         f"{len(context.test_set):,} test images, {len(data.classes)} classes. {config.optimizer} at "
         f"{config.lr:g}, batches of {config.batch_size}, {config.epochs} epochs, {context.workers}.\n\n"
-        f"    {shlex.join(command())}\n\nFiles: `{context.output_dir}`"
+        f"    {shlex.join(command(config, context))}\n\nFiles: `{context.output_dir}`"
     )
 
 
-def command() -> list[str]:
-    """The command line that started this training."""
+def command(config: TrainConfig, context: RunContext) -> list[str]:
+    """The command line that started this training, or that repeats it, if it is one of a sweep."""
+    if context.parent is not None:
+        return training_command(config)
     return [*launch_command().split(), *sys.argv[1:]]
 
 
 def tags(config: TrainConfig, context: RunContext) -> dict[str, str]:
     """The run's command, machine, versions and git state."""
     return {
-        **started_by(command()),
+        **started_by(command(config, context)),
         "recipe": config.recipe,
         "device": _device(context.device),
         "num_processes": str(context.world_size),

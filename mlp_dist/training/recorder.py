@@ -4,7 +4,6 @@ That process, tracking/recording.py, also draws the figures. The training waits 
 few seconds: what MLflow does not have yet stays in the run's directory.
 """
 
-import atexit
 import os
 import pickle
 import shlex
@@ -12,6 +11,7 @@ import signal
 import subprocess
 import sys
 import threading
+import weakref
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from mlp_dist.console import progress
-from mlp_dist.console.processes import STOP_SIGNALS
+from mlp_dist.console.process import STOP_SIGNALS
 from mlp_dist.core.errors import TrackingError
 from mlp_dist.tracking.delivery import Outcome
 from mlp_dist.tracking.run_dir import FAILED, FINISHED, KILLED, RunRecord
@@ -41,7 +41,7 @@ class Recorder:
 
     def __init__(self) -> None:
         self._connection, theirs = Pipe()
-        self.patience = PATIENCE
+        self.patience, self.store = PATIENCE, _store()
         words = [sys.executable, "-u", "-P", "-m", "mlp_dist.tracking.recording", str(theirs.fileno())]
         # The process must find the same modules as this one.
         path = os.pathsep.join(entry or str(Path.cwd()) for entry in sys.path)
@@ -62,7 +62,8 @@ class Recorder:
             theirs.close()
         # In a thread, so that a signal cannot interrupt half a request.
         self._thread = ThreadPoolExecutor(1, "recorder")
-        atexit.register(self.close)
+        # Also at exit. Runs that are open stay open.
+        self.close = weakref.finalize(self, _kill, self._process)
 
     @property
     def is_alive(self) -> bool:
@@ -88,21 +89,26 @@ class Recorder:
             return f"was killed by {signal.Signals(-code).name}" if code < 0 else f"exited with {code}"
         return "does not respond"
 
-    def close(self) -> None:
-        """Kill the process; runs that are open stay open."""
-        self._process.kill()
-        self._process.wait()
+
+def _kill(process: "subprocess.Popen[bytes]") -> None:
+    process.kill()
+    process.wait()
 
 
 _recorder: Recorder | None = None
 _starting = threading.Lock()
 
 
+def _store() -> tuple[Path, dict[str, str]]:
+    """The current directory and MLflow's variables, which select its store; a recorder keeps its own."""
+    return Path.cwd(), {name: value for name, value in os.environ.items() if name.startswith("MLFLOW_")}
+
+
 def start() -> Recorder:
-    """This process's recorder, started if needed."""
+    """This process's recorder for the current store, started if needed."""
     global _recorder
     with _starting:
-        if _recorder is None or not _recorder.is_alive:
+        if _recorder is None or not _recorder.is_alive or _recorder.store != _store():
             _recorder = Recorder()
         return _recorder
 
@@ -124,11 +130,7 @@ class RunTracker:
 
     def _open(self) -> None:
         self._recorder, self._starts_left = start(), self._starts_left - 1
-        variables = {name: value for name, value in os.environ.items() if name.startswith("MLFLOW_")}
-        # A notebook may have called mlflow.set_tracking_uri.
-        if "mlflow" in sys.modules:
-            variables["MLFLOW_TRACKING_URI"] = sys.modules["mlflow"].get_tracking_uri()
-        self._send("open", str(Path.cwd()), sys.argv, variables)
+        self._send("open")
 
     def _save(self) -> None:
         if (now := asdict(self.record)) != self._saved:

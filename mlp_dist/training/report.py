@@ -5,7 +5,7 @@ from typing import Any
 
 from mlp_dist.config import WHERE
 from mlp_dist.console import progress
-from mlp_dist.console.processes import StopSignals
+from mlp_dist.console.process import StopSignals
 from mlp_dist.core.errors import TrackingError
 from mlp_dist.recipes import format_value
 from mlp_dist.tracking.run_dir import CONFIG, RunRecord, write_json

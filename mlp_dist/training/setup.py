@@ -13,20 +13,17 @@ from typing import cast
 
 import torch
 from accelerate import Accelerator, PartialState
-from accelerate.utils import gather_object
 
 from mlp_dist.config import TrainConfig
-from mlp_dist.console import processes
 from mlp_dist.core.catalog import CATALOG
 from mlp_dist.core.errors import CheckpointError, DataError, DownloadError, UsageError
 from mlp_dist.data.batches import usual_val_size
 from mlp_dist.data.datasets import default_data_dir, prepare_dataset, read_dataset
 from mlp_dist.data.image_set import Dataset
+from mlp_dist.training import distributed
 from mlp_dist.training.checkpoint import Checkpoint
 from mlp_dist.training.directories import find_checkpoint, new_output_dir, resumed_config
-from mlp_dist.training.distributed import rendezvous
-from mlp_dist.training.distributed.network import choose_interface
-from mlp_dist.training.distributed.peers import Peers
+from mlp_dist.training.distributed import Peers
 from mlp_dist.training.trainer import Trainer
 
 
@@ -46,21 +43,11 @@ def start_training(
 
     Raises UsageError, CheckpointError or DataError on all processes; ProcessLostError if one has died.
     """
-    processes.check_launcher()
-    use_cpu = processes.use_cpu()
+    use_cpu = distributed.use_cpu()
     _check_machine(config, use_cpu)
-    choose_interface()
-    rendezvous.join(use_cpu)
-    processes.set_threads()
-    state = PartialState(cpu=use_cpu)
-    if state.num_processes != processes.world_size():
-        raise UsageError(
-            f"{processes.world_size()} processes were started, but Accelerate found {state.num_processes}; "
-            "start them with accelerate launch --multi_gpu --num_processes N"
-        )
-    peers = Peers()
+    peers = distributed.connect(use_cpu)
     with peers.watched():
-        return _build_trainer(config, state, peers, resume=resume, given=given, parent=parent)
+        return _build_trainer(config, PartialState(), peers, resume=resume, given=given, parent=parent)
 
 
 def _check_machine(config: TrainConfig, use_cpu: bool) -> None:
@@ -86,7 +73,7 @@ def _build_trainer(
     output_dir, checkpoint = peers.on_main(lambda: find_checkpoint(config, resume=resume))
     if checkpoint is not None:
         config = resumed_config(checkpoint, config, given)
-    config, data = _load_data(state, config)
+    config, data = _load_data(peers, config)
     if checkpoint is not None:
         _check_same_data(checkpoint, data)
     if output_dir is None:
@@ -108,15 +95,15 @@ def _build_trainer(
     return trainer
 
 
-def _load_data(state: PartialState, config: TrainConfig) -> tuple[TrainConfig, Dataset]:
+def _load_data(peers: Peers, config: TrainConfig) -> tuple[TrainConfig, Dataset]:
     config = replace(config, data_dir=(config.data_dir or default_data_dir()).absolute())
-    data = _read_in_turn(state, config)
+    data = _read_in_turn(peers, config)
     if isinstance(data, DownloadError) and config.fallback_dataset is not None:
         config = replace(config, dataset=config.fallback_dataset)
-        if state.is_main_process:
+        if peers.rank == 0:
             reason = str(data).splitlines()[0]
             print(f"{reason}; training on {CATALOG[config.dataset].title} instead", flush=True)
-        data = _read_in_turn(state, config)
+        data = _read_in_turn(peers, config)
     if isinstance(data, DataError):
         raise data
     return complete_config(config, data)
@@ -140,20 +127,19 @@ def complete_config(config: TrainConfig, data: Dataset) -> tuple[TrainConfig, Da
     return replace(config, dataset=data.name, fallback_dataset=None, val_size=val_size), data
 
 
-def _read_in_turn(state: PartialState, config: TrainConfig) -> Dataset | DataError:
+def _read_in_turn(peers: Peers, config: TrainConfig) -> Dataset | DataError:
     """The data set, or the first error of any process; the same on all processes.
 
     One process per machine reads first, since it may have to download files or decode images.
     """
     outcome: Dataset | DataError | None = None
     for first in (True, False):
-        if state.is_local_main_process == first:
+        if peers.is_local_main == first:
             outcome = _read(config)
-        problem = outcome if isinstance(outcome, DataError) else None
-        problems = gather_object([problem]) if state.num_processes > 1 else [problem]
+        problems = peers.gather(outcome if isinstance(outcome, DataError) else None)
         found = next((each for each in problems if each is not None), None)
         if found is not None:
-            return cast(DataError, found)
+            return found
     return cast(Dataset, outcome)
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from mlp_dist.console.command import Parser, run
-from mlp_dist.console.processes import Interrupted
+from mlp_dist.console.process import Interrupted
 from mlp_dist.core.errors import BundleError, UsageError
 
 
@@ -96,6 +96,7 @@ def test_only_the_main_process_reports_an_error(
     code: int,
     message: str,
 ) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
     for rank, expected in (("0", message), ("1", "")):
         monkeypatch.setenv("RANK", rank)
         assert run_and_fail(error) == code
@@ -106,6 +107,7 @@ def test_unexpected_errors_name_the_rank_and_debug_shows_the_traceback(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
     message = "error: unexpected ZeroDivisionError in the process of rank 1: odd"
     assert run_and_fail(ZeroDivisionError("odd")) == 1
     assert capsys.readouterr().err == f"{message}; --debug shows the traceback\n"

@@ -47,7 +47,7 @@ def test_piped_stdout_has_the_lines_and_only_rank_0_draws_bars() -> None:
     seen = in_terminal(WORK, ROOT, piped=True)
     assert seen.stdout.splitlines() == LINES
     assert "decoding: 100%|" in seen.written
-    seen = in_terminal(WORK, ROOT, RANK="1")
+    seen = in_terminal(WORK, ROOT, RANK="1", WORLD_SIZE="2")
     assert "decoding" not in seen.written
     assert seen.screen == [*LINES, ""]
 

@@ -12,12 +12,11 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 
 from mlp_dist.config import TrainConfig
-from mlp_dist.console.processes import StopSignals
+from mlp_dist.console.process import StopSignals
 from mlp_dist.data.datasets import read_dataset
 from mlp_dist.data.image_set import Dataset
 from mlp_dist.training.checkpoint import Checkpoint
-from mlp_dist.training.distributed.peers import Peers
-from mlp_dist.training.distributed.rendezvous import join
+from mlp_dist.training.distributed import Peers, connect
 from mlp_dist.training.setup import complete_config
 from mlp_dist.training.trainer import Trainer
 
@@ -131,7 +130,7 @@ def copied(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 
 def main(output: Path, names: list[str]) -> None:
-    join(use_cpu=True)
+    connect(use_cpu=True)
     results = {name: train(VARIANTS[name], output.parent) for name in names}
     accelerator = Accelerator(cpu=True)
     if accelerator.is_main_process:

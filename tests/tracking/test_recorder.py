@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -42,6 +43,23 @@ def points(mlflow: Any, run_id: str | None, name: str) -> list[tuple[int, float,
     return [(point.step, point.value, point.timestamp) for point in history]
 
 
+@pytest.fixture(scope="module")
+def store(empty_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory with a store for several tests, which then share a recorder."""
+    return Path(shutil.copy(empty_store, tmp_path_factory.mktemp("shared"))).parent
+
+
+@pytest.fixture
+def shared(store: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """mlflow with that store."""
+    import mlflow
+
+    monkeypatch.chdir(store)
+    mlflow.set_tracking_uri(f"sqlite:///{store}/mlflow.db")
+    yield mlflow
+    mlflow.set_tracking_uri(None)
+
+
 @pytest.fixture
 def stderr(capfd: pytest.CaptureFixture[str]) -> Iterator[Callable[[], str]]:
     """Reads the stderr of a new recorder, which closes with the test: it would retry failed uploads."""
@@ -55,7 +73,7 @@ def stderr(capfd: pytest.CaptureFixture[str]) -> Iterator[Callable[[], str]]:
     [(None, "FINISHED"), (KeyboardInterrupt, "KILLED"), (RuntimeError, "FAILED")],
 )
 def test_status_follows_the_exception(
-    raised: type[BaseException] | None, status: str, mlflow: Any, tmp_path: Path
+    raised: type[BaseException] | None, status: str, shared: Any, tmp_path: Path
 ) -> None:
     run_id = None
     with (
@@ -65,7 +83,7 @@ def test_status_follows_the_exception(
         run_id = run.run_id()
         if raised is not None:
             raise raised
-    found = mlflow.get_run(run_id)
+    found = shared.get_run(run_id)
     assert (found.info.status, found.info.run_name) == (status, "name")
     assert found.info.end_time == RunRecord.load(tmp_path).ended_ms
 
@@ -73,6 +91,7 @@ def test_status_follows_the_exception(
 def test_epochs_are_uploaded_once(mlflow: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # A notebook's mlflow.set_tracking_uri takes precedence.
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/other.db")
+    mlflow.set_tracking_uri(f"sqlite:///{tmp_path}/./mlflow.db")
     with recorder.open_run(tmp_path, new_record()) as run:
         write_epochs(tmp_path, 1)
         run_id = run.run_id()
@@ -126,9 +145,9 @@ def test_failed_upload_is_kept(mlflow: Any, tmp_path: Path, stderr: Callable[[],
 
 
 def test_many_runs_wait_less_for_an_unreachable_server(
-    mlflow: Any, tmp_path: Path, stderr: Callable[[], str], monkeypatch: pytest.MonkeyPatch
+    mlflow: Any, tmp_path: Path, stderr: Callable[[], str]
 ) -> None:
-    monkeypatch.setattr(mlflow, "get_tracking_uri", lambda: "http://127.0.0.1:9")
+    mlflow.set_tracking_uri("http://127.0.0.1:9")
     with recorder.open_run(tmp_path, new_record()) as parent, contextlib.ExitStack() as closing:
         for number in range(4):
             directory = tmp_path / str(number)
@@ -143,11 +162,12 @@ def test_many_runs_wait_less_for_an_unreachable_server(
 
 
 def recorder_of(process: psutil.Process) -> psutil.Process:
-    (found,) = (each for each in process.children() if "mlp_dist.tracking.recording" in each.cmdline())
-    return found
+    """The newest one; others may wait to be collected."""
+    found = (each for each in process.children() if "mlp_dist.tracking.recording" in each.cmdline())
+    return max(found, key=psutil.Process.create_time)
 
 
-def test_training_does_not_wait_for_a_stopped_recorder(mlflow: Any, tmp_path: Path) -> None:
+def test_training_does_not_wait_for_a_stopped_recorder(shared: Any, tmp_path: Path) -> None:
     with recorder.open_run(tmp_path, new_record()) as run:
         process = recorder_of(psutil.Process())
         process.suspend()
@@ -158,15 +178,15 @@ def test_training_does_not_wait_for_a_stopped_recorder(mlflow: Any, tmp_path: Pa
             assert process.status() == psutil.STATUS_STOPPED
         finally:
             process.resume()
-    assert len(points(mlflow, run.run_id(), "train/loss")) == 100
+    assert len(points(shared, run.run_id(), "train/loss")) == 100
 
 
-def test_killed_recorder_is_restarted(mlflow: Any, tmp_path: Path) -> None:
+def test_killed_recorder_is_restarted(shared: Any, tmp_path: Path) -> None:
     with recorder.open_run(tmp_path, new_record()) as run:
         first = run.run_id()
         recorder_of(psutil.Process()).kill()
         run.record.summary = {"best_epoch": 1}
-    found = mlflow.get_run(first)
+    found = shared.get_run(first)
     assert (found.info.status, found.data.metrics["best_epoch"]) == ("FINISHED", 1)
 
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 
-from mlp_dist.console.processes import StopSignals
+from mlp_dist.console.process import StopSignals
 from mlp_dist.core.errors import CheckpointError, UsageError
 from mlp_dist.data.datasets import read_dataset
 from mlp_dist.training.checkpoint import (

@@ -11,7 +11,7 @@ from accelerate import Accelerator
 from torch import nn
 
 from mlp_dist.config import TrainConfig
-from mlp_dist.console.processes import Interrupted, StopSignals
+from mlp_dist.console.process import Interrupted, StopSignals
 from mlp_dist.core.errors import TrainingError
 from mlp_dist.core.image import normalize
 from mlp_dist.data import arrays, batches

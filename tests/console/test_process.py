@@ -7,18 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
-from mlp_dist.console.processes import (
+from mlp_dist.console.process import (
     STOP_SIGNALS,
     Interrupted,
     StopSignals,
-    check_launcher,
-    launch_command,
     num_cores,
-    use_cpu,
 )
-from mlp_dist.core.errors import UsageError
 from tests.helpers.launching import run
 
 CORES = num_cores()
@@ -26,13 +21,13 @@ CORES = num_cores()
 SCRIPT = """
 import json, os, sys
 from mlp_dist.console import command
-from mlp_dist.console.processes import check_launcher, is_main, set_threads, world_size
+from mlp_dist.console.process import is_main
+from mlp_dist.training.distributed import connect
 
 def main():
-    check_launcher()
-    set_threads()
+    peers = connect(use_cpu=True)
     import torch
-    found = {"rank": os.environ.get("RANK"), "size": world_size(), "main": is_main(),
+    found = {"rank": os.environ.get("RANK"), "size": peers.size, "main": is_main(),
              "threads": torch.get_num_threads(), "argv": sys.argv[1:],
              "spin_count": os.environ.get("GOMP_SPINCOUNT")}
     os.write(1, (json.dumps(found) + "\\n").encode())
@@ -87,16 +82,6 @@ def test_several_processes_need_multi_gpu(script: Path) -> None:
     assert [each["threads"] for each in both] == [max(1, CORES // 2)] * 2
 
 
-def test_number_of_processes_may_come_from_a_configuration_file(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("ACCELERATE_DYNAMO_BACKEND", "NO")
-    check_launcher()
-    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
-    with pytest.raises(UsageError, match=r"asked for N processes.*\n  accelerate launch --multi_gpu"):
-        check_launcher()
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    check_launcher()
-
-
 @pytest.mark.slow
 def test_one_process_takes_all_cores_unless_the_user_chose(script: Path) -> None:
     (only,) = found(launch(script, "--cpu", str(script)))
@@ -111,7 +96,7 @@ def test_process_ends_with_its_launcher(tmp_path: Path) -> None:
     child = tmp_path / "child.py"
     child.write_text(
         "import time\n"
-        "from mlp_dist.console.processes import end_with_launcher\n"
+        "from mlp_dist.console.process import end_with_launcher\n"
         "end_with_launcher()\n"
         "print('ready', flush=True)\n"
         "time.sleep(60)\n"
@@ -126,32 +111,6 @@ def test_process_ends_with_its_launcher(tmp_path: Path) -> None:
         assert process.stdout.readline() == "ready\n"
         process.kill()
         assert process.stdout.read() == ""
-
-
-def test_launch_command_starts_the_same_number_of_processes(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert launch_command() == "accelerate launch -m mlp_dist.train"
-    monkeypatch.setenv("WORLD_SIZE", "3")
-    command = "accelerate launch --multi_gpu --num_processes 3 -m mlp_dist.train"
-    assert launch_command() == command
-    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
-    assert launch_command() == f"ACCELERATE_USE_CPU=true {command}"
-
-
-# Devices
-
-
-def test_cpu_is_used_if_chosen_or_without_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    assert not use_cpu()
-    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
-    with pytest.raises(UsageError, match="4 processes on this machine, but it has 1 GPU; start 1 with"):
-        use_cpu()
-    monkeypatch.setenv("ACCELERATE_USE_CPU", "True")
-    assert use_cpu()
-    monkeypatch.delenv("ACCELERATE_USE_CPU")
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert use_cpu()
 
 
 # Signals

@@ -1,0 +1,122 @@
+"""This process: its rank, the launcher that started it, and the signals that end it. Imports no torch."""
+
+import ctypes
+import os
+import re
+import signal
+import sys
+from contextlib import ExitStack
+from pathlib import Path
+from types import FrameType
+from typing import Self
+
+RANKS = ("RANK", "PMI_RANK", "OMPI_COMM_WORLD_RANK", "MV2_COMM_WORLD_RANK")
+SIZES = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
+"""Where launchers and MPI pass a process's rank and the number of processes; the first one set counts."""
+
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+"""Signals that stop a training with a checkpoint: Ctrl-C, and what SLURM and Kubernetes send."""
+
+_PR_SET_PDEATHSIG = 1
+
+
+def variable(names: tuple[str, ...], default: str) -> str:
+    """The first of these environment variables that is set."""
+    return next((os.environ[name] for name in names if os.environ.get(name)), default)
+
+
+def is_main() -> bool:
+    """True in the process of rank 0, also before the process group exists, and where ranks make no sense."""
+    rank, size = variable(RANKS, "0"), variable(SIZES, "1")
+    return rank == "0" or not (rank.isdecimal() and size.isdecimal() and int(rank) < int(size))
+
+
+def is_launched() -> bool:
+    """True if the parent is Accelerate's or torch's launcher."""
+    return "ACCELERATE_DYNAMO_BACKEND" in os.environ or "TORCHELASTIC_RUN_ID" in os.environ
+
+
+def parent_process(what: str) -> list[str]:
+    """The initial `cmdline` or `environ` of the parent process; empty if the system does not provide it."""
+    try:
+        return Path(f"/proc/{os.getppid()}/{what}").read_bytes().decode(errors="replace").split("\0")
+    except OSError:
+        return []
+
+
+def user_variables() -> list[str]:
+    """Names of the environment variables that the user set; launchers add some, such as OMP_NUM_THREADS=1."""
+    return [entry.split("=")[0] for entry in parent_process("environ")] if is_launched() else list(os.environ)
+
+
+def limit_spinning() -> None:
+    """Let waiting OpenMP threads sleep soon, unless the user set an OMP_* or GOMP_* variable.
+
+    libgomp reads GOMP_SPINCOUNT when it is loaded, so call this before torch is imported. By default its
+    threads spin while they wait, which slows training down to an eighth beside other busy processes.
+    """
+    if not any(name.startswith(("OMP_", "GOMP_")) for name in user_variables()):
+        os.environ["GOMP_SPINCOUNT"] = "1000"
+
+
+def num_cores() -> int:
+    """The number of cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def end_with_launcher() -> None:
+    """Like `end_with`, for the launcher, which does not pass on every signal."""
+    if is_launched():
+        # Init adopts orphans, but in a container the launcher itself may be process 1.
+        is_found = os.getppid() != 1 or re.search("accelerate|torch", " ".join(parent_process("cmdline")))
+        end_with(os.getppid() if is_found else 0)
+
+
+def end_with(parent: int) -> None:
+    """Have Linux send SIGTERM when the process `parent` dies. Raises Interrupted if it is dead already."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+        if os.getppid() != parent:
+            raise Interrupted(signal.SIGTERM)
+
+
+class Interrupted(KeyboardInterrupt):
+    """One of STOP_SIGNALS arrived; `exit_code` is 128 + the signal, as in shells."""
+
+    def __init__(self, signum: int) -> None:
+        super().__init__(signum)
+        self.exit_code = 128 + signum
+
+    def __str__(self) -> str:
+        return f"stopped by {signal.Signals(self.args[0]).name}"
+
+
+class StopSignals(ExitStack):
+    """A context manager that records STOP_SIGNALS; `check` raises Interrupted where it is safe to stop.
+
+    A second SIGINT raises KeyboardInterrupt at once. After `at_once`, so does the first signal.
+    """
+
+    received: int | None = None
+    _is_at_once = False
+
+    def __enter__(self) -> Self:
+        for signum in STOP_SIGNALS:
+            self.callback(signal.signal, signum, signal.signal(signum, self._record))
+        return self
+
+    def _record(self, signum: int, frame: FrameType | None) -> None:
+        is_first, self.received = self.received is None, self.received or signum
+        # Launchers repeat a signal that their processes got already, which must not interrupt the cleanup.
+        if is_first and self._is_at_once:
+            raise Interrupted(signum)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    def at_once(self) -> None:
+        """Let the next signal interrupt immediately, because nothing can be lost any more."""
+        self._is_at_once = True
+        self.check()
+
+    def check(self) -> None:
+        if self.received is not None:
+            raise Interrupted(self.received)

@@ -1,0 +1,342 @@
+"""The processes of a training: how they connect, agree, and notice that one has died. Imports torch late."""
+
+import functools
+import ipaddress
+import os
+import re
+import select
+import shlex
+import socket
+import sys
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, wait
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+from mlp_dist.console import process, progress
+from mlp_dist.core.errors import MlpDistError, ProcessLostError, TrainingError, UsageError, unknown
+
+T = TypeVar("T")
+
+_FAR_AWAY = ("192.0.2.1", "2001:db8::1")
+"""Documentation addresses (RFC 5737, RFC 3849): routed like any remote address, used by nobody."""
+
+_ANNOUNCED_AFTER, _GRACE, _POLL = 5.0, 1.0, 0.01
+"""Seconds until a process says that it waits, until one whose connections closed has ended, between looks."""
+
+
+def launch_command(number: str = "") -> str:
+    """The command that starts `number` processes of a training on this machine, by default as many as now."""
+    number = number or process.variable(process.SIZES, "1")
+    if number == "1":
+        return "accelerate launch -m mlp_dist.train"
+    cpu = "ACCELERATE_USE_CPU=true " if _is_cpu_forced() else ""
+    return f"{cpu}accelerate launch --multi_gpu --num_processes {number} -m mlp_dist.train"
+
+
+def _is_cpu_forced() -> bool:
+    return os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes", "on")
+
+
+def use_cpu() -> bool:
+    """True to train on the CPU: there is no GPU, or the launcher chose the CPU.
+
+    Raises UsageError if this machine has fewer GPUs than processes.
+    """
+    import torch
+
+    if _is_cpu_forced() or not torch.cuda.is_available():
+        return True
+    local, gpus = int(os.environ.get("LOCAL_WORLD_SIZE", 1)), torch.cuda.device_count()
+    if local > gpus:
+        raise UsageError(
+            f"{local} processes on this machine, but it has {gpus} GPU{'s' * (gpus > 1)}; start {gpus} with "
+            f"--num_processes {gpus}, or {local} on the CPU with ACCELERATE_USE_CPU=true before the command"
+        )
+    return False
+
+
+def set_threads(num_local: int = 1) -> None:
+    """Share the cores among this machine's processes, unless the user chose a number of threads."""
+    words = " ".join(process.parent_process("cmdline")).replace("-", "_")
+    if "OMP_NUM_THREADS" not in process.user_variables() and "__num_cpu_threads_per_process" not in words:
+        import torch
+
+        torch.set_num_threads(max(1, process.num_cores() // num_local))
+
+
+def choose_interface() -> None:
+    """Name the network interface that leads to the main machine to gloo and NCCL, unless the user named one.
+
+    Gloo announces the address of the host name. If that is loopback, as /etc/hosts often has it, other
+    machines cannot connect. Called once by a command, since it sets environment variables.
+    """
+    is_one_machine = process.variable(process.SIZES, "1") == os.environ.get("LOCAL_WORLD_SIZE", "1")
+    if is_one_machine or _own_address(socket.gethostname(), socket.socket.bind) is not None:
+        return
+    import psutil
+
+    addresses = {
+        entry.address.partition("%")[0]: name
+        for name, entries in psutil.net_if_addrs().items()
+        for entry in entries
+    }
+    # On the main machine, its own name may lead to loopback.
+    targets = (os.environ.get("MASTER_ADDR", ""), *_FAR_AWAY)
+    own = (_own_address(target, socket.socket.connect) for target in targets)
+    if name := next((addresses[address] for address in own if address in addresses), None):
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", name)
+        # NCCL matches a bare name as a prefix.
+        os.environ.setdefault("NCCL_SOCKET_IFNAME", f"={name}")
+
+
+def _own_address(name: str, attach: Callable[[socket.socket, Any], None]) -> str | None:
+    """This machine's address once a UDP socket is bound or connected to `name`; None if that is loopback."""
+    with suppress(OSError, UnicodeError):
+        family, kind, protocol, _, address = socket.getaddrinfo(name, 0, type=socket.SOCK_DGRAM)[0]
+        with socket.socket(family, kind, protocol) as probe:
+            attach(probe, address)
+            found = str(probe.getsockname()[0])
+            return None if ipaddress.ip_address(found).is_loopback else found
+    return None
+
+
+def _check_environment(use_cpu: bool) -> tuple[int, int]:
+    """This process's rank and the number of processes. Raises UsageError for a wrong launch."""
+    variable, ranks, sizes = process.variable, process.RANKS, process.SIZES
+    given = " ".join(f"{name}={os.environ[name]}" for name in (*ranks, *sizes) if os.environ.get(name))
+    is_set_by_user = any(entry.startswith("MASTER_ADDR=") for entry in process.parent_process("environ"))
+    # Accelerate's launcher sets MASTER_ADDR for several processes; without --multi_gpu it starts only one.
+    if process.is_launched() and not given and "MASTER_ADDR" in os.environ and not is_set_by_user:
+        found = re.search(r"--num[-_]processes[ =](\d+)", " ".join(process.parent_process("cmdline")))
+        number = found[1] if found else "N"
+        raise UsageError(
+            f"accelerate launch was asked for {number} processes but started 1, because --multi_gpu is "
+            f"missing. This command starts {number}, on GPUs if there are any, else on the CPU:\n"
+            f"  {launch_command(number)} {shlex.join(sys.argv[1:])}"
+        )
+    rank, size = variable(ranks, "0"), variable(sizes, "1")
+    if not (rank.isdecimal() and size.isdecimal() and int(rank) < int(size)):
+        raise UsageError(f"{given}: the rank must be a whole number below the number of processes")
+    needed = (ranks, ("MASTER_ADDR",), *([] if use_cpu else [("LOCAL_RANK",)]))
+    if size != "1" and (missing := " and ".join(names[0] for names in needed if not variable(names, ""))):
+        raise UsageError(
+            f"{given}, but no {missing}: start {size} processes with `{launch_command(size)}`, "
+            "or under mpiexec, set MASTER_ADDR to the address of the first machine"
+        )
+    known = [name for _, name in socket.if_nameindex()]
+    for setting in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
+        # NCCL takes prefixes, = before exact names, and ^ before names to avoid.
+        for name in os.environ.get(setting, "").removeprefix("=").split(","):
+            if not name.startswith("^") and not any(each.startswith(name) for each in known):
+                raise UsageError(f"{setting}: {unknown('network interface', name, known)}")
+    return int(rank), int(size)
+
+
+def _address() -> str:
+    return f"{os.environ['MASTER_ADDR']}:{os.environ.get('MASTER_PORT') or 29500}"
+
+
+def _has_lasting_store() -> bool:
+    """Whether the launcher keeps the store, also across restarts; else the process of rank 0 does."""
+    return os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+
+
+@functools.cache
+def _store(part: str) -> Any:
+    from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]
+
+    if part:
+        return PrefixStore(f"mlp_dist/{part}", _store(""))
+    (host, _, port), is_kept_here = _address().rpartition(":"), process.is_main() and not _has_lasting_store()
+    return TCPStore(host, int(port), None, is_kept_here, wait_for_workers=False)
+
+
+def remember(name: str, text: str) -> None:
+    """Keep `text` for later attempts, if the launcher can restart the training (--max_restarts)."""
+    # A launcher that has died will not restart.
+    with suppress(RuntimeError):
+        if _has_lasting_store():
+            _store("remembered").set(name, text.encode(errors="surrogateescape"))
+
+
+def recall(name: str) -> str | None:
+    """The last text remembered under `name` by this attempt or an earlier one, or None."""
+    if not _has_lasting_store() or not _store("remembered").check([name]):
+        return None
+    return str(_store("remembered").get(name), errors="surrogateescape")
+
+
+def connect(use_cpu: bool) -> "Peers":
+    """Join the processes that the launcher started, in a group on gloo or NCCL that Accelerate uses, too.
+
+    A process that waits says so after 5 seconds, and a signal ends it. Raises UsageError for a wrong launch,
+    TrainingError if the processes cannot connect.
+    """
+    from accelerate import PartialState
+    from torch import distributed
+
+    rank, size = _check_environment(use_cpu)
+    missing = [0] if rank else [*range(1, size)]
+
+    def join() -> Peers:
+        if not distributed.is_initialized():
+            store, backend = _store(_agree(rank, missing)), "gloo" if use_cpu else "nccl"
+            distributed.init_process_group(backend, store=store, rank=rank, world_size=size)
+        return Peers()
+
+    try:
+        peers = Peers() if size == 1 else _wait(join, size, missing)
+    except RuntimeError as error:
+        reason = str(error).splitlines()[0]
+        raise TrainingError(f"the {size} processes cannot connect at {_address()}: {reason}") from error
+    PartialState(cpu=use_cpu)
+    set_threads(peers.local_size)
+    return peers
+
+
+def _agree(rank: int, missing: list[int]) -> str:
+    """A name that only the processes of this attempt share; removes those that have it from `missing`.
+
+    The launcher's store still holds the addresses of processes that died before a restart, and each machine
+    counts its own restarts. So each process asks a unique question, and rank 0 answers until all have heard.
+    """
+    store, question = _store("join"), uuid.uuid4().hex
+    if rank:
+        store.set(f"question/{rank}", question)
+        name = str(store.get(question), "ascii")
+        store.set(f"{name}/{rank}", "heard")
+        missing.clear()
+        return name
+    while missing:
+        for other in missing:
+            if store.check([f"question/{other}"]):
+                store.set(store.get(f"question/{other}").decode(), question)
+        time.sleep(_POLL)
+        missing[:] = [other for other in missing if not store.check([f"{question}/{other}"])]
+    return question
+
+
+def _wait(work: Callable[[], T], size: int, missing: Sequence[int]) -> T:
+    """The result of `work`, which waits for processes: those of the ranks `missing`, as far as that is known.
+
+    A thread does it, since no handler of a signal runs while the main thread waits in C++.
+    """
+    outcome: Future[T] = Future()
+
+    def run() -> None:
+        try:
+            outcome.set_result(work())
+        except BaseException as error:
+            outcome.set_exception(error)
+
+    threading.Thread(target=run, daemon=True).start()
+    if wait([outcome], _ANNOUNCED_AFTER).not_done:
+        ranks = f" (rank {', '.join(map(str, missing))})" if missing else ""
+        number = len(missing) or f"up to {size - 1}"
+        progress.tell_beside(f"waiting for {number} of {size} processes{ranks} at {_address()}")
+    return outcome.result()
+
+
+class Peers:
+    """All processes of the training: `size` of them, `local_size` on this machine; this one has `rank`.
+
+    To be made on all processes together, after the process group. Without a group, this process is alone.
+    Messages go over gloo, so they wait for no GPU.
+    """
+
+    def __init__(self) -> None:
+        from torch import distributed
+
+        self.rank, self.size, self.local_size, self.is_local_main = 0, 1, 1, True
+        self._is_starting, self._others = False, dict[int, str]()
+        if not distributed.is_initialized() or distributed.get_world_size() == 1:
+            return
+        self.rank, self.size = distributed.get_rank(), distributed.get_world_size()
+        self._group: Any = distributed.new_group(backend="gloo")
+        found = self.gather((_machine(), os.getpid(), uuid.uuid4().hex))
+        local = {rank: pid for rank, (machine, pid, _) in enumerate(found) if machine == _machine()}
+        self._name, self._is_starting = found[0][2], True
+        self.local_size, self.is_local_main = len(local), min(local) == self.rank
+        if hasattr(os, "pidfd_open"):
+            others = (rank for rank in local if rank != self.rank)
+            self._others = {
+                os.pidfd_open(local[rank]): f"process {rank} (pid {local[rank]})" for rank in others
+            }
+
+    def _call(self, work: Callable[[], None], missing: Sequence[int] = ()) -> None:
+        # During the training, signals are only recorded, and the main process may take its time.
+        _wait(work, self.size, missing) if self._is_starting else work()
+
+    def gather(self, value: T) -> list[T]:
+        """The values of all processes by rank, on each of them. Raises RuntimeError if a process has died."""
+        from torch import distributed
+
+        found = [value] * self.size
+        if self.size > 1:
+            self._call(lambda: distributed.all_gather_object(found, value, group=self._group))
+        return found
+
+    def largest(self, *values: float) -> list[float]:
+        """The maximum of each value over all processes, which all call this together."""
+        return [max(column) for column in zip(*self.gather(values), strict=True)]
+
+    def on_main(self, work: Callable[[], T]) -> T:
+        """Call `work` on the main process; returns its result, or raises its error, on all processes.
+
+        An error of another package is raised on the main process only; the others raise MlpDistError.
+        """
+        if self.size == 1:
+            return work()
+        from torch import distributed
+
+        outcome, problem = [cast(Any, None)] * 2, None
+        if self.rank == 0:
+            try:
+                outcome[0] = work()
+            except BaseException as error:
+                is_ours = isinstance(error, MlpDistError | process.Interrupted)
+                outcome[1] = error if is_ours else MlpDistError("the main process has failed")
+                problem = error
+        send = functools.partial(distributed.broadcast_object_list, outcome, src=0, group=self._group)
+        # After an error, the other processes may be gone.
+        with suppress(*([RuntimeError] if problem else [])):
+            self._call(send, [0] if self.rank else [])
+        if problem or outcome[1]:
+            raise problem or outcome[1]
+        return cast(T, outcome[0])
+
+    @contextmanager
+    def watched(self, signals: process.StopSignals | None = None) -> Iterator[None]:
+        """Turn a RuntimeError into ProcessLostError if another process of this machine has died.
+
+        Into Interrupted, if this process received one of the `signals`, which the training gives.
+        """
+        self._is_starting = signals is None and self.size > 1
+        try:
+            yield
+        except RuntimeError as error:
+            ended, _, _ = select.select(self._others, [], [], _GRACE if self._others else 0)
+            is_first = True
+            if ended:
+                # Without a launcher, the store ends with the main process.
+                with suppress(RuntimeError):
+                    is_first = _store(self._name).add("reports", 1) == 1
+                raise ProcessLostError(
+                    [self._others[each] for each in ended], is_reporter=is_first
+                ) from error
+            if signals is not None:
+                signals.check()
+            raise
+
+
+def _machine() -> str:
+    """The same text for two processes if and only if they share their process IDs."""
+    with suppress(OSError):
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text()
+        return f"{socket.gethostname()} {boot} {Path('/proc/self/ns/pid').readlink()}"
+    return socket.gethostname()

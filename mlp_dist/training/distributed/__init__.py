@@ -1,1 +1,0 @@
-"""How the processes of a training connect and communicate."""

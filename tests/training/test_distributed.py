@@ -1,0 +1,403 @@
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections import namedtuple
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from unittest import mock
+
+import psutil
+import pytest
+import torch
+from torch.distributed import HashStore, TCPStore
+
+from mlp_dist.core.errors import UsageError
+from mlp_dist.training import distributed
+from mlp_dist.training.distributed import choose_interface, connect, recall, remember
+from tests.helpers.launching import environment, free_port, objects, run
+
+LAUNCHED = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+INTERFACES = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
+
+
+@pytest.fixture(autouse=True)
+def bare_environment() -> Iterator[None]:
+    with mock.patch.dict(os.environ):
+        for name in list(os.environ):
+            if name in (*LAUNCHED, *INTERFACES) or name.startswith(("ACCELERATE_", "TORCHELASTIC_")):
+                del os.environ[name]
+        yield
+    distributed._store.cache_clear()
+
+
+# The launch
+
+
+@pytest.mark.parametrize(
+    ("variables", "message"),
+    [
+        ("WORLD_SIZE=2", r"^WORLD_SIZE=2, but no RANK and MASTER_ADDR: start 2 processes with `accelerate"),
+        ("PMI_SIZE=2", "^PMI_SIZE=2, but no RANK and MASTER_ADDR: .* under mpiexec, set MASTER_ADDR to"),
+        ("PMI_RANK=0 PMI_SIZE=2", "^PMI_RANK=0 PMI_SIZE=2, but no MASTER_ADDR: .* under mpiexec"),
+        ("OMPI_COMM_WORLD_RANK=1 OMPI_COMM_WORLD_SIZE=3", "but no MASTER_ADDR"),
+        (
+            "RANK=2 WORLD_SIZE=2 MASTER_ADDR=127.0.0.1",
+            "^RANK=2 WORLD_SIZE=2: the rank must be",
+        ),
+        ("RANK=-1 WORLD_SIZE=2 MASTER_ADDR=127.0.0.1", "the rank must be"),
+        ("RANK=first WORLD_SIZE=2 MASTER_ADDR=127.0.0.1", "^RANK=first WORLD_SIZE=2: the rank must be"),
+        ("RANK=1", "^RANK=1: the rank must be"),
+        (
+            "GLOO_SOCKET_IFNAME=none0",
+            r"^GLOO_SOCKET_IFNAME: unknown .* 'none0'.* \(there are: ",
+        ),
+        ("NCCL_SOCKET_IFNAME==lo,none0", "^NCCL_SOCKET_IFNAME: unknown network interface 'none0'"),
+        (
+            "ACCELERATE_DYNAMO_BACKEND=NO MASTER_ADDR=x",
+            "asked for N processes but started 1, ",
+        ),
+    ],
+)
+def test_a_wrong_launch_is_a_usage_error(variables: str, message: str) -> None:
+    os.environ.update(entry.split("=", 1) for entry in variables.split())
+    with pytest.raises(UsageError, match=message):
+        connect(use_cpu=True)
+
+
+@pytest.mark.parametrize(
+    "variables",
+    [
+        {},
+        {"WORLD_SIZE": "1", "RANK": "0", "MASTER_ADDR": "x", "MASTER_PORT": "1"},
+        {"NCCL_SOCKET_IFNAME": "^docker,lo", "ACCELERATE_DYNAMO_BACKEND": "NO"},
+    ],
+    ids=["no launcher", "one process", "Accelerate's launcher"],
+)
+def test_a_single_process_is_alone(variables: dict[str, str]) -> None:
+    os.environ.update(variables)
+    before = dict(os.environ)
+
+    def fail() -> None:
+        raise UsageError("wrong")
+
+    alone = connect(use_cpu=True)
+    assert not torch.distributed.is_initialized()
+    assert os.environ == before
+    assert (alone.rank, alone.size, alone.local_size, alone.is_local_main) == (0, 1, 1, True)
+    assert alone.largest(1, -2.5, float("inf")) == [1.0, -2.5, float("inf")]
+    assert (alone.gather("x"), alone.on_main(lambda: 3)) == (["x"], 3)
+    with pytest.raises(UsageError, match="wrong"):
+        alone.on_main(fail)
+    with pytest.raises(RuntimeError, match=r"^something else$"), alone.watched():
+        raise RuntimeError("something else")
+
+
+def test_launch_command_starts_the_same_number_of_processes() -> None:
+    assert distributed.launch_command() == "accelerate launch -m mlp_dist.train"
+    os.environ["WORLD_SIZE"] = "3"
+    command = "accelerate launch --multi_gpu --num_processes 3 -m mlp_dist.train"
+    assert distributed.launch_command() == command
+    os.environ["ACCELERATE_USE_CPU"] = "true"
+    assert distributed.launch_command() == f"ACCELERATE_USE_CPU=true {command}"
+
+
+def test_cpu_is_used_if_chosen_or_without_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    assert not distributed.use_cpu()
+    os.environ["LOCAL_WORLD_SIZE"] = "4"
+    with pytest.raises(UsageError, match="4 processes on this machine, but it has 1 GPU; start 1 with"):
+        distributed.use_cpu()
+    os.environ["ACCELERATE_USE_CPU"] = "True"
+    assert distributed.use_cpu()
+    del os.environ["ACCELERATE_USE_CPU"]
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert distributed.use_cpu()
+
+
+# The network interface
+
+Entry = namedtuple("Entry", "address")
+
+ADDRESSES = {
+    "lo": [Entry("127.0.0.1"), Entry("::1")],
+    "eth0": [Entry("02:fc:00:00:00:01"), Entry("10.0.0.5"), Entry("fe80::5%eth0")],
+    "ib0": [Entry("10.1.0.5"), Entry("fd00::5")],
+}
+
+ROUTES = {
+    "10.0.0.1": "10.0.0.5",
+    "10.1.0.1": "10.1.0.5",
+    "fd00::1": "fd00::5",
+    "fe80::1": "fe80::5",
+    "leader": "10.1.0.5",
+    "192.0.2.1": "10.0.0.5",
+}
+"""Destination -> the local address of its route."""
+
+
+@pytest.fixture
+def one_of_two_machines(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One of two machines, whose own name is loopback."""
+    os.environ |= {"WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "10.1.0.1"}
+    monkeypatch.setattr(psutil, "net_if_addrs", lambda: ADDRESSES)
+    monkeypatch.setattr(distributed, "_own_address", lambda target, attach: ROUTES.get(target))
+
+
+def chosen() -> list[str | None]:
+    choose_interface()
+    return [os.environ.get(name) for name in INTERFACES]
+
+
+@pytest.mark.usefixtures("one_of_two_machines")
+@pytest.mark.parametrize(
+    ("variables", "expected"),
+    [
+        ({"MASTER_ADDR": "10.0.0.1"}, ["eth0", "=eth0"]),
+        ({"MASTER_ADDR": "fd00::1"}, ["ib0", "=ib0"]),
+        ({"MASTER_ADDR": "fe80::1"}, ["eth0", "=eth0"]),
+        ({"MASTER_ADDR": "leader"}, ["ib0", "=ib0"]),
+        ({"MASTER_ADDR": "own-name"}, ["eth0", "=eth0"]),
+        ({"GLOO_SOCKET_IFNAME": "eth1"}, ["eth1", "=ib0"]),
+        ({"NCCL_SOCKET_IFNAME": "eth1"}, ["ib0", "eth1"]),
+        ({"LOCAL_WORLD_SIZE": "4"}, [None, None]),
+    ],
+    ids=lambda value: "+".join(value.values()) if isinstance(value, dict) else "",
+)
+def test_the_interface_towards_the_main_machine_is_chosen(
+    variables: dict[str, str], expected: list[str | None]
+) -> None:
+    os.environ |= variables
+    assert chosen() == expected
+
+
+@pytest.mark.usefixtures("one_of_two_machines")
+@pytest.mark.parametrize("routes", [{socket.gethostname(): "10.0.0.5"}, {}], ids=["own name", "no route"])
+def test_no_interface_is_chosen(monkeypatch: pytest.MonkeyPatch, routes: dict[str, str]) -> None:
+    monkeypatch.setattr(distributed, "_own_address", lambda target, attach: routes.get(target))
+    assert chosen() == [None, None]
+
+
+@pytest.mark.parametrize(
+    "name", ["127.0.0.1", "::1", "203.0.113.7", "no.such.name.invalid", "a..b", "", "[::1]"]
+)
+def test_names_without_an_address_of_this_machine(name: str) -> None:
+    assert distributed._own_address(name, socket.socket.bind) is None
+
+
+# The store
+
+
+def agreed(store: HashStore, size: int, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The names that `size` processes get, which join one after the other, rank 0 last."""
+    monkeypatch.setattr(distributed, "_store", lambda part: store)
+    names = [""] * size
+    missing = [[0] if rank else list(range(1, size)) for rank in range(size)]
+
+    def agree(rank: int) -> None:
+        names[rank] = distributed._agree(rank, missing[rank])
+
+    threads = [threading.Thread(target=agree, args=(rank,)) for rank in reversed(range(size))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(timeout=60)
+    assert missing == [[]] * size
+    return names
+
+
+def test_each_attempt_gets_a_new_name() -> None:
+    store, found = HashStore(), set()
+    with pytest.MonkeyPatch.context() as patch:
+        for _ in range(3):
+            # Left by a process that ended before it was answered.
+            store.set("question/2", "without a reader")
+            names = agreed(store, 3, patch)
+            assert len(set(names)) == 1
+            found.add(names[0])
+    assert len(found) == 3
+
+
+def test_without_a_launcher_nothing_is_remembered() -> None:
+    remember("directory", "out")
+    assert recall("directory") is None
+
+
+def test_the_last_value_is_recalled() -> None:
+    server = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    variables = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(server.port), "RANK": "0", "WORLD_SIZE": "2"}
+    os.environ |= {**variables, "TORCHELASTIC_USE_AGENT_STORE": "True"}
+    assert recall("directory") is None
+    remember("directory", "first")
+    remember("directory", "out\u00e9/\udcff")
+    assert recall("directory") == "out\u00e9/\udcff"
+    # Another process, which connects for itself.
+    distributed._store.cache_clear()
+    assert recall("directory") == "out\u00e9/\udcff"
+
+
+RESTARTED = """
+import json, os
+from accelerate import Accelerator
+from mlp_dist.training.distributed import connect, recall, remember
+
+attempt, rank = int(os.environ["TORCHELASTIC_RESTART_COUNT"]), int(os.environ["RANK"])
+peers = connect(use_cpu=True)
+accelerator = Accelerator(cpu=True)
+before = recall("directory")
+if attempt == 0:
+    if rank == 0:
+        remember("directory", "out")
+    peers.largest(0)
+    if rank == 1:
+        os._exit(7)
+found = {"attempt": attempt, "rank": rank, "before": before, "largest": peers.largest(rank, -rank),
+         "processes": accelerator.num_processes, "type": accelerator.distributed_type.value,
+         "device": accelerator.device.type, "local": accelerator.local_process_index}
+os.write(1, (json.dumps(found) + "\\n").encode())
+accelerator.end_training()
+"""
+
+
+@pytest.mark.slow
+def test_a_restarted_training_joins_again_and_recalls(tmp_path: Path) -> None:
+    script = tmp_path / "restarted.py"
+    script.write_text(RESTARTED)
+    words = ["accelerate", "launch", "--multi_gpu", "--num_processes", "2", "--max_restarts", "3"]
+    words += ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0", str(script)]
+    done = run(words, tmp_path, ACCELERATE_USE_CPU="true", OMP_NUM_THREADS="1")
+    assert done.returncode == 0, done.stdout + done.stderr
+    expected = {
+        "attempt": 1,
+        "before": "out",
+        "largest": [1.0, 0.0],
+        "processes": 2,
+        "type": "MULTI_CPU",
+        "device": "cpu",
+    }
+    assert objects(done.stdout) == [{"rank": rank, "local": rank, **expected} for rank in (0, 1)]
+
+
+# Several processes without a launcher
+
+
+@contextmanager
+def started(script: str, path: Path, rank: int, port: int, **more: str) -> Iterator[subprocess.Popen[str]]:
+    path.write_text(script)
+    variables = {"RANK": str(rank), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), **more}
+    # Tests that a shell started in the background, and their children, ignore SIGINT.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        process = subprocess.Popen(
+            [sys.executable, str(path)],
+            env=environment(OMP_NUM_THREADS="1", **variables),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+    finally:
+        signal.signal(signal.SIGINT, before)
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+WAITING = """
+import time
+from mlp_dist.console import command
+from mlp_dist.training.distributed import connect
+
+command.run(lambda: connect(use_cpu=True).on_main(lambda: time.sleep(120)), at_once=True)
+"""
+
+
+@pytest.mark.slow
+def test_a_process_that_waits_says_so_and_ends_by_a_signal(tmp_path: Path) -> None:
+    port = free_port()
+    with (
+        started(WAITING, tmp_path / "lost.py", 1, free_port(), WORLD_SIZE="2") as lost,
+        started(WAITING, tmp_path / "first.py", 0, port, WORLD_SIZE="3") as first,
+        started(WAITING, tmp_path / "second.py", 1, port, WORLD_SIZE="3") as second,
+    ):
+        assert "waiting for 1 of 2 processes (rank 0) at 127.0.0.1:" in lost.stderr.readline()
+        assert first.stderr.readline() == f"waiting for 1 of 3 processes (rank 2) at 127.0.0.1:{port}\n"
+        assert "waiting for up to 2 of 3 processes at" in second.stderr.readline()
+        with started(WAITING, tmp_path / "third.py", 2, port, WORLD_SIZE="3") as third:
+            # While the main process works.
+            assert "waiting for 1 of 3 processes (rank 0) at" in third.stderr.readline()
+            began = time.monotonic()
+            for process in (lost, third):
+                process.send_signal(signal.SIGINT)
+            first.send_signal(signal.SIGTERM)
+            codes = [process.wait(60) for process in (lost, third, first)]
+            # Two seconds on a quiet machine.
+            assert time.monotonic() - began < 10
+    assert codes == [130, 130, 143]
+
+
+SURVIVOR = """
+import json, os, signal, sys
+from mlp_dist.core.errors import ProcessLostError, UsageError
+from mlp_dist.training.distributed import connect
+
+def attempt(error=None):
+    def work():
+        if error is not None:
+            raise error
+        return peers.rank
+    try:
+        return peers.on_main(work)
+    except Exception as met:
+        return f"{type(met).__name__}: {met}"
+
+peers = connect(use_cpu=True)
+on_main = [attempt(), attempt(UsageError("wrong")), attempt(ZeroDivisionError("by zero"))]
+assert peers.gather(peers.rank) == [0, 1, 2]
+if peers.rank == int(os.environ["VICTIM"]):
+    os.kill(os.getpid(), signal.SIGKILL)
+try:
+    with peers.watched():
+        peers.largest(0)
+except ProcessLostError as error:
+    found = {"rank": peers.rank, "error": str(error), "reports": error.is_reporter, "on_main": on_main,
+             "local": [peers.local_size, peers.is_local_main]}
+    print(json.dumps(found), flush=True)
+# The connections are broken; their destructors would wait.
+os._exit(0)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", [0, pytest.param(1, marks=pytest.mark.nightly)])
+def test_one_survivor_reports_a_killed_process(tmp_path: Path, victim: int) -> None:
+    # A launcher's, which stays when the main process has died.
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    variables = {"WORLD_SIZE": "3", "VICTIM": str(victim), "TORCHELASTIC_USE_AGENT_STORE": "True"}
+    with ExitStack() as stack:
+        processes = [
+            stack.enter_context(started(SURVIVOR, tmp_path / "survivor.py", rank, store.port, **variables))
+            for rank in range(3)
+        ]
+        # The victim is waited for last: until then it is a zombie, which must count as ended.
+        survivors = [process for rank, process in enumerate(processes) if rank != victim]
+        found = objects("".join(process.communicate(timeout=120)[0] for process in survivors))
+        assert processes[victim].wait() == -signal.SIGKILL
+    assert [values["rank"] for values in found] == [rank for rank in range(3) if rank != victim]
+    assert sorted(values["reports"] for values in found) == [False, True]
+    for values in found:
+        name = f"process {victim} (pid {processes[victim].pid})"
+        # The other survivor may find the reporter ended, too.
+        assert name in values["error"]
+        assert not values["reports"] or values["error"].startswith(f"{name} of this training died")
+        assert values["local"] == [3, values["rank"] == 0]
+        failed = (
+            "MlpDistError: the main process has failed" if values["rank"] else "ZeroDivisionError: by zero"
+        )
+        assert values["on_main"] == [0, "UsageError: wrong", failed]
