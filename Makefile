@@ -8,8 +8,8 @@ VENV := .venv
 ACTIVATE := . $(VENV)/bin/activate
 STAMP := $(VENV)/.installed
 LAB_STAMP := $(VENV)/.jupyterlab
-# Two test files at a time: most tests wait for processes that have one thread.
-PYTEST := pytest --numprocesses 2 --dist loadfile
+# Two test files at a time, as tests/conftest.py groups and orders them.
+PYTEST := pytest --numprocesses 2 --dist loadgroup --no-loadscope-reorder
 
 .PHONY: help setup run demo notebook test test-fast test-all recipes bench gpu-check docs lint dist clean
 

@@ -1,8 +1,12 @@
+import functools
+import json
 import os
 import shutil
+import signal
+import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -14,22 +18,31 @@ import pytest
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 import torch
+from filelock import FileLock
 
+from mlp_dist.console.processes import num_cores
 from mlp_dist.data import download
 from mlp_dist.data.datasets import read_dataset
 from mlp_dist.data.image_set import Dataset
 from serve.archive import read_archive
 from serve.client import Client
 from serve.server import running
-from tests.helpers import default_ports
-from tests.helpers.launching import Trained, launch, make_store, result, run
+from tests.helpers import calling, default_ports
+from tests.helpers.calling import Call
+from tests.helpers.launching import DATASET, Trained, launch, make_store, result, run
 
 ROOT = Path(__file__).resolve().parents[1]
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Fast tests first; tests marked nightly come last and count as slow."""
+    """Fast tests first; tests marked nightly come last and count as slow.
+
+    `--dist loadgroup` gives a file to one worker, and all files whose tests ask `served` to the same one.
+    """
+    served = {item.path for item in items if "served" in getattr(item, "fixturenames", ())}
     for item in items:
+        item.add_marker(pytest.mark.xdist_group("served" if item.path in served else item.path.stem))
         if item.get_closest_marker("nightly") is not None:
             item.add_marker(pytest.mark.slow)
     items.sort(key=lambda item: [item.get_closest_marker(name) is not None for name in ("nightly", "slow")])
@@ -149,12 +162,32 @@ def serve_files() -> Iterator[Callable[..., Mirror]]:
         yield start
 
 
+Once = Callable[[str, Callable[[Path], Any]], tuple[Path, Any]]
+
+
 @pytest.fixture(scope="session")
-def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def once(tmp_path_factory: pytest.TempPathFactory) -> Once:
+    """A function (name, make) -> a new directory and `make(directory)`, made by one worker for all."""
+    root = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        root = root.parent
+
+    def made(name: str, make: Callable[[Path], Any]) -> tuple[Path, Any]:
+        directory, value = root / name, root / f"{name}.json"
+        with FileLock(root / f"{name}.lock"):
+            if not value.exists():
+                directory.mkdir(exist_ok=True)
+                value.write_text(json.dumps(make(directory)))
+        return directory, json.loads(value.read_text())
+
+    return made
+
+
+@pytest.fixture(scope="session")
+def empty_store(once: Once) -> Path:
     """MLflow's database with no run in it, to be copied: to make its tables takes over a second."""
-    path = tmp_path_factory.mktemp("store") / "mlflow.db"
-    make_store(path)
-    return path
+    directory, _ = once("store", lambda directory: make_store(directory / "mlflow.db"))
+    return directory / "mlflow.db"
 
 
 @pytest.fixture
@@ -185,26 +218,65 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(download, "PAUSES", (0.0,) * len(download.PAUSES))
 
 
-@pytest.fixture(scope="session")
-def trained(empty_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Trained:
-    """The default recipe, trained once for all tests: five epochs on scikit-learn's digits."""
-    directory = tmp_path_factory.mktemp("trained")
+@pytest.fixture
+def call(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> Iterator[Call]:
+    """A function that runs a command in this process, in `tmp_path`: `call("mlp_dist.train --epochs 3")`.
+
+    Keyword arguments are another `cwd` and environment variables.
+    """
+    before = {signum: signal.getsignal(signum) for signum in (signal.SIGINT, signal.SIGTERM)}
+
+    def run(line: str, cwd: Path = tmp_path, **variables: str) -> subprocess.CompletedProcess[str]:
+        return calling.call(line, cwd, capfd, **variables)
+
+    yield run
+    calling.forget_precision()
+    for signum, handler in before.items():
+        signal.signal(signum, handler)
+
+
+@pytest.fixture
+def train_here(call: Call, store_at_hand: None, tmp_path: Path) -> Call:
+    """`call` for the flags of a training; MLflow's store is mlflow.db in its directory."""
+
+    def train(flags: str, cwd: Path = tmp_path, **variables: str) -> subprocess.CompletedProcess[str]:
+        # Absolute, since MLflow caches relative stores.
+        return call(
+            f"mlp_dist.train {flags}", cwd, MLFLOW_TRACKING_URI=f"sqlite:///{cwd}/mlflow.db", **variables
+        )
+
+    return train
+
+
+def _train(flags: Sequence[str], store: Path, directory: Path) -> dict[str, Any]:
     # On a busy machine, the training would end before MLflow has made its tables.
-    shutil.copy(empty_store, directory)
-    return Trained(directory, result(launch("--dataset", "digits", cwd=directory)))
+    shutil.copy(store, directory)
+    config, threads = str(ROOT / "launch/configs/cpu.yaml"), str(num_cores())
+    launcher = ("--config_file", config, "--num_cpu_threads_per_process", threads)
+    return result(launch(*flags, cwd=directory, launcher=launcher))
+
+
+def _package(directory: Path) -> dict[str, Any]:
+    return result(run([sys.executable, "-m", "serve.package"], directory))
 
 
 @pytest.fixture(scope="session")
-def trained_on_mnist(mnist_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Trained:
+def trained(once: Once, empty_store: Path) -> Trained:
+    """The default recipe, trained once for all tests, which must not change it: five epochs on the digits."""
+    return Trained(*once("trained", functools.partial(_train, DATASET, empty_store)))
+
+
+@pytest.fixture(scope="session")
+def trained_on_mnist(once: Once, empty_store: Path, mnist_dir: Path) -> Trained:
     """The default recipe as it stands, on MNIST: for the few tests that need a model of real quality."""
-    directory = tmp_path_factory.mktemp("mnist")
-    return Trained(directory, result(launch("--data-dir", str(mnist_dir), cwd=directory)))
+    flags = ("--data-dir", str(mnist_dir))
+    return Trained(*once("trained-on-mnist", functools.partial(_train, flags, empty_store)))
 
 
 @pytest.fixture(scope="session")
-def packaged_result(trained: Trained) -> dict[str, object]:
+def packaged_result(once: Once, trained: Trained) -> dict[str, object]:
     """The last line of `python -m serve.package` for `trained`."""
-    return result(run([sys.executable, "-m", "serve.package"], trained.directory))
+    return once("packaged", lambda _: _package(trained.directory))[1]
 
 
 @pytest.fixture(scope="session")
@@ -214,10 +286,10 @@ def packaged(trained: Trained, packaged_result: dict[str, object]) -> Path:
 
 
 @pytest.fixture(scope="session")
-def packaged_mnist(trained_on_mnist: Trained) -> Path:
+def packaged_mnist(once: Once, trained_on_mnist: Trained) -> Path:
     """The archive of `trained_on_mnist`."""
-    done = run([sys.executable, "-m", "serve.package"], trained_on_mnist.directory)
-    return trained_on_mnist.directory / str(result(done)["mar"])
+    _, values = once("packaged-mnist", lambda _: _package(trained_on_mnist.directory))
+    return trained_on_mnist.directory / str(values["mar"])
 
 
 @pytest.fixture(scope="session")

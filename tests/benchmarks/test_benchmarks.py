@@ -49,7 +49,7 @@ def test_recipes_are_trained_and_reported(
     assert row["mean"] > 0.89
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_pictures_are_recognized_and_empty_pages_refused(
     trained: Trained,
     mnist_dir: Path,

@@ -14,7 +14,7 @@ from accelerate.commands.launch import launch_command_parser
 
 from mlp_dist.config import TrainConfig
 from mlp_dist.console import command
-from tests.cli.conftest import main_of
+from tests.helpers.calling import main_of
 
 ROOT = Path(__file__).resolve().parents[2]
 WIDTH = 80

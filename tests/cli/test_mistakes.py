@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.cli.conftest import Call
+from tests.helpers.calling import Call
 
 FILES = {
     "junk.mar": "no archive",
@@ -77,8 +77,11 @@ if torch.cuda.is_available():
 
 
 @pytest.mark.parametrize("line", MISTAKES)
-def test_a_mistake_is_one_line_with_a_fix(line: str, call: Call, tmp_path: Path) -> None:
+def test_a_mistake_is_one_line_with_a_fix(
+    line: str, call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     code, message = MISTAKES[line]
+    monkeypatch.setattr("serve.client.KEY_SECONDS", 0.1)
     for name, text in FILES.items():
         (tmp_path / name).write_text(text)
     done = call(line)

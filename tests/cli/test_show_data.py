@@ -8,7 +8,6 @@ from PIL import Image
 
 from mlp_dist.cli.show_data import main
 from mlp_dist.core.errors import UsageError
-from tests.helpers.launching import run
 
 SUMMARY = (
     "scikit-learn's handwritten digits: 1,437 training and 360 test images of 28x28 pixels, gray; "
@@ -54,11 +53,11 @@ def test_rejects_wrong_flags(show_data: ShowData, tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.slow
-def test_missing_display_is_reported_before_reading_data(tmp_path: Path) -> None:
-    words = [sys.executable, "-m", "mlp_dist.show_data", "--data-dir", str(tmp_path / "data")]
-    done = run(words, tmp_path, MPLBACKEND="agg")
-    assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.startswith("error: matplotlib cannot open a window: ")
-    assert done.stderr.endswith("; write the picture to a file with --output FILE\n")
+def test_missing_display_is_reported_before_reading_data(
+    show_data: ShowData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("matplotlib.pyplot.get_backend", lambda: "agg")
+    message = r"^matplotlib cannot open a window: .*; write the picture to a file with --output FILE$"
+    with pytest.raises(UsageError, match=message):
+        show_data("--data-dir", "data")
     assert list(tmp_path.iterdir()) == []

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -16,8 +17,8 @@ import torch
 from mlp_dist.config import TrainConfig
 from mlp_dist.recipes import flags
 from mlp_dist.training import recorder
-from tests.cli.conftest import Call
-from tests.helpers.launching import ROOT, Trained, environment, result, train
+from tests.helpers.calling import Call
+from tests.helpers.launching import ROOT, Trained, environment, result
 from tests.test_recipes import CHANGES
 
 pytestmark = pytest.mark.slow
@@ -106,12 +107,17 @@ def test_a_tutorial_s_recipe(call: Call, store: dict[str, str], tmp_path: Path) 
     assert "best_val_accuracy" not in run.data.metrics
 
 
-@with_store
-def test_all_options_together(tmp_path: Path) -> None:
+def test_all_options_together(train_here: Call, tmp_path: Path) -> None:
     # On digits; float64 gradients exclude mixed precision.
-    changes = {**CHANGES, "dataset": "digits", "gradient_dtype": "float32", "mixed_precision": "bf16"}
+    changes = {
+        **CHANGES,
+        "dataset": "digits",
+        "gradient_dtype": "float32",
+        "mixed_precision": "bf16",
+        "epochs": 2,
+    }
     words = flags({**changes, "output_dir": "output", "data_dir": "here", "experiment": "mine"})
-    values = result(train("--recipe", "mnist-128-64-adam", *words, cwd=tmp_path))
+    values = result(train_here(f"--recipe mnist-128-64-adam {shlex.join(words)}"))
     assert values["num_parameters"] == (20 * 20 + 1) * 20 + 21 * 10 + 11 * 10
     config = TrainConfig.from_json(json.loads(state(tmp_path / "output")["config"]))
     assert {name: getattr(config, name) for name in changes} == changes
@@ -145,7 +151,10 @@ def test_a_named_data_set_without_network_is_an_error(call: Call, tmp_path: Path
     assert not (tmp_path / "mlflow.db").exists()
 
 
-def test_a_damaged_store_does_not_stop_a_training(call: Call, tmp_path: Path) -> None:
+def test_a_damaged_store_does_not_stop_a_training(
+    call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(recorder, "PATIENCE", 1.0)
     (tmp_path / "damaged.db").write_text("not a database")
     store = {"MLFLOW_TRACKING_URI": f"sqlite:///{tmp_path}/damaged.db"}
     # The next recorder inherits this test's stderr.
@@ -205,7 +214,11 @@ def test_an_interrupted_run_resumes_to_the_same_weights(
     call: Call, store: dict[str, str], tmp_path: Path
 ) -> None:
     start = f"{TRAIN} --batch-size 20"
-    with running(f"{start} --epochs 400", tmp_path, until="epoch 2/") as process:
+    with running(f"{start} --epochs 4000", tmp_path, until="epoch 2/") as process:
+        for flag in ("", " --resume"):
+            second = call(f"{TRAIN}{flag}", **store)
+            assert second.returncode == 2
+            assert "another training is running in output; choose another --output-dir" in second.stderr
         process.send_signal(signal.SIGTERM)
         _, errors = process.communicate(timeout=60)
     assert process.returncode == 128 + signal.SIGTERM
@@ -213,12 +226,12 @@ def test_an_interrupted_run_resumes_to_the_same_weights(
     assert "resume with: accelerate launch -m mlp_dist.train --resume --output-dir" in errors
     assert "Traceback" not in errors
     epochs = len(records(tmp_path / "output"))
-    assert 2 <= epochs < 400
+    assert 2 <= epochs < 4000
     assert statuses(tmp_path) == ["KILLED"]
 
-    again = call(f"{start} --epochs 400", **store)
+    again = call(f"{start} --epochs 4000", **store)
     stopped = (
-        rf"stopped after (epoch {epochs}|step \d+ of epoch {epochs + 1}) of 400: continue it with --resume"
+        rf"stopped after (epoch {epochs}|step \d+ of epoch {epochs + 1}) of 4000: continue it with --resume"
     )
     assert again.returncode == 2
     assert re.search(stopped, again.stderr)
@@ -239,6 +252,7 @@ def test_an_interrupted_run_resumes_to_the_same_weights(
     assert sorted(steps) == list(range(1, epochs + 3))
 
 
+@pytest.mark.nightly
 def test_trainings_may_start_together_on_a_new_store(tmp_path: Path) -> None:
     words = [sys.executable, str(ROOT / "launch/train.py"), "--dataset", "digits", "--epochs", "1"]
     together = [
@@ -249,13 +263,3 @@ def test_trainings_may_start_together_on_a_new_store(tmp_path: Path) -> None:
     assert [each.returncode for each in together] == [0, 0]
     assert len({each["run_id"] for each in results}) == 2
     assert len({each["output_dir"] for each in results}) == 2
-
-
-@with_store
-def test_a_directory_in_use_is_refused(call: Call, tmp_path: Path) -> None:
-    with running(f"{TRAIN} --epochs 4000", tmp_path, until="epoch 1/"):
-        for flag in ("", " --resume"):
-            second = call(f"{TRAIN}{flag}")
-            assert second.returncode == 2
-            message = "another training is running in output; choose another --output-dir"
-            assert message in second.stderr

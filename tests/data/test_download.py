@@ -68,7 +68,7 @@ def test_gives_up_mirrors_that_hang(
     started = time.monotonic()
     with pytest.raises(DownloadError, match=r"^first.gz: no answer for 0 seconds, tried \d times$"):
         fetch(serve_files(FILES, manner).url)
-    assert time.monotonic() - started < 8
+    assert time.monotonic() - started < 60
 
 
 def test_directory_that_cannot_be_written(serve_files: Callable, fetch: Callable, tmp_path: Path) -> None:

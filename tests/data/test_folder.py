@@ -98,8 +98,14 @@ def test_every_unreadable_file_is_named(tmp_path: Path) -> None:
     assert lines[2].startswith(f"  {tmp_path}/train/mid/bad.png: the image is empty")
 
 
-def test_skip_bad_images_leaves_them_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_skip_bad_images_leaves_them_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     write_bad_files(write_folder(tmp_path))
+    with monkeypatch.context() as other_process:
+        other_process.setenv("RANK", "1")
+        read_folder(tmp_path, skip_bad_images=True)
+    assert capsys.readouterr().err == ""
     data = read_folder(tmp_path, skip_bad_images=True)
     assert torch.bincount(all_images(data).labels).tolist() == [7, 8, 8]
     head, *lines = capsys.readouterr().err.splitlines()

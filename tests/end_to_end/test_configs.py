@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
+from tests.helpers.calling import Call
 from tests.helpers.launching import DATASET, ROOT, environment, result, run
 
 pytestmark = pytest.mark.slow
@@ -47,44 +49,31 @@ def test_every_file_is_short_and_starts_with_its_own_command() -> None:
         assert len(file.read_text().splitlines()) < 20
 
 
-def test_cpu_is_one_process_on_the_cpu(project: Path) -> None:
-    done = launch_file("cpu", project)
-    assert result(done)["num_processes"] == 1
-    assert "training on 1 CPU process of" in done.stdout
+def test_the_launcher_chooses_the_precision(train_here: Call, tmp_path: Path) -> None:
+    precision = yaml.safe_load((CONFIGS / "bf16.yaml").read_text())["mixed_precision"]
+    done = train_here(FLAGS, ACCELERATE_MIXED_PRECISION=precision)
+    assert done.returncode == 0, done.stderr
+    assert json.loads((tmp_path / "output/config.json").read_text())["mixed_precision"] == "bf16"
 
 
-def test_multi_cpu_is_two_processes_and_one_run(project: Path) -> None:
-    done = launch_file("multi_cpu", project)
-    assert result(done)["num_processes"] == 2
-    assert "training on 2 CPU processes" in done.stdout
-    from mlflow.tracking import MlflowClient
-
-    client = MlflowClient(f"sqlite:///{project}/mlflow.db")
-    runs = client.search_runs([each.experiment_id for each in client.search_experiments()])
-    assert [(run.info.status, run.data.params["num_processes"]) for run in runs] == [("FINISHED", "2")]
-
-
-def test_bf16_is_the_precision_of_the_training(project: Path) -> None:
-    assert result(launch_file("bf16", project))["num_processes"] == 1
-    state = torch.load(project / "output/last.pt", weights_only=True)
-    assert json.loads(state["config"])["mixed_precision"] == "bf16"
-
-
-@without_gpu
 @pytest.mark.nightly
-def test_single_gpu_is_one_cpu_process_without_a_gpu(project: Path) -> None:
-    done = launch_file("single_gpu", project)
-    assert result(done)["num_processes"] == 1
-    assert "training on 1 CPU process of" in done.stdout
-
-
-@without_gpu
-@pytest.mark.nightly
-def test_multi_gpu_is_two_cpu_processes_without_a_gpu(project: Path) -> None:
-    done = launch_file("multi_gpu", project)
-    assert result(done)["num_processes"] == 2
-    assert "training on 2 CPU processes" in done.stdout
-    assert "(there is no GPU)" in done.stdout
+@pytest.mark.parametrize(
+    "name",
+    [
+        "cpu",
+        "multi_cpu",
+        *(pytest.param(name, marks=without_gpu) for name in ("bf16", "single_gpu", "multi_gpu")),
+    ],
+)
+def test_a_file_starts_its_processes(name: str, project: Path) -> None:
+    """Without a GPU on the CPU; `make test` launches cpu.yaml and multi_cpu.yaml in other tests."""
+    done = launch_file(name, project)
+    number = 2 if name.startswith("multi") else 1
+    assert result(done)["num_processes"] == number
+    assert f"training on {number} CPU process" in done.stdout
+    assert ("(there is no GPU)" in done.stdout) == (number > 1 and not torch.cuda.is_available())
+    precision = json.loads((project / "output/config.json").read_text())["mixed_precision"]
+    assert precision == ("bf16" if name == "bf16" else "no")
 
 
 @pytest.mark.gpu

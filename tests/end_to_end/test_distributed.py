@@ -1,12 +1,14 @@
 """Several processes against one, through Accelerate's launcher."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 
-from tests.helpers.launching import DATASET, launch, result, run, train
+from tests.helpers.calling import Call
+from tests.helpers.launching import DATASET, ROOT, launch, result, run
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("store_at_hand")]
 
@@ -15,6 +17,15 @@ TOLERANCE = 1e-5
 
 def processes(number: int) -> tuple[str, ...]:
     return ("--multi_gpu", "--num_processes", str(number), "--main_process_port", "0")
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Two threads of MKL add fewer than 100 rows in another order on Intel's processors."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 def final_weights(output_dir: str) -> dict[str, torch.Tensor]:
@@ -45,17 +56,40 @@ def assert_same_training(one: dict[str, object], many: dict[str, object]) -> Non
 # Small steps keep rounding from flipping a ReLU. Four processes have unequal shares of 94 images; the last
 # batch has a single image.
 @pytest.mark.parametrize("number", [2, pytest.param(4, marks=pytest.mark.nightly)])
-def test_several_processes_train_the_same_weights(number: int, tmp_path: Path) -> None:
-    flags = [*DATASET, "--lr", "0.01", "--epochs", "3", "--batch-size", "94", "--log-every", "4"]
-    # Two threads of MKL add fewer than 100 rows in another order on Intel's processors.
-    one = result(train(*flags, "--output-dir", "one", cwd=tmp_path, OMP_NUM_THREADS="1"))
+@pytest.mark.usefixtures("one_thread")
+def test_several_processes_train_the_weights_of_one(number: int, train_here: Call, tmp_path: Path) -> None:
+    """Two epochs by several processes; the third by one, which resumes."""
+    from mlflow import MlflowClient
+
+    flags = "--dataset digits --lr 0.01 --batch-size 94 --log-every 4"
     done = launch(
-        *flags, "--output-dir", "many", cwd=tmp_path, launcher=processes(number), ACCELERATE_USE_CPU="true"
+        *(*flags.split(), "--output-dir", "many", "--epochs", "2"),
+        cwd=tmp_path,
+        launcher=(
+            "--config_file",
+            str(ROOT / "launch/configs/multi_cpu.yaml"),
+            "--num_processes",
+            str(number),
+        ),
+        ACCELERATE_USE_CPU="true",
     )
-    many = result(done)
-    assert (one["num_processes"], many["num_processes"]) == (1, number)
+    assert result(done)["num_processes"] == number
     assert f"training on {number} CPU processes" in done.stdout
-    assert done.stdout.count("epoch 1/3") == done.stdout.count("step 4  loss") == 1
+    assert done.stdout.count("epoch 1/2") == done.stdout.count("step 4  loss") == 1
+    client = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
+    [run] = client.search_runs([each.experiment_id for each in client.search_experiments()])
+    assert (run.info.status, run.data.params["num_processes"]) == ("FINISHED", str(number))
+
+    resumed = train_here("--resume --output-dir many --epochs 3", OMP_NUM_THREADS="1")
+    many = result(resumed)
+    assert many["num_processes"] == 1
+    assert "resumed after epoch 2 of 3" in resumed.stdout
+    [note] = [line for line in resumed.stdout.splitlines() if line.startswith("the run was on")]
+    assert note.startswith(f"the run was on {number} CPU processes of ")
+    assert note.endswith("up to rounding, not bit for bit")
+    points = client.get_metric_history(run.info.run_id, "train/loss")
+    assert sorted(point.step for point in points) == [1, 2, 3]
+    one = result(train_here(f"{flags} --output-dir one --epochs 3", OMP_NUM_THREADS="1"))
     assert_same_training(one, many)
 
 

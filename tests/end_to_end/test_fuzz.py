@@ -5,7 +5,6 @@ import json
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from functools import partial
-from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -14,12 +13,10 @@ import pytest
 
 from mlp_dist.core.bundle import load_bundle
 from serve.client import Client
-from serve.package import build_archive
-from serve.server import running
 from serve.torchserve.keys import read_key
 from serve.torchserve.management import describe_version
 from tests.helpers.fuzz_inputs import WRONG, Input, good_images, inputs
-from tests.helpers.handlers import write_bundle
+from tests.helpers.launching import Trained
 from tests.helpers.servers import state_of
 
 CONNECTIONS = 8
@@ -67,20 +64,17 @@ def worker_ids(client: Client) -> list[int]:
 @pytest.mark.parametrize(
     "number", [400, pytest.param(10_000, marks=[pytest.mark.nightly, pytest.mark.timeout(900)])]
 )
-def test_fuzzed_requests(number: int, tmp_path: Path) -> None:
+def test_fuzzed_requests(number: int, served: Client, trained: Trained) -> None:
     """No worker dies, and bad requests do not affect good ones."""
-    bundle = write_bundle(tmp_path / "bundle", preprocess="auto")
-    model = load_bundle(bundle)
+    model = load_bundle(trained.bundle)
     random = np.random.default_rng(1)
     files = good_images(random)
     expected = [model.answer(file) for file in files]
     sent = list(inputs(number, files, random))
-    (tmp_path / "work").mkdir()
-    mar = build_archive(bundle, "mlp", "1", tmp_path / "work")
-    with running(mar, model.golden_image) as client, ThreadPoolExecutor(CONNECTIONS) as pool:
-        workers = worker_ids(client)
-        answers = list(pool.map(partial(send, client), sent))
-        assert worker_ids(client) == workers
+    workers = worker_ids(served)
+    with ThreadPoolExecutor(CONNECTIONS) as pool:
+        answers = list(pool.map(partial(send, served), sent))
+    assert worker_ids(served) == workers
     problems = [
         f"{each.kind}: {problem}; sent {each.body[:60]!r}; answered {status} {body[:200]!r}"
         for each, (status, body) in zip(sent, answers, strict=True)

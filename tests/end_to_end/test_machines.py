@@ -13,12 +13,13 @@ from typing import Any
 import pytest
 import torch
 
-from tests.helpers.launching import DATASET, ROOT, environment, result, train
+from tests.helpers.calling import Call
+from tests.helpers.launching import ROOT, environment, result
 
 pytestmark = pytest.mark.slow
 
 TOLERANCE = 1e-5
-FLAGS = (*DATASET, "--lr", "0.01")
+FLAGS = "--dataset digits --lr 0.01"
 MAIN_ADDRESS = "10.77.0.1"
 
 
@@ -114,30 +115,25 @@ def assert_same_weights(one: dict[str, Any], many: dict[str, Any]) -> None:
         torch.testing.assert_close(found[name], tensor, rtol=0, atol=TOLERANCE)
 
 
-@pytest.fixture(scope="module")
-def trained(machines: tuple[Machine, Machine]) -> list[subprocess.CompletedProcess[str]]:
-    return train_on(machines, *FLAGS, "--epochs", "1", "--output-dir", "output")
-
-
-def test_two_machines_train_the_weights_of_one_process(
-    machines: tuple[Machine, Machine],
-    trained: list[subprocess.CompletedProcess[str]],
-    tmp_path: Path,
+def test_two_machines_continue_the_training_of_one_process(
+    machines: tuple[Machine, Machine], train_here: Call, tmp_path: Path
 ) -> None:
-    many = main_result(trained)
-    assert many["num_processes"] == 2
-    assert Path(many["output_dir"]) == machines[0].directory / "output"
-    one = result(train(*FLAGS, "--epochs", "1", cwd=tmp_path))
-    assert_same_weights(one, many)
-
-
-@pytest.mark.usefixtures("trained")
-def test_only_the_main_machine_writes_and_resumes(machines: tuple[Machine, Machine], tmp_path: Path) -> None:
-    assert {path.name for path in machines[0].directory.iterdir()} >= {"output", "mlflow.db"}
-    assert list(machines[1].directory.iterdir()) == []
+    main, other = (machine.directory for machine in machines)
+    result(train_here(f"{FLAGS} --epochs 1 --output-dir output", main))
     done = train_on(machines, "--resume", "--output-dir", "output", "--epochs", "2")
-    resumed = main_result(done)
+    many = main_result(done)
+    assert many["num_processes"] == 2
+    assert Path(many["output_dir"]) == main / "output"
     assert done[0].stdout.count("resumed after epoch 1 of 2") == 1
+    assert {path.name for path in main.iterdir()} >= {"output", "mlflow.db"}
+    assert list(other.iterdir()) == []
+    assert_same_weights(result(train_here(f"{FLAGS} --epochs 2")), many)
+
+
+@pytest.mark.nightly
+def test_two_machines_train_the_weights_of_one_process(
+    machines: tuple[Machine, Machine], train_here: Call
+) -> None:
+    many = main_result(train_on(machines, *FLAGS.split(), "--epochs", "1", "--output-dir", "output"))
     assert list(machines[1].directory.iterdir()) == []
-    one = result(train(*FLAGS, "--epochs", "2", cwd=tmp_path))
-    assert_same_weights(one, resumed)
+    assert_same_weights(result(train_here(f"{FLAGS} --epochs 1")), many)

@@ -1,4 +1,4 @@
-"""Trainings with a real `mlflow server` that is down, dies, hangs, or comes back."""
+"""Trainings with a real `mlflow server` that is down, dies or hangs."""
 
 import json
 import signal
@@ -14,12 +14,11 @@ from typing import Any
 
 import pytest
 
-from mlp_dist.tracking.run_dir import sent_id
 from tests.helpers.comparing import check_all_is_there, read_history
 from tests.helpers.launching import ROOT, environment, result, run
 from tests.helpers.mlflow_servers import Server, running_server
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.nightly
 
 EPOCHS = 60
 SYNC = "python -m mlp_dist.sync"
@@ -121,7 +120,6 @@ def sync(server: Server, cwd: Path) -> str:
     return str(run_id)
 
 
-@pytest.mark.nightly
 def test_server_down_at_the_start(server: Server, client: Any, tmp_path: Path) -> None:
     server.stop()
     words, variables = command(server, 5)
@@ -138,7 +136,6 @@ def test_server_down_at_the_start(server: Server, client: Any, tmp_path: Path) -
     check_all_is_there(client, run_id, tmp_path / "output")
 
 
-@pytest.mark.nightly
 def test_server_dies(server: Server, client: Any, tmp_path: Path) -> None:
     with training(server, tmp_path) as process:
         since = time.time()
@@ -150,7 +147,6 @@ def test_server_dies(server: Server, client: Any, tmp_path: Path) -> None:
     check_all_is_there(client, run_id, tmp_path / "output")
 
 
-@pytest.mark.nightly
 def test_server_hangs(server: Server, client: Any, tmp_path: Path) -> None:
     with training(server, tmp_path) as process:
         since = time.time()
@@ -162,18 +158,3 @@ def test_server_hangs(server: Server, client: Any, tmp_path: Path) -> None:
     assert "it does not answer" in (tmp_path / "err").read_text()
     assert sync(server, tmp_path) == run_id
     check_all_is_there(client, run_id, tmp_path / "output")
-
-
-def test_server_comes_back(server: Server, client: Any, tmp_path: Path) -> None:
-    stderr = tmp_path / "err"
-    # However slowly the server starts, it is there before the training ends.
-    with training(server, tmp_path, epochs=100_000) as process:
-        server.kill()
-        wait_until(lambda: "warning" in stderr.read_text(), process, tmp_path)
-        server.start()
-        wait_until(lambda: "MLflow can be reached again" in stderr.read_text(), process, tmp_path)
-        process.terminate()
-        assert process.wait(240) == 128 + signal.SIGTERM
-    assert stderr.read_text().count("warning") == 1
-    assert SYNC not in stderr.read_text()
-    check_all_is_there(client, sent_id(tmp_path / "output"), tmp_path / "output", "KILLED")

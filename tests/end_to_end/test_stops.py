@@ -15,11 +15,12 @@ import psutil
 import pytest
 import torch
 
+from tests.helpers.calling import Call
 from tests.helpers.launching import DATASET, ROOT, environment, result, run
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("store_at_hand")]
 
-SECONDS = 30
+SECONDS = 100
 """Limit for all processes to end; on a quiet machine it takes one or two."""
 
 LONG = (*DATASET, "--epochs", "4000", "--output-dir", "output")
@@ -142,7 +143,7 @@ def test_the_survivor_of_a_killed_process_suggests_a_command(tmp_path: Path) -> 
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux signals the death of a parent")
-@pytest.mark.parametrize("number", [1, 2])
+@pytest.mark.parametrize("number", [pytest.param(1, marks=pytest.mark.nightly), 2])
 def test_a_killed_launcher_stops_its_training(number: int, tmp_path: Path) -> None:
     with training([*launcher(number), str(ROOT / "launch/train.py"), *LONG], tmp_path) as process:
         process.kill()
@@ -180,37 +181,15 @@ def test_an_early_killed_launcher_leaves_no_process(number: int, until: str, tmp
     assert not alive
 
 
-def test_ctrl_c_stops_a_single_process(tmp_path: Path) -> None:
-    # Tests that a shell started in the background, and their children, ignore SIGINT.
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    try:
-        with training([sys.executable, str(ROOT / "launch/train.py"), *LONG], tmp_path) as process:
-            process.send_signal(signal.SIGINT)
-            text = rest(process)
-    finally:
-        signal.signal(signal.SIGINT, before)
-    assert process.returncode == 130
-    assert "stopped by SIGINT" in text
-    assert "Traceback" not in text
-    assert statuses(tmp_path) == ["KILLED"]
-
-
-SHORT = (*DATASET, "--epochs", "9", "--batch-size", "20", "--dropout", "0.2", "--ema-decay", "0.9")
-
-
-@pytest.fixture(scope="module")
-def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    directory = tmp_path_factory.mktemp("uninterrupted")
-    words = [*launcher(2), str(ROOT / "launch/train.py"), *SHORT, "--output-dir", "output"]
-    result(run(words, directory, **VARIABLES))
-    return checkpoint(directory / "output")
+# In float64, one process gets the same weights as two.
+SHORT = "--dataset digits --epochs 5 --batch-size 20 --dropout 0.2 --ema-decay 0.9 --gradient-dtype float64"
 
 
 @pytest.mark.parametrize(("victim", "named"), [(0, False), pytest.param(1, True, marks=pytest.mark.nightly)])
-def test_a_restart_reaches_the_same_weights(
-    victim: int, named: bool, uninterrupted: dict[str, Any], tmp_path: Path
+def test_a_restart_reaches_the_weights_of_one_process(
+    victim: int, named: bool, train_here: Call, tmp_path: Path
 ) -> None:
-    flags = [*SHORT, "--output-dir", "output"] if named else [*SHORT]
+    flags = [*SHORT.split(), "--output-dir", "output"] if named else SHORT.split()
     words = [*launcher(2, "--max_restarts", "3"), str(ROOT / "launch/train.py"), *flags]
     with training(words, tmp_path) as process:
         ranks(process)[victim].kill()
@@ -221,10 +200,11 @@ def test_a_restart_reaches_the_same_weights(
     [directory] = [tmp_path / "output"] if named else (tmp_path / "outputs").iterdir()
     assert Path(values["output_dir"]) == directory
     state = checkpoint(directory)
-    assert [record["epoch"] for record in state["history"]] == list(range(1, 10))
-    for which in ("model", "best"):
-        for name, tensor in uninterrupted[which].items():
-            assert torch.equal(state[which][name], tensor)
+    assert [record["epoch"] for record in state["history"]] == list(range(1, 6))
     assert [(each.info.run_id, each.info.status) for each in runs(tmp_path)] == [
         (values["run_id"], "FINISHED")
     ]
+    uninterrupted = checkpoint(Path(result(train_here(f"{SHORT} --output-dir alone"))["output_dir"]))
+    for which in ("model", "best"):
+        for name, tensor in uninterrupted[which].items():
+            assert torch.equal(state[which][name], tensor)

@@ -69,8 +69,8 @@ OUTPUT = {
 }
 
 KILLS_PER_CHAIN = 6
-START_SECONDS = 120
-GONE_SECONDS = 30
+START_SECONDS = 200
+GONE_SECONDS = 100
 """Limit for all processes to end after the launcher."""
 
 

@@ -12,16 +12,6 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[2]
 BIN = Path(sys.executable).parent
 
-ONE_PROCESS = (
-    "--num_processes",
-    "1",
-    "--num_machines",
-    "1",
-    "--mixed_precision",
-    "no",
-    "--dynamo_backend",
-    "no",
-)
 DATASET = ("--dataset", "digits")
 
 
@@ -48,7 +38,7 @@ def train(*flags: str, cwd: Path, **changes: str) -> subprocess.CompletedProcess
 
 
 def launch(
-    *flags: str, cwd: Path, launcher: tuple[str, ...] = ONE_PROCESS, **changes: str
+    *flags: str, cwd: Path, launcher: tuple[str, ...], **changes: str
 ) -> subprocess.CompletedProcess[str]:
     """launch/train.py under `accelerate launch`."""
     words = ["accelerate", "launch", *launcher, str(ROOT / "launch/train.py"), *flags]

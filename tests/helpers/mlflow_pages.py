@@ -12,7 +12,7 @@ _FLAGS = (
     *("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"),
     *("--disable-background-networking", "--disable-component-update"),
 )
-_MILLISECONDS = 20_000
+_MILLISECONDS = 60_000
 """Time limit for an element to appear."""
 
 # The assistant opens itself at the first visit, after the page has loaded.

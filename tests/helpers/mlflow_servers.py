@@ -70,7 +70,7 @@ class Server:
     def kill(self) -> None:
         """SIGKILL to the whole group, as in a power failure."""
         self._signal(signal.SIGKILL)
-        assert self._has_ended(_STOP_SECONDS), "mlflow cannot be killed"
+        assert self._has_ended(_START_SECONDS), "mlflow cannot be killed"
         self.process = None
 
     def freeze(self) -> None:

@@ -6,6 +6,7 @@ import zipfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -18,6 +19,7 @@ from serve.inference.checksums import MANIFEST
 from serve.package import build_archive, check_archive, seal
 from tests.helpers.handlers import write_bundle
 from tests.helpers.launching import ROOT, Trained
+from tests.helpers.stored_runs import digits_run
 
 pytestmark = pytest.mark.slow
 
@@ -136,18 +138,15 @@ def test_mistake_keeps_the_old_archive(main: Main, flags: list[str], message: st
     assert (tmp_path / "mlp.mar").read_text() == "old"
 
 
-def test_changed_weights_are_refused(main: Main, trained: Trained, tmp_path: Path) -> None:
-    # MLflow stores absolute paths, so the artifacts are changed in place and restored.
-    [stored] = trained.directory.glob(f"mlruns/*/{trained.result['run_id']}/artifacts/bundle")
-    shutil.copytree(stored, tmp_path / "kept")
-    try:
-        state = torch.load(stored / "weights.pt", weights_only=True)
-        torch.save({name: tensor + 1 for name, tensor in state.items()}, stored / "weights.pt")
-        with pytest.raises(MlpDistError, match="weights"):
-            main("--export-path", str(tmp_path / "model_store"))
-        assert not (tmp_path / "model_store").exists()
-    finally:
-        shutil.copytree(tmp_path / "kept", stored, dirs_exist_ok=True)
+def test_changed_weights_are_refused(mlflow: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    digits_run("x", "changed", noise=0, val_accuracy=0.9)
+    [stored] = tmp_path.glob("mlruns/*/*/artifacts/bundle/weights.pt")
+    state = torch.load(stored, weights_only=True)
+    torch.save({name: tensor + 1 for name, tensor in state.items()}, stored)
+    monkeypatch.setattr(sys, "argv", ["serve.package", "--experiment", "x"])
+    with pytest.raises(MlpDistError, match="weights"):
+        package.main()
+    assert not (tmp_path / "model_store").exists()
 
 
 def test_invalid_archives(tmp_path: Path) -> None:

@@ -46,7 +46,7 @@ def post(
     client: Client, body: bytes, content_type: str, path: str = "/predictions/mlp"
 ) -> tuple[int, str | None, Any]:
     """Status, content type and JSON of an answer."""
-    connection = http.client.HTTPConnection(urlsplit(client.url).netloc, timeout=30)
+    connection = http.client.HTTPConnection(urlsplit(client.url).netloc, timeout=60)
     assert client.key_file is not None
     headers = {"Content-Type": content_type, "Authorization": f"Bearer {read_key(client.key_file).value}"}
     with contextlib.closing(connection):
@@ -131,7 +131,7 @@ def test_keys_are_private_and_required(served: Client) -> None:
     state = state_of(served)
     for url in (f"{state.url}/ping", f"{state.url}/models", f"{state.management_url}/models"):
         with pytest.raises(urllib.error.HTTPError) as refused:
-            urllib.request.urlopen(url, timeout=10)
+            urllib.request.urlopen(url, timeout=60)
         with refused.value as error:
             assert error.code >= 400
             assert b"Healthy" not in error.read()

@@ -19,6 +19,7 @@ from mlp_dist.cli.sweep import main
 from mlp_dist.core.errors import UsageError
 from mlp_dist.sweep.plan import load_plan
 from mlp_dist.sweep.study import COMPLETE, UNFINISHED, Study, TrialResult
+from tests.helpers.calling import Call
 from tests.helpers.launching import environment, result, run
 
 SECONDS = 240
@@ -49,14 +50,16 @@ def mlflow_runs(directory: Path) -> dict[str, Any]:
 
 
 @pytest.mark.slow
-def test_two_workers_share_the_trials_and_nest_their_runs(tmp_path: Path, empty_store: Path) -> None:
-    shutil.copy(empty_store, tmp_path)
+@pytest.mark.usefixtures("store_at_hand")
+def test_two_workers_share_the_trials_and_nest_their_runs(call: Call, tmp_path: Path) -> None:
     (tmp_path / "space.toml").write_text(SPACE.format(epochs=1))
-    flags = ("--trials", "3", "--workers", "2", "--output-dir", "all")
-    done = run([*SWEEP, "space.toml", *flags], tmp_path, timeout=SECONDS)
+    line = "mlp_dist.sweep space.toml --trials 3 --workers 2 --output-dir all"
+    store = f"sqlite:///{tmp_path}/mlflow.db"
+    done = call(line, MLFLOW_TRACKING_URI=store)
     values = result(done)
     assert done.stderr == ""
-    assert f"\n  package: python -m serve.package --run-id {values['best_run_id']}\n" in done.stdout
+    package = f"MLFLOW_TRACKING_URI={store} python -m serve.package --run-id {values['best_run_id']}"
+    assert f"\n  package: {package}\n" in done.stdout
     assert [values[name] for name in ("num_trials", COMPLETE, UNFINISHED)] == [3, 3, 0]
     trials = results(tmp_path / "all")
     best = max(trials, key=lambda trial: (trial.value or 0, -trial.number))

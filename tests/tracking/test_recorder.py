@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,9 @@ from mlp_dist.core.errors import TrackingError
 from mlp_dist.tracking.run_dir import RunRecord
 from mlp_dist.tracking.upload import sync
 from mlp_dist.training import recorder
-from tests.helpers.launching import ROOT, environment, result, train
+from tests.helpers.calling import Call
+from tests.helpers.launching import ROOT, environment, result
+from tests.helpers.mlflow_servers import free_port, running_server
 
 pytestmark = pytest.mark.slow
 
@@ -61,8 +64,9 @@ def shared(store: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
 
 
 @pytest.fixture
-def stderr(capfd: pytest.CaptureFixture[str]) -> Iterator[Callable[[], str]]:
+def stderr(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], str]]:
     """Reads the stderr of a new recorder, which closes with the test: it would retry failed uploads."""
+    monkeypatch.setattr(recorder, "PATIENCE", 1.0)
     recorder.start().close()
     yield lambda: capfd.readouterr().err
     recorder.start().close()
@@ -161,6 +165,31 @@ def test_many_runs_wait_less_for_an_unreachable_server(
     assert text.count("upload the rest with: python -m mlp_dist.sync") == 5
 
 
+def test_a_server_that_starts_late_gets_everything(
+    mlflow: Any, tmp_path: Path, stderr: Callable[[], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    port, text = free_port(), ""
+    uri = f"http://127.0.0.1:{port}"
+    monkeypatch.setattr(mlflow, "get_tracking_uri", lambda: uri)
+    monkeypatch.setattr(recorder, "PATIENCE", 60.0)
+    (tmp_path / "server").mkdir()
+    with contextlib.ExitStack() as stack:
+        with recorder.open_run(tmp_path, new_record()) as run:
+            write_epochs(tmp_path, 2)
+            while f"warning: MLflow at {uri} cannot take the run: Connection refused" not in text:
+                time.sleep(0.05)
+                text += stderr()
+            stack.enter_context(running_server(tmp_path / "server", port=port))
+            write_epochs(tmp_path, 3)
+        text += stderr()
+        client = mlflow.MlflowClient(uri)
+        assert client.get_run(run.run_id()).info.status == "FINISHED"
+        steps = [point.step for point in client.get_metric_history(run.run_id(), "train/loss")]
+    assert sorted(steps) == [1, 2, 3]
+    assert "MLflow can be reached again" in text
+    assert text.count("warning") == 1
+
+
 def recorder_of(process: psutil.Process) -> psutil.Process:
     """The newest one; others may wait to be collected."""
     found = (each for each in process.children() if "mlp_dist.tracking.recording" in each.cmdline())
@@ -214,7 +243,9 @@ def training(cwd: Path) -> Iterator[tuple[psutil.Popen, psutil.Process]]:
         process.communicate()
 
 
-def test_killed_training_is_closed_by_sync_and_by_resuming(tmp_path: Path, mlflow: Any) -> None:
+def test_killed_training_is_closed_by_sync_and_by_resuming(
+    tmp_path: Path, mlflow: Any, train_here: Call
+) -> None:
     with training(tmp_path) as (process, recording):
         process.kill()
         recording.wait(60)
@@ -224,7 +255,7 @@ def test_killed_training_is_closed_by_sync_and_by_resuming(tmp_path: Path, mlflo
     closed = mlflow.get_run(run_id).info
     assert record.status == closed.status == "KILLED"
     epochs = len(state["history"]) + 1
-    done = result(train("--resume", "--output-dir", "output", "--epochs", str(epochs), cwd=tmp_path))
+    done = result(train_here(f"--resume --output-dir output --epochs {epochs}"))
     assert (done["run_id"], done["epochs"]) == (run_id, epochs)
     assert mlflow.get_run(run_id).info.status == "FINISHED"
     assert [step for step, *_ in points(mlflow, run_id, "train/loss")] == list(range(1, epochs + 1))
@@ -236,6 +267,7 @@ def test_ctrl_c_stops_all_processes_in_order(tmp_path: Path, mlflow: Any) -> Non
         _, text = process.communicate(timeout=60)
         assert not recording.is_running()
     assert process.returncode == 128 + signal.SIGINT
+    assert "stopped by SIGINT" in text
     assert "Traceback" not in text
     (run,) = mlflow.search_runs(search_all_experiments=True, output_format="list")
     assert run.info.status == "KILLED"

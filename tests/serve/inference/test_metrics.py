@@ -24,7 +24,7 @@ EXPRESSIONS = [target["expr"] for panel in DASHBOARD["panels"] for target in pan
 
 def scrape(client: Client) -> dict[str, float]:
     """Name with labels -> value."""
-    with urllib.request.urlopen(f"{state_of(client).metrics_url}/metrics", timeout=10) as answer:
+    with urllib.request.urlopen(f"{state_of(client).metrics_url}/metrics", timeout=60) as answer:
         lines = answer.read().decode().splitlines()
     return {
         name: float(value) for name, _, value in (line.rpartition(" ") for line in lines if line[:1] != "#")
@@ -32,7 +32,7 @@ def scrape(client: Client) -> dict[str, float]:
 
 
 def scrape_when_settled(client: Client) -> dict[str, float]:
-    seen, deadline = scrape(client), time.monotonic() + 30
+    seen, deadline = scrape(client), time.monotonic() + 100
     while time.monotonic() < deadline:
         time.sleep(1.3 * metrics.FLUSH_SECONDS)
         last, seen = seen, scrape(client)
