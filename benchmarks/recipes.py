@@ -21,13 +21,12 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 
 from mlp_dist.config import MATMUL_PRECISIONS, TrainConfig
-from mlp_dist.console import command
+from mlp_dist.console import command, hardware
 from mlp_dist.console.process import StopSignals
 from mlp_dist.core.errors import UsageError
 from mlp_dist.data.datasets import default_data_dir, prepare_dataset, read_dataset
 from mlp_dist.data.image_set import Dataset
 from mlp_dist.recipes import PUBLISHED, TUTORIALS, get_recipe
-from mlp_dist.training import distributed
 from mlp_dist.training.setup import complete_config
 from mlp_dist.training.trainer import Trainer
 
@@ -82,7 +81,7 @@ def measure(recipe: TrainConfig, data: Dataset, num_seeds: int) -> RecipeRow:
     """Train the recipe once per seed, as the command does, without MLflow."""
     # Accelerate keeps the first mixed precision for the whole process.
     AcceleratorState._reset_state(reset_partial_state=True)
-    accelerator = Accelerator(cpu=distributed.use_cpu(), mixed_precision=recipe.mixed_precision)
+    accelerator = Accelerator(cpu=hardware.use_cpu(), mixed_precision=recipe.mixed_precision)
     accuracies, seconds = [], []
     with tempfile.TemporaryDirectory() as directory, StopSignals() as signals:
         for seed in range(num_seeds):
@@ -113,8 +112,8 @@ def parse() -> argparse.Namespace:
 
 def main() -> None:
     args = parse()
-    distributed.set_threads()
-    kind = platform.machine() if distributed.use_cpu() else torch.cuda.get_device_name()
+    hardware.set_threads()
+    kind = platform.machine() if hardware.use_cpu() else torch.cuda.get_device_name()
     print(f"{args.seeds} seeds, {kind}, {os.cpu_count()} cores, torch {torch.__version__}")
     print(COLUMNS.format("recipe", "epochs", "published", "test accuracy", "difference", "holds", "s/epoch"))
     rows = []

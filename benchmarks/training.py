@@ -35,12 +35,11 @@ import torch
 from benchmarks.peers import OURS, PEERS, missing, versions
 from benchmarks.peers.cases import CASES, Case, Timing
 from benchmarks.peers.process import contestant
-from mlp_dist.console import command, process
+from mlp_dist.console import command, hardware
 from mlp_dist.core.errors import DownloadError, UsageError, unknown
 from mlp_dist.data.batches import generator
 from mlp_dist.data.datasets import default_data_dir, prepare_dataset, read_dataset
 from mlp_dist.data.image_set import Dataset
-from mlp_dist.training.distributed import use_cpu
 
 COLUMNS = "{:<18} {:>8}  {:>19}  {:>7}  {:>15}  {:<4}"
 STANDARD_ERRORS = 3
@@ -149,8 +148,8 @@ def machine() -> dict[str, Any]:
     model = re.search(r"model name\s*: (.*)", cpuinfo.read_text()) if cpuinfo.exists() else None
     return {
         "cpu": model[1] if model else platform.machine(),
-        "cores": process.num_cores(),
-        "gpu": None if use_cpu() else torch.cuda.get_device_name(),
+        "cores": hardware.num_cores(),
+        "gpu": None if hardware.use_cpu() else torch.cuda.get_device_name(),
     }
 
 

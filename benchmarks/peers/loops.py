@@ -13,8 +13,8 @@ from torch.utils.data import DataLoader
 from torchvision import datasets, transforms
 
 from benchmarks.peers.cases import Case, Timing, Train
+from mlp_dist.console.hardware import set_threads
 from mlp_dist.data.image_set import Dataset, ImageSet
-from mlp_dist.training.distributed import set_threads
 
 
 def choose_device() -> torch.device:

@@ -26,12 +26,12 @@ from mlp_dist.config import (
     has_type,
 )
 from mlp_dist.console import command, progress
-from mlp_dist.console.process import Interrupted, end_with_launcher, is_main
+from mlp_dist.console.hardware import choose_interface
+from mlp_dist.console.process import Interrupted, end_with_launcher, is_main, launch_command
 from mlp_dist.core.errors import ProcessLostError
 from mlp_dist.recipes import get_recipe, recipe_table
 from mlp_dist.tracking import next_steps
 from mlp_dist.training import recorder
-from mlp_dist.training.distributed import choose_interface, launch_command
 
 OFTEN = (
     *("recipe", "list_recipes", "hidden_sizes", "optimizer", "lr", "batch_size", "epochs", "seed"),

@@ -16,7 +16,8 @@ from types import FrameType
 from typing import Any, NoReturn
 
 from mlp_dist.console import colors
-from mlp_dist.console.process import RANKS, Interrupted, is_launched, is_main, limit_spinning, variable
+from mlp_dist.console.hardware import limit_spinning
+from mlp_dist.console.process import RANKS, Interrupted, is_launched, is_main, variable
 from mlp_dist.core.errors import MlpDistError, ProcessLostError, did_you_mean
 
 DEBUG = "--debug"

@@ -44,24 +44,17 @@ def parent_process(what: str) -> list[str]:
         return []
 
 
-def user_variables() -> list[str]:
-    """Names of the environment variables that the user set; launchers add some, such as OMP_NUM_THREADS=1."""
-    return [entry.split("=")[0] for entry in parent_process("environ")] if is_launched() else list(os.environ)
+def is_cpu_forced() -> bool:
+    return os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes", "on")
 
 
-def limit_spinning() -> None:
-    """Let waiting OpenMP threads sleep soon, unless the user set an OMP_* or GOMP_* variable.
-
-    libgomp reads GOMP_SPINCOUNT when it is loaded, so call this before torch is imported. By default its
-    threads spin while they wait, which slows training down to an eighth beside other busy processes.
-    """
-    if not any(name.startswith(("OMP_", "GOMP_")) for name in user_variables()):
-        os.environ["GOMP_SPINCOUNT"] = "1000"
-
-
-def num_cores() -> int:
-    """The number of cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+def launch_command(number: str = "") -> str:
+    """The command that starts `number` processes of a training on this machine, by default as many as now."""
+    number = number or variable(SIZES, "1")
+    if number == "1":
+        return "accelerate launch -m mlp_dist.train"
+    cpu = "ACCELERATE_USE_CPU=true " if is_cpu_forced() else ""
+    return f"{cpu}accelerate launch --multi_gpu --num_processes {number} -m mlp_dist.train"
 
 
 def end_with_launcher() -> None:

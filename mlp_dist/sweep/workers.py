@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from mlp_dist.console.process import num_cores
+from mlp_dist.console.hardware import num_cores, use_cpu
 
 _STOP_SECONDS = 60.0
 """Time for a worker to write a checkpoint and to report it to MLflow."""
@@ -100,8 +100,6 @@ def worker_environment(index: int, number: int) -> dict[str, str]:
 def visible_gpus() -> list[str]:
     """The GPUs' names for CUDA_VISIBLE_DEVICES; empty if training uses the CPU."""
     import torch
-
-    from mlp_dist.training.distributed import use_cpu
 
     if use_cpu():
         return []

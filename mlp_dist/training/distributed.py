@@ -1,7 +1,6 @@
 """The processes of a training: how they connect, agree, and notice that one has died. Imports torch late."""
 
 import functools
-import ipaddress
 import os
 import re
 import select
@@ -17,95 +16,16 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
-from mlp_dist.console import process, progress
-from mlp_dist.core.errors import MlpDistError, ProcessLostError, TrainingError, UsageError, unknown
+from mlp_dist.console import hardware, process, progress
+from mlp_dist.core.errors import MlpDistError, ProcessLostError, TrainingError, UsageError
 
 T = TypeVar("T")
-
-_FAR_AWAY = ("192.0.2.1", "2001:db8::1")
-"""Documentation addresses (RFC 5737, RFC 3849): routed like any remote address, used by nobody."""
 
 _ANNOUNCED_AFTER, _GRACE, _POLL = 5.0, 1.0, 0.01
 """Seconds until a process says that it waits, until one whose connections closed has ended, between looks."""
 
 
-def launch_command(number: str = "") -> str:
-    """The command that starts `number` processes of a training on this machine, by default as many as now."""
-    number = number or process.variable(process.SIZES, "1")
-    if number == "1":
-        return "accelerate launch -m mlp_dist.train"
-    cpu = "ACCELERATE_USE_CPU=true " if _is_cpu_forced() else ""
-    return f"{cpu}accelerate launch --multi_gpu --num_processes {number} -m mlp_dist.train"
-
-
-def _is_cpu_forced() -> bool:
-    return os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes", "on")
-
-
-def use_cpu() -> bool:
-    """True to train on the CPU: there is no GPU, or the launcher chose the CPU.
-
-    Raises UsageError if this machine has fewer GPUs than processes.
-    """
-    import torch
-
-    if _is_cpu_forced() or not torch.cuda.is_available():
-        return True
-    local, gpus = int(os.environ.get("LOCAL_WORLD_SIZE", 1)), torch.cuda.device_count()
-    if local > gpus:
-        raise UsageError(
-            f"{local} processes on this machine, but it has {gpus} GPU{'s' * (gpus > 1)}; start {gpus} with "
-            f"--num_processes {gpus}, or {local} on the CPU with ACCELERATE_USE_CPU=true before the command"
-        )
-    return False
-
-
-def set_threads(num_local: int = 1) -> None:
-    """Share the cores among this machine's processes, unless the user chose a number of threads."""
-    words = " ".join(process.parent_process("cmdline")).replace("-", "_")
-    if "OMP_NUM_THREADS" not in process.user_variables() and "__num_cpu_threads_per_process" not in words:
-        import torch
-
-        torch.set_num_threads(max(1, process.num_cores() // num_local))
-
-
-def choose_interface() -> None:
-    """Name the network interface that leads to the main machine to gloo and NCCL, unless the user named one.
-
-    Gloo announces the address of the host name. If that is loopback, as /etc/hosts often has it, other
-    machines cannot connect. Called once by a command, since it sets environment variables.
-    """
-    is_one_machine = process.variable(process.SIZES, "1") == os.environ.get("LOCAL_WORLD_SIZE", "1")
-    if is_one_machine or _own_address(socket.gethostname(), socket.socket.bind) is not None:
-        return
-    import psutil
-
-    addresses = {
-        entry.address.partition("%")[0]: name
-        for name, entries in psutil.net_if_addrs().items()
-        for entry in entries
-    }
-    # On the main machine, its own name may lead to loopback.
-    targets = (os.environ.get("MASTER_ADDR", ""), *_FAR_AWAY)
-    own = (_own_address(target, socket.socket.connect) for target in targets)
-    if name := next((addresses[address] for address in own if address in addresses), None):
-        os.environ.setdefault("GLOO_SOCKET_IFNAME", name)
-        # NCCL matches a bare name as a prefix.
-        os.environ.setdefault("NCCL_SOCKET_IFNAME", f"={name}")
-
-
-def _own_address(name: str, attach: Callable[[socket.socket, Any], None]) -> str | None:
-    """This machine's address once a UDP socket is bound or connected to `name`; None if that is loopback."""
-    with suppress(OSError, UnicodeError):
-        family, kind, protocol, _, address = socket.getaddrinfo(name, 0, type=socket.SOCK_DGRAM)[0]
-        with socket.socket(family, kind, protocol) as probe:
-            attach(probe, address)
-            found = str(probe.getsockname()[0])
-            return None if ipaddress.ip_address(found).is_loopback else found
-    return None
-
-
-def _check_environment(use_cpu: bool) -> tuple[int, int]:
+def _rank_and_size(use_cpu: bool) -> tuple[int, int]:
     """This process's rank and the number of processes. Raises UsageError for a wrong launch."""
     variable, ranks, sizes = process.variable, process.RANKS, process.SIZES
     given = " ".join(f"{name}={os.environ[name]}" for name in (*ranks, *sizes) if os.environ.get(name))
@@ -117,7 +37,7 @@ def _check_environment(use_cpu: bool) -> tuple[int, int]:
         raise UsageError(
             f"accelerate launch was asked for {number} processes but started 1, because --multi_gpu is "
             f"missing. This command starts {number}, on GPUs if there are any, else on the CPU:\n"
-            f"  {launch_command(number)} {shlex.join(sys.argv[1:])}"
+            f"  {process.launch_command(number)} {shlex.join(sys.argv[1:])}"
         )
     rank, size = variable(ranks, "0"), variable(sizes, "1")
     if not (rank.isdecimal() and size.isdecimal() and int(rank) < int(size)):
@@ -125,15 +45,9 @@ def _check_environment(use_cpu: bool) -> tuple[int, int]:
     needed = (ranks, ("MASTER_ADDR",), *([] if use_cpu else [("LOCAL_RANK",)]))
     if size != "1" and (missing := " and ".join(names[0] for names in needed if not variable(names, ""))):
         raise UsageError(
-            f"{given}, but no {missing}: start {size} processes with `{launch_command(size)}`, "
+            f"{given}, but no {missing}: start {size} processes with `{process.launch_command(size)}`, "
             "or under mpiexec, set MASTER_ADDR to the address of the first machine"
         )
-    known = [name for _, name in socket.if_nameindex()]
-    for setting in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
-        # NCCL takes prefixes, = before exact names, and ^ before names to avoid.
-        for name in os.environ.get(setting, "").removeprefix("=").split(","):
-            if not name.startswith("^") and not any(each.startswith(name) for each in known):
-                raise UsageError(f"{setting}: {unknown('network interface', name, known)}")
     return int(rank), int(size)
 
 
@@ -180,7 +94,8 @@ def connect(use_cpu: bool) -> "Peers":
     from accelerate import PartialState
     from torch import distributed
 
-    rank, size = _check_environment(use_cpu)
+    rank, size = _rank_and_size(use_cpu)
+    hardware.check_interfaces()
     missing = [0] if rank else [*range(1, size)]
 
     def join() -> Peers:
@@ -195,7 +110,7 @@ def connect(use_cpu: bool) -> "Peers":
         reason = str(error).splitlines()[0]
         raise TrainingError(f"the {size} processes cannot connect at {_address()}: {reason}") from error
     PartialState(cpu=use_cpu)
-    set_threads(peers.local_size)
+    hardware.set_threads(peers.local_size)
     return peers
 
 
@@ -258,15 +173,17 @@ class Peers:
             return
         self.rank, self.size = distributed.get_rank(), distributed.get_world_size()
         self._group: Any = distributed.new_group(backend="gloo")
-        found = self.gather((_machine(), os.getpid(), uuid.uuid4().hex))
-        local = {rank: pid for rank, (machine, pid, _) in enumerate(found) if machine == _machine()}
+        boot, namespace = Path("/proc/sys/kernel/random/boot_id"), Path("/proc/self/ns/pid").resolve().name
+        # Equal for two processes if and only if they share their process IDs.
+        here = (socket.gethostname(), boot.read_text() if boot.exists() else "", namespace)
+        found = self.gather((here, os.getpid(), uuid.uuid4().hex))
+        local = {rank: pid for rank, (machine, pid, _) in enumerate(found) if machine == here}
         self._name, self._is_starting = found[0][2], True
         self.local_size, self.is_local_main = len(local), min(local) == self.rank
-        if hasattr(os, "pidfd_open"):
-            others = (rank for rank in local if rank != self.rank)
-            self._others = {
-                os.pidfd_open(local[rank]): f"process {rank} (pid {local[rank]})" for rank in others
-            }
+        for rank in set(local) - {self.rank}:
+            # Not every system has it.
+            with suppress(AttributeError, OSError):
+                self._others[os.pidfd_open(local[rank])] = f"process {rank} (pid {local[rank]})"
 
     def _call(self, work: Callable[[], None], missing: Sequence[int] = ()) -> None:
         # During the training, signals are only recorded, and the main process may take its time.
@@ -326,17 +243,8 @@ class Peers:
                 # Without a launcher, the store ends with the main process.
                 with suppress(RuntimeError):
                     is_first = _store(self._name).add("reports", 1) == 1
-                raise ProcessLostError(
-                    [self._others[each] for each in ended], is_reporter=is_first
-                ) from error
+                names = [self._others[each] for each in ended]
+                raise ProcessLostError(names, is_reporter=is_first) from error
             if signals is not None:
                 signals.check()
             raise
-
-
-def _machine() -> str:
-    """The same text for two processes if and only if they share their process IDs."""
-    with suppress(OSError):
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text()
-        return f"{socket.gethostname()} {boot} {Path('/proc/self/ns/pid').readlink()}"
-    return socket.gethostname()

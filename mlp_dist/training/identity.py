@@ -14,9 +14,9 @@ import torch
 
 import mlp_dist
 from mlp_dist.config import TrainConfig
+from mlp_dist.console.process import launch_command
 from mlp_dist.data.batches import usual_val_size
 from mlp_dist.recipes import overrides, training_command
-from mlp_dist.training.distributed import launch_command
 from mlp_dist.training.state import RunContext, TrainState
 
 _VERSIONS = ("torch", "accelerate")

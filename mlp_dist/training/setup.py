@@ -15,6 +15,7 @@ import torch
 from accelerate import Accelerator, PartialState
 
 from mlp_dist.config import TrainConfig
+from mlp_dist.console import hardware
 from mlp_dist.core.catalog import CATALOG
 from mlp_dist.core.errors import CheckpointError, DataError, DownloadError, UsageError
 from mlp_dist.data.batches import usual_val_size
@@ -43,7 +44,7 @@ def start_training(
 
     Raises UsageError, CheckpointError or DataError on all processes; ProcessLostError if one has died.
     """
-    use_cpu = distributed.use_cpu()
+    use_cpu = hardware.use_cpu()
     _check_machine(config, use_cpu)
     peers = distributed.connect(use_cpu)
     with peers.watched():

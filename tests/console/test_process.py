@@ -8,12 +8,8 @@ from typing import Any
 
 import pytest
 
-from mlp_dist.console.process import (
-    STOP_SIGNALS,
-    Interrupted,
-    StopSignals,
-    num_cores,
-)
+from mlp_dist.console.hardware import num_cores
+from mlp_dist.console.process import STOP_SIGNALS, Interrupted, StopSignals, launch_command
 from tests.helpers.launching import run
 
 CORES = num_cores()
@@ -111,6 +107,15 @@ def test_process_ends_with_its_launcher(tmp_path: Path) -> None:
         assert process.stdout.readline() == "ready\n"
         process.kill()
         assert process.stdout.read() == ""
+
+
+def test_launch_command_starts_the_same_number_of_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert launch_command() == "accelerate launch -m mlp_dist.train"
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    command = "accelerate launch --multi_gpu --num_processes 3 -m mlp_dist.train"
+    assert launch_command() == command
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    assert launch_command() == f"ACCELERATE_USE_CPU=true {command}"
 
 
 # Signals

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from mlp_dist.console.process import num_cores
+from mlp_dist.console.hardware import num_cores
 from mlp_dist.sweep import worker
 from mlp_dist.sweep.plan import new_plan
 from mlp_dist.sweep.study import FAILED, PRUNED, Study
