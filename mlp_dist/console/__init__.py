@@ -1,1 +1,1 @@
-"""Behavior that all commands share: argument parsing, errors, exit codes, progress bars, signals, hardware."""
+"""What all commands share: argument parsing, errors, exit codes, progress bars, signals, hardware."""
