@@ -20,7 +20,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 
-from mlp_dist.config import MATMUL_PRECISIONS, TrainConfig
+from mlp_dist.config import OPTIONS, TrainConfig
 from mlp_dist.console import command, hardware
 from mlp_dist.console.process import StopSignals
 from mlp_dist.core.errors import UsageError
@@ -100,7 +100,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--seeds", type=int, default=5, metavar="N", help="use the seeds 0 to N-1 (5)")
     known = ["mnist", *TUTORIALS]
     parser.add_argument("--recipes", nargs="+", metavar="NAME", default=known, help="(mnist, the tutorials')")
-    parser.add_argument("--matmul-precision", choices=MATMUL_PRECISIONS, default="auto", metavar="P")
+    precisions = OPTIONS["matmul_precision"].choices
+    parser.add_argument("--matmul-precision", choices=precisions, default="auto", metavar="P")
     parser.add_argument("--data-dir", type=Path, default=default_data_dir(), metavar="DIR")
     args = parser.parse_args()
     if args.seeds < 1:

@@ -1,13 +1,15 @@
-"""TrainConfig: everything a training depends on, validated when it is made."""
+"""TrainConfig: every option of a training, declared once.
 
-import math
+Flags, --help, JSON, search spaces, run names and the command that repeats a run are made from its fields.
+"""
+
 import unicodedata
-from collections.abc import Callable
-from dataclasses import MISSING, asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass
 from pathlib import Path
-from typing import Any, Self, get_type_hints
+from typing import Any, Literal, Self
 
 from mlp_dist import __version__
+from mlp_dist.console.options import option, options
 from mlp_dist.core.catalog import ARRAYS_PREFIX, CATALOG, FOLDER_PREFIX
 from mlp_dist.core.errors import CheckpointError, UsageError, unknown
 from mlp_dist.core.kinds import KINDS
@@ -15,41 +17,8 @@ from mlp_dist.core.spec import LARGEST_SIZE
 
 DEFAULT_EXPERIMENT = "mlp_dist"
 
-SCHEDULES = ("constant", "cosine", "linear", "one-cycle")
-
-PRECISIONS = ("no", "bf16", "fp16")
-OPTIMIZERS = ("sgd", "adam", "scratch-sgd")
-"""torch's SGD without momentum, torch's Adam, and the SGD written out in training/optim.py."""
-
-INITIALIZATIONS = ("linear", "normal_fan_in", "normal_0.01", "normal_0.1")
-"""How weights and biases are drawn; core/model.py describes each."""
-
 TO_TENSOR = (0.0, 1.0)
 """The `normalize` that leaves images as ToTensor gives them."""
-
-MATMUL_PRECISIONS = ("auto", "highest", "high", "medium")
-"""Names of torch.set_float32_matmul_precision; auto is medium if that costs no precision."""
-
-GRADIENT_DTYPES = ("float32", "float64")
-
-RESUME = ("no", "yes", "auto")
-"""Whether to resume a run; auto resumes if there is one."""
-
-FREE_ON_RESUME = ("epochs", "data_dir", "output_dir", "log_every", "checkpoint_every_steps")
-"""The fields that `--resume` may change."""
-
-SWEPT = (
-    *("seed", "lr", "hidden_sizes", "model", "initialization", "optimizer", "schedule", "warmup_epochs"),
-    *("batch_size", "accumulation_steps", "clip_norm", "weight_decay", "label_smoothing", "dropout"),
-    *("augment_shift", "deform", "adversarial", "ema_decay", "epochs", "patience"),
-)
-"""The fields that a sweep may vary."""
-
-WHERE = (
-    *("data_dir", "output_dir", "experiment", "run_name", "log_every", "checkpoint_every_steps"),
-    "fallback_dataset",
-)
-"""The fields that do not change what is trained: locations, names, and how often progress is reported."""
 
 _MAX_EXPERIMENT = 500
 """MLflow's limit for a name, in characters."""
@@ -57,165 +26,183 @@ _MAX_EXPERIMENT = 500
 _UNPRINTABLE = ("Cc", "Cs", "Zl", "Zp")
 """Unicode categories: control characters, surrogates, line and paragraph separators."""
 
-CHOICES = {
-    "model": tuple(KINDS),
-    "initialization": INITIALIZATIONS,
-    "optimizer": OPTIMIZERS,
-    "schedule": SCHEDULES,
-    "mixed_precision": PRECISIONS,
-    "gradient_dtype": GRADIENT_DTYPES,
-    "matmul_precision": MATMUL_PRECISIONS,
-}
-"""Field -> its possible values."""
+
+@dataclass(frozen=True, kw_only=True)
+class Model:
+    """What to train. Defaults are the recipe's."""
+
+    recipe: str = option()
+    """A complete configuration; --list-recipes lists them."""
+
+    hidden_sizes: tuple[int, ...] = option(names={"none": ()}, swept=True, at_least=1, at_most=LARGEST_SIZE)
+    """Widths of the hidden layers, or none."""
+
+    model: Literal[tuple(KINDS)] = option("module", swept=True)  # type: ignore[valid-type]
+    """Built of nn.Linear (module), raw tensors (tensor), or core/layers.py (layers)."""
+
+    initialization: Literal["linear", "normal_fan_in", "normal_0.01", "normal_0.1"] = option(
+        "linear", swept=True
+    )
+    """How weights and biases are drawn; core/model.py describes each."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainConfig:
-    """A complete training. Recipes return one; the command line replaces single fields."""
+class Optimization:
+    """How to train."""
 
-    recipe: str
-    """Name of the recipe."""
+    optimizer: Literal["sgd", "adam", "scratch-sgd"] = option("sgd", swept=True)
+    """torch's SGD, torch's Adam, or the SGD written out in training/optim.py."""
 
-    dataset: str
-    """A name of core/catalog.py, `folder:DIR` or `arrays:DIR`."""
+    lr: float = option(swept=True, above=0, below=1e38)
+    """Learning rate, the peak of a schedule."""
 
-    fallback_dataset: str | None = None
-    """Used if `dataset` cannot be downloaded; None: that is an error."""
+    schedule: Literal["constant", "cosine", "linear", "one-cycle"] = option("constant", swept=True)
+    """Learning rate schedule over all epochs."""
 
-    hidden_sizes: tuple[int, ...]
-    """Widths of the hidden layers."""
+    warmup_epochs: float = option(0.0, swept=True, at_least=0)
+    """Epochs over which the learning rate rises to --lr."""
 
-    model: str = "module"
-    """How the perceptron is built, one of KINDS."""
+    batch_size: int = option(swept=True, at_least=1)
+    """Global batch: images per step over all processes."""
 
-    initialization: str = "linear"
-    """How weights are drawn, one of INITIALIZATIONS."""
+    accumulation_steps: int = option(1, swept=True, at_least=1)
+    """Gradient accumulation steps: less memory, same gradient."""
 
-    image_size: int = 28
-    """Height and width that images are resized to, in pixels."""
+    clip_norm: float | None = option(None, names={"none": None}, swept=True, above=0)
+    """Maximum gradient norm."""
 
-    normalize: tuple[float, float] | None = None
-    """(mean, std) for all channels, as in torchvision's Normalize; None: the training images' own."""
+    epochs: int = option(swept=True, free_on_resume=True, at_least=1)
+    """Passes over the training images."""
 
-    optimizer: str = "sgd"
-    lr: float
-    """Learning rate."""
+    patience: int = option(0, swept=True, at_least=0)
+    """Stop after N epochs without a better validation accuracy; 0: never."""
 
-    schedule: str = "constant"
-    """Learning rate schedule over all epochs, one of SCHEDULES."""
+    seed: int = option(0, swept=True, at_least=0, at_most=2**63 - 1)
+    """Seed of all randomness."""
 
-    warmup_epochs: float = 0.0
-    """Epochs over which the learning rate rises to `lr`."""
 
-    batch_size: int
-    """The global batch: images per step over all processes."""
+@dataclass(frozen=True, kw_only=True)
+class Precision:
+    """How to compute."""
 
-    accumulation_steps: int = 1
-    """Gradient accumulation steps: parts of a process's share of the batch; less memory, same gradient."""
+    mixed_precision: Literal["no", "bf16", "fp16"] = option("no")
+    """Also set by the launcher."""
 
-    clip_norm: float | None = None
-    """Maximum gradient norm; None: no clipping."""
+    gradient_dtype: Literal["float32", "float64"] = option("float32")
+    """float64: the same weights on any number of processes."""
 
-    weight_decay: float = 0.0
-    """On all parameters: L2 for SGD, decoupled (AdamW) for Adam."""
+    matmul_precision: Literal["auto", "highest", "high", "medium"] = option("auto")
+    """Of float32 matrix products; auto: medium if that loses nothing."""
 
-    label_smoothing: float = 0.0
-    dropout: float = 0.0
+    compile: bool = option(False)
+    """Use torch.compile."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Regularization:
+    """Against overfitting."""
+
+    weight_decay: float = option(0.0, swept=True, at_least=0)
+    """L2 on all parameters; decoupled for adam, as in AdamW."""
+
+    dropout: float = option(0.0, swept=True, at_least=0, below=1)
     """Probability of dropping a hidden unit."""
 
-    augment_shift: int = 0
-    """Random shift of training images, in pixels."""
+    label_smoothing: float = option(0.0, swept=True, at_least=0, below=1)
+    """Share of a label's probability that is spread over all classes."""
 
-    deform: float = 0.0
-    """Strength of random affine and elastic deformations of training images; 0: none."""
+    augment_shift: int = option(0, swept=True, at_least=0)
+    """Shift images randomly by up to N pixels."""
 
-    adversarial: float = 0.0
-    """Epsilon of adversarial (FGSM) training, in pixel values from 0 to 1; 0: none."""
+    deform: float = option(0.0, swept=True, at_least=0)
+    """Random affine and elastic deformations of strength X (try 1)."""
 
-    ema_decay: float = 0.0
-    """Decay of the weights' exponential moving average, which is then evaluated and kept; 0: none."""
+    adversarial: float = option(0.0, swept=True, at_least=0, below=1)
+    """Adversarial (FGSM) training, epsilon X for pixels from 0 to 1."""
 
-    epochs: int
-    patience: int = 0
-    """Early stopping: epochs without a better validation accuracy; 0: never stop early."""
+    ema_decay: float = option(0.0, swept=True, at_least=0, below=1)
+    """Evaluate and keep an exponential moving average of the weights."""
 
-    seed: int = 0
 
-    val_size: int | None = None
-    """Training images held out for validation; None: one in twelve, 5,000 of MNIST's 60,000."""
+@dataclass(frozen=True, kw_only=True)
+class Data:
+    """The images."""
 
-    mixed_precision: str = "no"
+    dataset: str = option()
+    """mnist, fashion_mnist, kmnist, digits, folder:DIR with one folder per class, or arrays:DIR with
+    train_images.npy, train_labels.npy, test_...; auto: the recipe's, or digits if it cannot be downloaded."""
 
-    gradient_dtype: str = "float32"
-    """Precision of gradients; float64: the same weights on any number of processes."""
+    data_dir: Path | None = option(
+        None, names={"MLP_DIST_DATA, else data": None}, free_on_resume=True, changes_training=False
+    )
+    """torchvision's root."""
 
-    matmul_precision: str = "auto"
-    """Precision of float32 matrix products, one of MATMUL_PRECISIONS."""
+    image_size: int = option(28, at_least=1, at_most=4096)
+    """Resize images to N x N pixels."""
 
-    compile: bool = False
-    """Compile the model with torch.compile."""
+    normalize: tuple[float, float] | None = option(None, names={"none": TO_TENSOR, "data": None})
+    """Mean and std as in torchvision's Normalize; none: ToTensor's range; data: the training images' own."""
 
-    data_dir: Path | None = None
-    """torchvision's root; None: $MLP_DIST_DATA, else `data`."""
+    skip_bad_images: bool = option(False)
+    """Skip unreadable images of a folder."""
 
-    output_dir: Path | None = None
-    """None: a new directory under `outputs`, named after the run."""
+    val_size: int | None = option(None, names={"auto": None}, at_least=0)
+    """Training images held out for validation; auto: one in twelve."""
 
-    experiment: str = DEFAULT_EXPERIMENT
+
+@dataclass(frozen=True, kw_only=True)
+class Output:
+    """Where results go."""
+
+    output_dir: Path | None = option(
+        None, names={"a new one under outputs": None}, free_on_resume=True, changes_training=False
+    )
+    """Directory of the run."""
+
+    experiment: str = option(DEFAULT_EXPERIMENT, changes_training=False)
     """The MLflow experiment."""
 
-    run_name: str | None = None
-    """None: the recipe, the changed fields and the seed."""
+    run_name: str | None = option(None, names={"recipe, changes, seed": None}, changes_training=False)
+    """Name of the MLflow run."""
 
-    skip_bad_images: bool = False
-    """Skip unreadable images of a folder instead of failing."""
-
-    log_every: int = 0
+    log_every: int = option(0, free_on_resume=True, changes_training=False, at_least=0)
     """Log the mean loss every N steps; 0: only after each epoch."""
 
-    checkpoint_every_steps: int = 0
+    checkpoint_every_steps: int = option(0, free_on_resume=True, changes_training=False, at_least=0)
     """Write a checkpoint every N steps, too; 0: only after each epoch."""
 
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig(Output, Data, Regularization, Precision, Optimization, Model):
+    """A complete training. Recipes return one; the command line replaces single fields."""
+
+    fallback_dataset: str | None = option(None, names={"none": None}, changes_training=False)
+    """Used if `dataset` cannot be downloaded; None: that is an error."""
+
     def __post_init__(self) -> None:
+        for name, declared in OPTIONS.items():
+            declared.check(getattr(self, name))
         check_dataset_name(self.dataset)
         check_dataset_name(self.fallback_dataset or self.dataset)
-        for name, choices in CHOICES.items():
-            self._check(name, getattr(self, name) in choices, f"one of {', '.join(choices)}")
-        for name in ("batch_size", "accumulation_steps", "epochs"):
-            self._check(name, getattr(self, name) >= 1, "1 or more")
-        for name in ("patience", "val_size", "log_every", "checkpoint_every_steps", "weight_decay", "deform"):
-            self._check(name, 0 <= (getattr(self, name) or 0) < math.inf, "0 or more")
-        for name in ("label_smoothing", "dropout", "adversarial", "ema_decay"):
-            self._check(name, 0 <= getattr(self, name) < 1, "from 0 to below 1")
-        sizes = self.hidden_sizes
-        self._check(
-            "hidden_sizes", all(1 <= size <= LARGEST_SIZE for size in sizes), f"from 1 to {LARGEST_SIZE:,}"
-        )
-        self._check("image_size", 1 <= self.image_size <= 4096, "from 1 to 4096 pixels")
         mean, std = self.normalize or TO_TENSOR
         self._check(
             "normalize",
             abs(mean) <= 1e6 and 1e-6 <= std <= 1e6,
             "a mean of at most 1e6 and a std from 1e-6 to 1e6",
         )
-        self._check("lr", 0 < self.lr < 1e38, "a number above 0 that float32 can hold")
         self._check(
-            "warmup_epochs",
-            0 <= self.warmup_epochs <= self.epochs,
-            f"from 0 to the {self.epochs} epochs of the training",
+            "warmup_epochs", self.warmup_epochs <= self.epochs, f"at most the {self.epochs} epochs in all"
         )
-        self._check("clip_norm", self.clip_norm is None or 0 < self.clip_norm < math.inf, "a number above 0")
         self._check(
             "augment_shift",
-            0 <= self.augment_shift < self.image_size,
-            f"from 0 to below the {self.image_size} pixels of an image",
+            self.augment_shift < self.image_size,
+            f"below the {self.image_size} pixels of an image",
         )
         self._check(
             "patience",
             not (self.patience and self.val_size == 0),
             "0 if val-size is 0: early stopping needs validation images",
         )
-        self._check("seed", 0 <= self.seed < 2**63, "from 0 to 2^63 - 1")
         self._check(
             "gradient_dtype",
             self.gradient_dtype != "float64" or (self.mixed_precision == "no" and not self.compile),
@@ -233,9 +220,7 @@ class TrainConfig:
 
     def _check(self, name: str, holds: bool, wanted: str) -> None:
         if not holds:
-            value = getattr(self, name)
-            text = repr(value) if name in ("experiment", "run_name") else value
-            raise UsageError(f"{name.replace('_', '-')} is {text}; it must be {wanted}")
+            raise UsageError(f"{OPTIONS[name].shown(getattr(self, name))}; it must be {wanted}")
 
     def is_over(self, num_epochs: int, kept: int) -> bool:
         """Whether the training ends after `num_epochs`, the best of which has index `kept`."""
@@ -250,17 +235,22 @@ class TrainConfig:
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> Self:
         """Raises CheckpointError for unknown or missing fields; those with defaults may be missing."""
-        unknown_names = set(values) - {field.name for field in fields(cls)}
-        missing = {field.name for field in fields(cls) if field.default is MISSING} - set(values)
-        for names, problem in ((unknown_names, "does not know"), (missing, "needs, but does not find,")):
+        missing = {name for name, declared in OPTIONS.items() if declared.default is MISSING} - set(values)
+        for names, problem in (
+            (set(values) - set(OPTIONS), "does not know"),
+            (missing, "needs, but does not find,"),
+        ):
             if names:
                 listed = ", ".join(sorted(names))
                 raise CheckpointError(f"mlp_dist {__version__} {problem} the configuration fields {listed}")
-        read: dict[str, Any] = {
-            name: tuple(value) if isinstance(value, list) else value for name, value in values.items()
-        }
-        paths = {name: Path(values[name]) for name in ("data_dir", "output_dir") if values.get(name)}
-        return cls(**{**read, **paths})
+        return cls(**{name: OPTIONS[name].from_json(value) for name, value in values.items()})
+
+
+OPTIONS = options(TrainConfig)
+"""Every field of TrainConfig."""
+
+GROUPS = TrainConfig.__bases__[::-1]
+"""The groups of options, in the order of --help: dataclasses list the fields of their last base first."""
 
 
 def check_dataset_name(name: str) -> None:
@@ -270,60 +260,6 @@ def check_dataset_name(name: str) -> None:
         return
     hint = f"; for the images in that folder: {FOLDER_PREFIX}{name}" if name and Path(name).is_dir() else ""
     raise UsageError(unknown("data set", name, [*CATALOG, *(f"{prefix}DIR" for prefix in prefixes)]) + hint)
-
-
-def _is_number(value: object) -> bool:
-    return type(value) in (int, float)
-
-
-_VALUE_TYPES: tuple[tuple[Any, str, Callable[[Any], bool]], ...] = (
-    (bool, "true or false", lambda value: type(value) is bool),
-    (int, "a whole number", lambda value: type(value) is int),
-    (float, "a number", _is_number),
-    (str, "text in quotes", lambda value: isinstance(value, str)),
-    (
-        tuple[int, ...],
-        "a list of whole numbers as [256, 64]",
-        lambda value: isinstance(value, tuple) and all(type(each) is int for each in value),
-    ),
-    (
-        tuple[float, float],
-        'a mean and a std as [0.5, 0.5], "none" or "data"',
-        lambda value: isinstance(value, tuple) and len(value) == 2 and all(map(_is_number, value)),
-    ),
-)
-"""For each type of field: its description for messages, and a test of values."""
-
-_FIELDS = get_type_hints(TrainConfig)
-_NORMALIZATIONS = {"none": TO_TENSOR, "data": None}
-
-
-def field_value(name: str, value: object) -> Any:
-    """The value of field `name` from JSON or TOML, as TrainConfig holds it.
-
-    Raises UsageError for a value of another type; TrainConfig checks the rest.
-    """
-    if name == "normalize" and isinstance(value, str) and value in _NORMALIZATIONS:
-        return _NORMALIZATIONS[value]
-    value = tuple(value) if isinstance(value, list) else value
-    for kind, words, fits in _VALUE_TYPES:
-        may_be_none = _FIELDS[name] == (kind | None)
-        if (_FIELDS[name] == kind or (may_be_none and value is not None)) and not fits(value):
-            raise UsageError(f"{name} is {value!r}; it must be {words}")
-    return value
-
-
-def has_type(name: str, kind: type) -> bool:
-    """Whether the field `name` is of this type, or None."""
-    return _FIELDS[name] in (kind, kind | None)
-
-
-def is_whole(name: str) -> bool:
-    return has_type(name, int)
-
-
-def is_number(name: str) -> bool:
-    return has_type(name, int) or has_type(name, float)
 
 
 def absolute_dataset(name: str) -> str:

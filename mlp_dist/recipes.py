@@ -1,20 +1,35 @@
 """Named training configurations, and the command lines that reproduce one.
 
-A recipe is a function that returns a complete TrainConfig. The recipes from `mnist_500` to
+A recipe is a function that returns a complete TrainConfig. The recipes from `mnist_logistic` to
 `mnist_128_64_adam` reproduce tutorials as published: trained on all images, without validation, tested after
 each epoch. Those from `mnist_best` on aim at the best accuracy of a single perceptron.
 """
 
 from collections.abc import Callable
-from dataclasses import fields, replace
+from dataclasses import replace
+from functools import wraps
 from typing import Any
 
-from mlp_dist.config import TO_TENSOR, WHERE, TrainConfig
+from mlp_dist.config import OPTIONS, TO_TENSOR, TrainConfig
 from mlp_dist.core.catalog import CATALOG
 from mlp_dist.core.errors import UsageError, unknown
-from mlp_dist.core.spec import ModelSpec
+
+RECIPES: dict[str, Callable[[], TrainConfig]] = {}
 
 
+def _recipe(build: Callable[[], TrainConfig]) -> Callable[[], TrainConfig]:
+    """Adds a function to RECIPES, under its name with hyphens, which is the config's `recipe`."""
+    name = build.__name__.replace("_", "-")
+
+    @wraps(build)
+    def named() -> TrainConfig:
+        return replace(build(), recipe=name)
+
+    RECIPES[name] = named
+    return named
+
+
+@_recipe
 def mnist() -> TrainConfig:
     """784-500-10 with ReLU on MNIST, plain SGD: about 97.8 % after five epochs."""
     return TrainConfig(
@@ -29,67 +44,61 @@ def mnist() -> TrainConfig:
     )
 
 
-def mnist_500() -> TrainConfig:
-    """784-500-10 of nn.Linear on ToTensor's output, for one epoch."""
-    return replace(mnist(), recipe="mnist-500", normalize=TO_TENSOR, val_size=0, epochs=1)
-
-
-def mnist_500_4epochs() -> TrainConfig:
-    """mnist-500 for four epochs."""
-    return replace(mnist_500(), recipe="mnist-500-4epochs", epochs=4)
-
-
-def mnist_500_slow() -> TrainConfig:
-    """mnist-500 for four epochs at a tenth of the learning rate."""
-    return replace(mnist_500(), recipe="mnist-500-slow", lr=0.01, epochs=4)
-
-
+@_recipe
 def mnist_logistic() -> TrainConfig:
     """Logistic regression: one linear layer."""
-    return replace(mnist_500(), recipe="mnist-logistic", hidden_sizes=(), epochs=4)
+    return replace(mnist_500(), hidden_sizes=(), epochs=4)
 
 
+@_recipe
 def mnist_tensor() -> TrainConfig:
     """784-500-10 in raw tensor operations; weights normal / sqrt(fan in), biases zero."""
-    return replace(mnist_500(), recipe="mnist-tensor", model="tensor", initialization="normal_fan_in")
+    return replace(mnist_500(), model="tensor", initialization="normal_fan_in")
 
 
+@_recipe
+def mnist_500() -> TrainConfig:
+    """784-500-10 of nn.Linear on ToTensor's output, for one epoch."""
+    return replace(mnist(), normalize=TO_TENSOR, val_size=0, epochs=1)
+
+
+@_recipe
+def mnist_500_4epochs() -> TrainConfig:
+    """mnist-500 for four epochs."""
+    return replace(mnist_500(), epochs=4)
+
+
+@_recipe
+def mnist_500_slow() -> TrainConfig:
+    """mnist-500 for four epochs at a tenth of the learning rate."""
+    return replace(mnist_500(), lr=0.01, epochs=4)
+
+
+@_recipe
 def mnist_500_normalized() -> TrainConfig:
     """784-500-10 of nn.Linear on images from -1 to 1, batch 64."""
-    return replace(
-        mnist_500(), recipe="mnist-500-normalized", normalize=(0.5, 0.5), lr=0.01, batch_size=64, epochs=5
-    )
+    return replace(mnist_500(), normalize=(0.5, 0.5), lr=0.01, batch_size=64, epochs=5)
 
 
+@_recipe
 def mnist_tensor_normalized() -> TrainConfig:
     """mnist-500-normalized in raw tensor operations; weights normal * 0.01, biases zero."""
-    return replace(
-        mnist_500_normalized(),
-        recipe="mnist-tensor-normalized",
-        model="tensor",
-        initialization="normal_0.01",
-    )
+    return replace(mnist_500_normalized(), model="tensor", initialization="normal_0.01")
 
 
+@_recipe
 def mnist_100_adam() -> TrainConfig:
     """784-100-10 on images normalized by MNIST's own mean and std, Adam."""
     return replace(
-        mnist_500(),
-        recipe="mnist-100-adam",
-        normalize=None,
-        hidden_sizes=(100,),
-        optimizer="adam",
-        lr=0.01,
-        batch_size=64,
-        epochs=5,
+        mnist_500(), normalize=None, hidden_sizes=(100,), optimizer="adam", lr=0.01, batch_size=64, epochs=5
     )
 
 
+@_recipe
 def mnist_scratch_256_64() -> TrainConfig:
     """784-256-64-10 of core/layers.py, weights normal * 0.1, with the written-out SGD."""
     return replace(
         mnist_500(),
-        recipe="mnist-scratch-256-64",
         model="layers",
         initialization="normal_0.1",
         hidden_sizes=(256, 64),
@@ -100,11 +109,11 @@ def mnist_scratch_256_64() -> TrainConfig:
     )
 
 
+@_recipe
 def mnist_128_64_adam() -> TrainConfig:
     """784-128-64-10 on images from -1 to 1, Adam, 20 epochs."""
     return replace(
         mnist_500(),
-        recipe="mnist-128-64-adam",
         normalize=(0.5, 0.5),
         hidden_sizes=(128, 64),
         optimizer="adam",
@@ -114,6 +123,10 @@ def mnist_128_64_adam() -> TrainConfig:
     )
 
 
+TUTORIALS = tuple(RECIPES)[1:]
+
+
+@_recipe
 def mnist_best() -> TrainConfig:
     """784-1024-1024-10 with adversarial training (Goodfellow et al. 2015), without augmentation.
 
@@ -122,7 +135,6 @@ def mnist_best() -> TrainConfig:
     """
     return replace(
         mnist(),
-        recipe="mnist-best",
         hidden_sizes=(1024, 1024),
         optimizer="adam",
         lr=0.001,
@@ -139,11 +151,11 @@ def mnist_best() -> TrainConfig:
     )
 
 
+@_recipe
 def mnist_deformed() -> TrainConfig:
     """784-1536-1536-10 on deformed images (Simard et al. 2003, Ciresan et al. 2010)."""
     return replace(
         mnist_best(),
-        recipe="mnist-deformed",
         hidden_sizes=(1536, 1536),
         batch_size=256,
         dropout=0.1,
@@ -153,47 +165,17 @@ def mnist_deformed() -> TrainConfig:
     )
 
 
+@_recipe
 def mnist_deformed_full() -> TrainConfig:
     """Ciresan's 784-2500-2000-1500-1000-500-10, 12 million weights, on deformed images; for a GPU."""
-    return replace(
-        mnist_deformed(),
-        recipe="mnist-deformed-full",
-        hidden_sizes=(2500, 2000, 1500, 1000, 500),
-        lr=0.0005,
-        epochs=300,
-    )
+    return replace(mnist_deformed(), hidden_sizes=(2500, 2000, 1500, 1000, 500), lr=0.0005, epochs=300)
 
 
+@_recipe
 def fashion_best() -> TrainConfig:
     """mnist-best's settings on Fashion-MNIST, without further tuning."""
-    return replace(mnist_best(), recipe="fashion-best", dataset="fashion_mnist")
+    return replace(mnist_best(), dataset="fashion_mnist")
 
-
-RECIPES: dict[str, Callable[[], TrainConfig]] = {
-    recipe.__name__.replace("_", "-"): recipe
-    for recipe in (
-        mnist,
-        mnist_logistic,
-        mnist_tensor,
-        mnist_500,
-        mnist_500_4epochs,
-        mnist_500_slow,
-        mnist_500_normalized,
-        mnist_tensor_normalized,
-        mnist_100_adam,
-        mnist_scratch_256_64,
-        mnist_128_64_adam,
-        mnist_best,
-        mnist_deformed,
-        mnist_deformed_full,
-        fashion_best,
-    )
-}
-
-BEST = ("mnist-best", "mnist-deformed", "mnist-deformed-full", "fashion-best")
-"""The recipes made for the best accuracy; they take minutes."""
-
-TUTORIALS = tuple(name for name in RECIPES if name not in ("mnist", *BEST))
 
 PUBLISHED = {
     "mnist-tensor": 0.9272,
@@ -213,73 +195,47 @@ def get_recipe(name: str) -> TrainConfig:
     return RECIPES[name]()
 
 
-_BUILT = {"module": "nn.Module", "tensor": "raw tensors", "layers": "core/layers.py"}
-
-
 def recipe_table() -> str:
     """One line per recipe: model, data, training, and the published accuracy."""
     rows = [("recipe", "model", "built of", "data", "training", "published")]
     for name in RECIPES:
         config = get_recipe(name)
         facts = CATALOG[config.dataset]
-        model = ModelSpec((facts.image.num_features, *config.hidden_sizes, len(facts.classes)))
+        sizes = (facts.image.num_features, *config.hidden_sizes, len(facts.classes))
         mean, std = config.normalize or (facts.image.mean[0], facts.image.std[0])
-        data = "ToTensor" if config.normalize == TO_TENSOR else f"ToTensor, Normalize({mean:g}, {std:g})"
-        training = (
-            f"{config.optimizer} {config.lr:g}, batch {config.batch_size}, "
-            f"{config.epochs} epoch{'s' * (config.epochs > 1)}"
+        rows.append(
+            (
+                name,
+                "-".join(map(str, sizes)),
+                config.model + (f", {config.initialization}" if config.initialization != "linear" else ""),
+                "ToTensor" if config.normalize == TO_TENSOR else f"ToTensor, Normalize({mean:g}, {std:g})",
+                f"{config.optimizer} {config.lr:g}, batch {config.batch_size}, epochs {config.epochs}",
+                f"{PUBLISHED[name]:.4f}" if name in PUBLISHED else "-",
+            )
         )
-        published = f"{PUBLISHED[name]:.4f}" if name in PUBLISHED else "-"
-        built = _BUILT[config.model]
-        if config.initialization != "linear":
-            built += f", {config.initialization}"
-        rows.append((name, str(model), built, data, training, published))
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join(
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
     )
 
 
-def overrides(config: TrainConfig) -> dict[str, Any]:
-    """The fields, in TrainConfig's order and without WHERE, in which `config` differs from its recipe.
+def changes(config: TrainConfig, *places: str) -> dict[str, Any]:
+    """The fields in which `config` differs from its recipe, in TrainConfig's order.
 
-    `config` is the requested configuration, before start_training sets the data set and val_size. Empty for
-    an unknown recipe.
+    Of those that do not change what is trained, only `places` are compared. `config` is the requested
+    configuration, before start_training sets the data set and val_size. Empty for an unknown recipe.
     """
     if config.recipe not in RECIPES:
         return {}
     recipe = get_recipe(config.recipe)
-    names = [field.name for field in fields(config) if field.name not in WHERE]
-    return {name: getattr(config, name) for name in names if getattr(config, name) != getattr(recipe, name)}
+    compared = [name for name, option in OPTIONS.items() if option.changes_training or name in places]
+    return {
+        name: getattr(config, name) for name in compared if getattr(config, name) != getattr(recipe, name)
+    }
 
 
-def flags(changes: dict[str, Any]) -> list[str]:
-    """The command-line words of mlp_dist.train that set these fields.
-
-    Raises ValueError for a value that no flag can set, such as None for val_size.
-    """
-    return [word for name, value in changes.items() for word in _flag(name, value)]
-
-
-def training_command(config: TrainConfig) -> list[str]:
-    """The command line that repeats the training, without WHERE."""
-    words = ["accelerate", "launch", "-m", "mlp_dist.train", "--recipe"]
-    return [*words, config.recipe, *flags(overrides(config))]
-
-
-def format_value(value: object) -> str:
-    """A field's value as written on the command line: hidden sizes as 256,64 or none."""
-    return ",".join(map(str, value)) or "none" if isinstance(value, tuple) else str(value)
-
-
-def _flag(name: str, value: object) -> list[str]:
-    flag = f"--{name.replace('_', '-')}"
-    if value is True:
-        return [flag]
-    if name == "normalize" and value is None:
-        return [flag, "data"]
-    if value is None or value is False:
-        raise ValueError(f"no flag of mlp_dist.train sets {name} to {value!r}")
-    text = format_value(value)
-    # A negative mean would be parsed as a flag.
-    return [f"{flag}={text}"] if text.startswith("-") else [flag, text]
+def training_command(config: TrainConfig, *places: str) -> list[str]:
+    """The command line that repeats the training, with the changes as `changes` finds them."""
+    words = ["accelerate", "launch", "-m", "mlp_dist.train", "--recipe", config.recipe]
+    changed = changes(config, *places).items()
+    return [*words, *(word for name, value in changed for word in OPTIONS[name].words(value))]

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from mlp_dist.config import DEFAULT_EXPERIMENT, FREE_ON_RESUME, TrainConfig, check_dataset_name
+from mlp_dist.config import DEFAULT_EXPERIMENT, TrainConfig, check_dataset_name
 from mlp_dist.core.catalog import CATALOG
 from mlp_dist.core.errors import CheckpointError, UsageError
 
@@ -36,7 +36,6 @@ def test_defaults() -> None:
     assert CONFIG.experiment == DEFAULT_EXPERIMENT
     with pytest.raises(FrozenInstanceError):
         CONFIG.epochs = 3  # type: ignore[misc]
-    assert set(FREE_ON_RESUME) <= set(CONFIG.to_json())
 
 
 @pytest.mark.parametrize(
@@ -44,31 +43,49 @@ def test_defaults() -> None:
     [
         ({"dataset": "mnits"}, "unknown data set 'mnits'; did you mean mnist?"),
         ({"fallback_dataset": "digit"}, "unknown data set 'digit'; did you mean digits?"),
-        ({"hidden_sizes": (500, 0)}, "hidden-sizes is (500, 0); it must be from 1 to 1,000,000,000"),
-        ({"hidden_sizes": (10**10,)}, "hidden-sizes is (10000000000,); it must be from 1 to 1,000,000,000"),
-        ({"optimizer": "lion"}, "optimizer is lion; it must be one of sgd, adam, scratch-sgd"),
-        ({"gradient_dtype": "float16"}, "gradient-dtype is float16; it must be one of float32, float64"),
-        ({"image_size": 10**6}, "image-size is 1000000; it must be from 1 to 4096 pixels"),
         (
-            {"normalize": (0.5, 0.0)},
-            "normalize is (0.5, 0.0); it must be a mean of at most 1e6 and a std from",
+            {"hidden_sizes": (500, 0)},
+            "hidden-sizes is 500,0; it must be whole numbers as 256,64, at least 1 and",
         ),
-        ({"normalize": (float("nan"), 1.0)}, "normalize is (nan, 1.0); it must be"),
-        ({"lr": 0.0}, "lr is 0.0; it must be a number above 0"),
-        ({"lr": float("nan")}, "lr is nan; it must be a number above 0"),
-        ({"lr": float("inf")}, "lr is inf; it must be a number above 0"),
-        ({"epochs": 0}, "epochs is 0; it must be 1 or more"),
-        ({"seed": 2**63}, "seed is 9223372036854775808; it must be from 0 to 2^63 - 1"),
-        ({"val_size": -1}, "val-size is -1; it must be 0 or more"),
-        ({"weight_decay": float("nan")}, "weight-decay is nan; it must be 0 or more"),
-        ({"dropout": 1.0}, "dropout is 1.0; it must be from 0 to below 1"),
-        ({"warmup_epochs": 2.5}, "warmup-epochs is 2.5; it must be from 0 to the 2 epochs of the training"),
-        ({"clip_norm": 0.0}, "clip-norm is 0.0; it must be a number above 0"),
-        ({"augment_shift": 28}, "augment-shift is 28; it must be from 0 to below the 28 pixels of an image"),
+        (
+            {"hidden_sizes": (10**10,)},
+            "is 10000000000; it must be whole numbers as 256,64, at least 1 and at most",
+        ),
+        ({"optimizer": "lion"}, "optimizer is 'lion'; it must be one of sgd, adam, scratch-sgd"),
+        (
+            {"gradient_dtype": "float16"},
+            "gradient-dtype is 'float16'; it must be one of float32, float64; did you",
+        ),
+        (
+            {"image_size": 10**6},
+            "image-size is 1000000; it must be a whole number, at least 1 and at most 4,096",
+        ),
+        ({"normalize": (0.5, 0.0)}, "normalize is 0.5,0.0; it must be a mean of at most 1e6 and a std from"),
+        (
+            {"normalize": (float("nan"), 1.0)},
+            "normalize is (nan, 1.0); it must be two numbers as 0.5,0.5, or",
+        ),
+        ({"lr": 0.0}, "lr is 0.0; it must be a number, above 0 and below 1e+38"),
+        ({"lr": float("nan")}, "lr is nan; it must be a number"),
+        ({"lr": "0.1"}, "lr is '0.1'; it must be a number"),
+        ({"epochs": 0}, "epochs is 0; it must be a whole number, at least 1"),
+        ({"epochs": True}, "epochs is True; it must be a whole number, at least 1"),
+        (
+            {"seed": 2**63},
+            "seed is 9223372036854775808; it must be a whole number, at least 0 and at most 9,22",
+        ),
+        ({"val_size": -1}, "val-size is -1; it must be a whole number, at least 0, or auto"),
+        ({"weight_decay": float("nan")}, "weight-decay is nan; it must be a number, at least 0"),
+        ({"dropout": 1.0}, "dropout is 1.0; it must be a number, at least 0 and below 1"),
+        ({"dropout": None}, "dropout is None; it must be a number, at least 0 and below 1"),
+        ({"compile": "yes"}, "compile is 'yes'; it must be true or false"),
+        ({"warmup_epochs": 2.5}, "warmup-epochs is 2.5; it must be at most the 2 epochs in all"),
+        ({"clip_norm": 0.0}, "clip-norm is 0.0; it must be a number, above 0, or none"),
+        ({"augment_shift": 28}, "augment-shift is 28; it must be below the 28 pixels of an image"),
         ({"patience": 2, "val_size": 0}, "patience is 2; it must be 0 if val-size is 0"),
         (
             {"gradient_dtype": "float64", "mixed_precision": "bf16"},
-            "gradient-dtype is float64; it must be float32 with mixed precision or --compile",
+            "gradient-dtype is 'float64'; it must be float32 with mixed precision or --compile",
         ),
         ({"experiment": "  "}, "experiment is '  '; it must be a name"),
         ({"experiment": "e" * 501}, "eee'; it must be at most 500 characters"),

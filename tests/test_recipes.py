@@ -1,5 +1,4 @@
-import sys
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -7,13 +6,13 @@ import pytest
 
 from mlp_dist import recipes
 from mlp_dist.cli import train
-from mlp_dist.config import WHERE, TrainConfig
+from mlp_dist.config import OPTIONS
 from mlp_dist.core.bundle import count_parameters
 from mlp_dist.core.catalog import CATALOG
 from mlp_dist.core.errors import UsageError
 from mlp_dist.core.model import build_model
 from mlp_dist.core.spec import ModelSpec
-from mlp_dist.recipes import PUBLISHED, RECIPES, flags, get_recipe, overrides, recipe_table, training_command
+from mlp_dist.recipes import PUBLISHED, RECIPES, changes, get_recipe, recipe_table, training_command
 
 TO_TENSOR, HALF = (0.0, 1.0), (0.5, 0.5)
 
@@ -41,13 +40,7 @@ def test_tutorials_are_as_published(name: str) -> None:
     model = build_model(ModelSpec((784, *config.hidden_sizes, 10), config.model))
     assert (
         *(config.hidden_sizes, config.model, config.initialization, config.normalize, config.optimizer),
-        *(
-            config.lr,
-            config.batch_size,
-            config.epochs,
-            count_parameters(model),
-            PUBLISHED.get(name),
-        ),
+        *(config.lr, config.batch_size, config.epochs, count_parameters(model), PUBLISHED.get(name)),
     ) == TUTORIALS[name]
     assert (config.dataset, config.val_size, config.image_size, config.seed) == ("mnist", 0, 28, 0)
 
@@ -55,13 +48,13 @@ def test_tutorials_are_as_published(name: str) -> None:
 def test_recipes_are_complete() -> None:
     best = {"mnist-best", "mnist-deformed", "mnist-deformed-full", "fashion-best"}
     assert set(RECIPES) == {"mnist", *TUTORIALS, *best}
-    assert (set(recipes.TUTORIALS), set(recipes.BEST)) == (set(TUTORIALS), best)
+    assert set(recipes.TUTORIALS) == set(TUTORIALS)
     for name, recipe in RECIPES.items():
         config = get_recipe(name)
         assert (config.recipe, config) == (name, get_recipe(name))
         assert config.dataset in CATALOG
         assert recipe.__doc__
-        assert overrides(config) == {}
+        assert changes(config) == {}
 
 
 def test_the_default_recipe() -> None:
@@ -83,8 +76,8 @@ def test_the_table_has_one_line_per_recipe() -> None:
     assert head.split("  ")[0].strip() == "recipe"
     assert [line.split()[0] for line in lines] == list(RECIPES)
     scratch = lines[list(RECIPES).index("mnist-scratch-256-64")]
-    built = ("784-256-64-10", "core/layers.py, normal_0.1")
-    for part in (*built, "scratch-sgd 0.01", "15 epochs", "0.9562"):
+    built = ("784-256-64-10", "layers, normal_0.1")
+    for part in (*built, "scratch-sgd 0.01", "epochs 15", "0.9562"):
         assert part in scratch
 
 
@@ -120,14 +113,8 @@ CHANGES: dict[str, Any] = {
 }
 
 
-def parsed(words: list[str], monkeypatch: pytest.MonkeyPatch) -> TrainConfig:
-    monkeypatch.setattr(sys, "argv", ["train", *words])
-    monkeypatch.delenv("ACCELERATE_MIXED_PRECISION", raising=False)
-    return train.configure(train.parse())[0]
-
-
 @pytest.mark.parametrize(
-    "changes",
+    "changed",
     [
         CHANGES,
         {"hidden_sizes": (), "normalize": None, "compile": True, "val_size": 0},
@@ -137,29 +124,20 @@ def parsed(words: list[str], monkeypatch: pytest.MonkeyPatch) -> TrainConfig:
 )
 @pytest.mark.parametrize("recipe", ["mnist", "mnist-deformed"])
 def test_the_training_command_repeats_a_training(
-    recipe: str, changes: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+    recipe: str, changed: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = replace(get_recipe(recipe), **changes)
-    words = training_command(config)
+    monkeypatch.delenv("ACCELERATE_MIXED_PRECISION", raising=False)
+    config = replace(get_recipe(recipe), **changed, data_dir=Path("a b"), log_every=5)
+    words = training_command(config, "data_dir")
     assert words[:6] == ["accelerate", "launch", "-m", "mlp_dist.train", "--recipe", recipe]
-    found = parsed(words[4:], monkeypatch)
-    assert replace(found, **{name: getattr(config, name) for name in WHERE}) == config
+    _, found, _ = train.configure(words[4:])
+    assert replace(found, log_every=5, fallback_dataset=config.fallback_dataset) == config
 
 
-def test_every_field_has_a_flag() -> None:
-    names = {field.name for field in fields(TrainConfig)}
-    assert {name for group in train.FLAGS.values() for name in group} == names - {"fallback_dataset"}
-    assert names == {*CHANGES, "compile", *WHERE, "recipe"}
-
-
-def test_overrides_leave_out_locations_and_unknown_recipes() -> None:
+def test_changes_leave_out_locations_and_unknown_recipes() -> None:
     config = replace(get_recipe("mnist"), data_dir=Path("d"), output_dir=Path("o"), run_name="r", lr=0.3)
-    assert overrides(replace(config, fallback_dataset=None, log_every=5)) == {"lr": 0.3}
-    assert flags({"data_dir": Path("a b"), "experiment": "e"}) == ["--data-dir", "a b", "--experiment", "e"]
-    assert overrides(replace(config, recipe="my own")) == {}
-
-
-@pytest.mark.parametrize(("name", "value"), [("val_size", None), ("compile", False)])
-def test_a_value_without_a_flag_is_an_error(name: str, value: object) -> None:
-    with pytest.raises(ValueError, match=f"no flag of mlp_dist.train sets {name} to {value}"):
-        flags({name: value})
+    assert changes(replace(config, fallback_dataset=None, log_every=5)) == {"lr": 0.3}
+    assert changes(config, "data_dir") == {"lr": 0.3, "data_dir": Path("d")}
+    assert changes(replace(config, recipe="my own")) == {}
+    everywhere = {name for name, option in OPTIONS.items() if option.changes_training}
+    assert everywhere == {*CHANGES, "compile", "recipe"}

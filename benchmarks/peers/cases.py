@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Literal
 
 from mlp_dist.core.spec import ModelSpec
 from mlp_dist.data.batches import split_validation
@@ -18,7 +19,7 @@ class Case:
 
     name: str
     hidden_sizes: tuple[int, ...]
-    optimizer: str
+    optimizer: Literal["sgd", "adam"]
     lr: float
     batch_size: int
     num_images: int = 60_000

@@ -29,17 +29,11 @@ _SMALLER = "a training needs less with a smaller --batch-size or --hidden-sizes"
 
 
 class Parser(argparse.ArgumentParser):
-    """An ArgumentParser that suggests corrections, does not abbreviate flags, and has the flag --debug.
+    """An ArgumentParser that suggests corrections, does not abbreviate flags, and has the flag --debug."""
 
-    If `often` names some destinations, as "lr", --help lists these and --help-all lists all.
-    """
-
-    def __init__(self, *, often: Sequence[str] = (), **options: Any) -> None:
+    def __init__(self, **options: Any) -> None:
         super().__init__(allow_abbrev=False, formatter_class=_Formatter, **options)
-        if often:
-            self.add_argument("--help-all", action=_HelpAll, help="show all flags and exit")
         self.add_argument(DEBUG, action="store_true", default=SUPPRESS, help="show the traceback of an error")
-        self._often = often and ("help", "debug", *often)
 
     def parse_known_args(  # type: ignore[override]
         self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
@@ -59,35 +53,12 @@ class Parser(argparse.ArgumentParser):
             problem = f"{value!r}{did_you_mean(str(value), known)} (choose from {', '.join(known)})"
             raise argparse.ArgumentError(action, f"invalid choice: {problem}")
 
-    def format_help(self) -> str:
-        if not self._often:
-            return self.format_full_help()
-        saved = {action: action.help for action in self._actions if action.dest not in self._often}
-        for action in saved:
-            action.help = SUPPRESS
-        text = self.format_full_help()
-        for action, description in saved.items():
-            action.help = description
-        return text
-
-    def format_full_help(self) -> str:
-        return super().format_help()
-
     def error(self, message: str) -> NoReturn:
         if is_main():
             print(colors.error(f"{message}\n({self.prog} --help tells more)"), file=sys.stderr)
         else:
             _let_main_report_first()
         raise SystemExit(2)
-
-
-class _HelpAll(argparse._HelpAction):
-    def __init__(self, option_strings: Sequence[str], dest: str, **options: Any) -> None:
-        super().__init__(option_strings, "help", SUPPRESS, options["help"])
-
-    def __call__(self, parser: Any, *_: Any) -> NoReturn:
-        print(parser.format_full_help(), end="")
-        raise SystemExit(0)
 
 
 class _Formatter(argparse.RawDescriptionHelpFormatter):

@@ -8,8 +8,9 @@ from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from typing import Any
 
+from mlp_dist.config import OPTIONS
 from mlp_dist.core.errors import TrackingError, TrainingError
-from mlp_dist.recipes import format_value, overrides
+from mlp_dist.recipes import changes
 from mlp_dist.sweep.plan import SPACE, Plan
 from mlp_dist.sweep.study import COMPLETE, FAILED, PRUNED, STATES, Study, TrialResult
 from mlp_dist.tracking.run_dir import RunRecord
@@ -22,7 +23,7 @@ _MOST_ROWS = 10
 
 def trial_line(result: TrialResult, best: TrialResult | None) -> str:
     """One line about a trial that has ended."""
-    values = "  ".join(f"{name} {format_value(value)}" for name, value in result.values.items())
+    values = "  ".join(f"{name} {OPTIONS[name].text(value)}" for name, value in result.values.items())
     if result.state == COMPLETE:
         is_best = best is not None and best.number == result.number
         text = f"val accuracy {result.value:.2%}{', the best so far' if is_best else ''}"
@@ -46,7 +47,9 @@ def results_table(plan: Plan, results: Sequence[TrialResult]) -> str:
     for result in ranked(results)[:_MOST_ROWS]:
         facts = result.facts
         figures = (f"{result.value:.4f}", str(facts["best_epoch"]), f"{facts['test_accuracy']:.4f}")
-        rows.append((str(result.number), *figures, *(format_value(result.values[name]) for name in names)))
+        rows.append(
+            (str(result.number), *figures, *(OPTIONS[name].text(result.values[name]) for name in names))
+        )
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
     counts = ", ".join(f"{number} {state}" for state, number in _count(results).items())
@@ -96,7 +99,7 @@ def load_or_create_record(plan: Plan) -> RunRecord:
         description=_description(plan),
         tags={**identity.started_by(["python", *sys.argv]), "recipe": base.recipe, "sweep": "parent"},
         params={
-            **{name: format_value(value) for name, value in overrides(base).items()},
+            **{name: OPTIONS[name].text(value) for name, value in changes(base).items()},
             "recipe": base.recipe,
             "dataset": plan.dataset,
             "seed": plan.seed,

@@ -8,11 +8,11 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from mlp_dist.config import DEFAULT_EXPERIMENT, TrainConfig
+from mlp_dist.config import DEFAULT_EXPERIMENT, OPTIONS, TrainConfig
 from mlp_dist.core.catalog import CATALOG
 from mlp_dist.core.errors import DownloadError, UsageError
 from mlp_dist.core.io import try_to_lock
-from mlp_dist.recipes import flags, format_value, training_command
+from mlp_dist.recipes import training_command
 from mlp_dist.sweep.space import Space, read_space
 from mlp_dist.tracking.run_dir import PLAN, RECORD, write_json
 
@@ -57,19 +57,17 @@ class Plan:
             data_dir=None if self.data_dir is None else Path(self.data_dir),
             experiment=self.experiment,
             run_name=" ".join(
-                [f"trial {number}", *(f"{name}={format_value(values[name])}" for name in values)]
+                [
+                    f"trial {number}",
+                    *(f"{name}={OPTIONS[name].text(value)}" for name, value in values.items()),
+                ]
             ),
             output_dir=self.directory / f"trial-{number:04}",
         )
 
     def command(self, values: dict[str, Any]) -> list[str]:
         """The command line that trains with these values, in a new directory."""
-        places: dict[str, Any] = {}
-        if self.data_dir is not None:
-            places["data_dir"] = self.data_dir
-        if self.experiment != DEFAULT_EXPERIMENT:
-            places["experiment"] = self.experiment
-        return training_command(self.config(0, values)) + flags(places)
+        return training_command(self.config(0, values), "data_dir", "experiment")
 
 
 def new_plan(space: Path, output_dir: Path | None, options: dict[str, Any]) -> tuple[Plan, int]:

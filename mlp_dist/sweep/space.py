@@ -12,21 +12,24 @@ hidden_sizes = [[256], [500], [256, 64]]
 
 import math
 import tomllib
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from itertools import combinations, product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from mlp_dist.config import SWEPT, WHERE, TrainConfig, absolute_dataset, field_value, is_number, is_whole
+from mlp_dist.config import OPTIONS, TrainConfig, absolute_dataset
 from mlp_dist.core.errors import UsageError, unknown
-from mlp_dist.recipes import format_value, get_recipe
+from mlp_dist.recipes import get_recipe
 
 if TYPE_CHECKING:
     from optuna.trial import Trial
 
-FIXED = tuple(field.name for field in fields(TrainConfig) if field.name not in WHERE)
+FIXED = [name for name, option in OPTIONS.items() if option.changes_training]
 """The fields allowed in [fixed]; locations and names are set by the command."""
 
+SWEPT = [name for name, option in OPTIONS.items() if option.swept]
+
+_NUMBERS = (int, float)
 _RANGE_KEYS = ("low", "high", "step", "log")
 
 
@@ -57,14 +60,14 @@ class Range:
         return self.low, self.high
 
     def suggest(self, trial: "Trial") -> float:
-        if is_whole(self.name):
+        if OPTIONS[self.name].type is int:
             low, high, step = int(self.low), int(self.high), int(self.step or 1)
             return trial.suggest_int(self.name, low, high, step=step, log=self.log)
         return trial.suggest_float(self.name, self.low, self.high, step=self.step, log=self.log)
 
     def value(self, suggested: float) -> float:
         """The value to train with; without a step, rounded to three digits."""
-        if is_whole(self.name):
+        if OPTIONS[self.name].type is int:
             return int(suggested)
         rounded = float(f"{suggested:.10g}" if self.step else f"{suggested:.3g}")
         return float(min(max(rounded, self.low), self.high))
@@ -82,23 +85,27 @@ class Choices:
     values: tuple[Any, ...]
 
     def __post_init__(self) -> None:
-        texts = [format_value(value) for value in self.values]
+        texts = self._texts
         _check(len(texts) > 1, f"{self.name} has a single value: put it in [fixed], or list two or more")
         repeated = next((text for text in texts if texts.count(text) > 1), None)
         _check(repeated is None, f"{self.name} lists {repeated} twice: remove one")
+
+    @property
+    def _texts(self) -> list[str]:
+        return [OPTIONS[self.name].text(value) for value in self.values]
 
     @property
     def extremes(self) -> tuple[Any, ...]:
         return self.values
 
     def suggest(self, trial: "Trial") -> str:
-        return trial.suggest_categorical(self.name, [format_value(value) for value in self.values])
+        return trial.suggest_categorical(self.name, self._texts)
 
     def value(self, suggested: str) -> Any:
-        return next(value for value in self.values if format_value(value) == suggested)
+        return self.values[self._texts.index(suggested)]
 
     def __str__(self) -> str:
-        return " or ".join(map(format_value, self.values))
+        return " or ".join(self._texts)
 
 
 Parameter = Range | Choices
@@ -145,7 +152,7 @@ def _space(tables: dict[str, Any]) -> Space:
 def _base(fixed: dict[str, Any]) -> TrainConfig:
     for name in fixed:
         _check(name in FIXED, unknown("field", name, FIXED))
-    values = {name: field_value(name, value) for name, value in fixed.items()}
+    values = {name: OPTIONS[name].from_json(value) for name, value in fixed.items()}
     if values.get("dataset") == "auto":
         del values["dataset"]
     if "dataset" in values:
@@ -159,22 +166,31 @@ def _parameter(name: str, value: object) -> Parameter:
     is_fixed = name in FIXED and name not in SWEPT
     _check(not is_fixed, f"{name} cannot differ between trials: put it in [fixed]")
     _check(name in SWEPT, unknown("field", name, SWEPT))
+    option = OPTIONS[name]
     if isinstance(value, dict):
         return _range(name, value)
-    wanted = "[..., ...], or { low = ..., high = ... }" if is_number(name) else "[..., ...]"
+    wanted = "[..., ...], or { low = ..., high = ... }" if option.type in _NUMBERS else "[..., ...]"
     _check(isinstance(value, list), f"{name} is {value!r}; it must list the values to try: {wanted}")
-    return Choices(name, tuple(field_value(name, each) for each in cast(list[object], value)))
+    values = tuple(map(option.from_json, cast(list[object], value)))
+    for each in values:
+        option.check(each)
+    return Choices(name, values)
 
 
 def _range(name: str, value: dict[str, Any]) -> Range:
-    _check(is_number(name), f"{name} is not a number and has no range: list its values as [..., ...]")
+    _check(
+        OPTIONS[name].type in _NUMBERS,
+        f"{name} is not a number and has no range: list its values as [..., ...]",
+    )
     for key in value:
         _check(key in _RANGE_KEYS, f"{name}: {unknown('key', key, _RANGE_KEYS)}")
     missing = [key for key in ("low", "high") if key not in value]
     _check(not missing, f"{name}: {' and '.join(missing)} is missing")
-    log, numbers = value.get("log", False), {key: each for key, each in value.items() if key != "log"}
-    _check(type(log) is bool, f"{name}: log is {log!r}; it must be true or false")
-    return Range(name, log=log, **{key: field_value(name, each) for key, each in numbers.items()})
+    for key, each in value.items():
+        is_right = type(each) is bool if key == "log" else OPTIONS[name].has_type(each)
+        wanted = "true or false" if key == "log" else OPTIONS[name].wanted
+        _check(is_right, f"{name}: {key} is {each!r}; it must be {wanted}")
+    return Range(name, **value)
 
 
 def _check_combinations(space: Space) -> None:

@@ -2,13 +2,13 @@
 
 import re
 from collections.abc import Sequence
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import MISSING, dataclass
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from mlp_dist.config import WHERE, TrainConfig
+from mlp_dist.config import OPTIONS
 from mlp_dist.core.errors import UsageError, did_you_mean
 from mlp_dist.core.io import replacing_file
 from mlp_dist.tracking.find import StoredRun
@@ -22,9 +22,9 @@ _FIGURES = ("best_val_accuracy", "best_val_loss", "test_accuracy", "best_epoch")
 _SMALLER_IS_BETTER = ("loss", "ece", "error", "seconds")
 
 _DEFAULTS = {
-    field.name: "" if field.default is MISSING else str(field.default)
-    for field in fields(TrainConfig)
-    if field.name not in (*WHERE, "dataset")
+    name: "" if option.default in (MISSING, None) else option.text(option.default)
+    for name, option in OPTIONS.items()
+    if option.changes_training and name != "dataset"
 }
 """Params that distinguish trainings; the value stands in for runs from before the param existed."""
 

@@ -10,7 +10,7 @@ from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 
-from mlp_dist.config import FREE_ON_RESUME, TrainConfig
+from mlp_dist.config import OPTIONS, TrainConfig
 from mlp_dist.core.errors import CheckpointError, UsageError
 from mlp_dist.core.io import remove_left, try_to_lock
 from mlp_dist.tracking.run_dir import PLAN, has_record, is_sent
@@ -148,7 +148,7 @@ def resumed_config(checkpoint: Checkpoint, config: TrainConfig, given: Set[str])
     saved = checkpoint.config
     asked = {name: getattr(config, name) for name in given - {"output_dir"}}
     other = {name: value for name, value in asked.items() if value != getattr(saved, name)}
-    fixed = [name for name in sorted(other) if name not in FREE_ON_RESUME]
+    fixed = [name for name in sorted(other) if not OPTIONS[name].free_on_resume]
     if fixed:
         differences = ", ".join(f"{name} {getattr(saved, name)}, not {other[name]}" for name in fixed)
         raise UsageError(

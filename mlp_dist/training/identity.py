@@ -8,39 +8,34 @@ import subprocess
 import sys
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import torch
 
 import mlp_dist
-from mlp_dist.config import TrainConfig
+from mlp_dist.config import OPTIONS, TrainConfig
 from mlp_dist.console.process import launch_command
 from mlp_dist.data.batches import usual_val_size
-from mlp_dist.recipes import overrides, training_command
+from mlp_dist.recipes import changes, training_command
 from mlp_dist.training.state import RunContext, TrainState
 
 _VERSIONS = ("torch", "accelerate")
 _GIT_SECONDS = 5.0
 
 
-def run_name(config: Any, num_images: int) -> str:
+def run_name(config: TrainConfig, num_images: int) -> str:
     """The recipe, what differs from it, and the seed: "mnist lr=0.05 seed=1".
 
     `num_images` is the number of training images before the validation images are held out.
     """
-    changes = overrides(config)
+    named = changes(config)
     if config.val_size == usual_val_size(num_images):
-        changes.pop("val_size", None)
-    words = [f"{name}={_short(value)}" for name, value in {**changes, "seed": config.seed}.items()]
-    return " ".join([config.recipe, *words])
-
-
-def _short(value: Any) -> str:
-    """256-64 for (256, 64), and folder:pets for folder:/data/pets."""
-    if isinstance(value, tuple):
-        return "-".join(map(str, value))
-    kind, _, path = str(value).rpartition(":")
-    return f"{kind}:{Path(path).name}" if kind else str(value)
+        named.pop("val_size", None)
+    if "dataset" in named:
+        # folder:pets for folder:/data/pets.
+        kind, colon, path = config.dataset.rpartition(":")
+        named["dataset"] = f"{kind}{colon}{Path(path).name}"
+    named = {**named, "seed": config.seed}
+    return " ".join([config.recipe, *(f"{name}={OPTIONS[name].text(named[name])}" for name in named)])
 
 
 def description(state: TrainState, context: RunContext) -> str:

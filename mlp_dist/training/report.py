@@ -3,11 +3,10 @@
 from contextlib import ExitStack
 from typing import Any
 
-from mlp_dist.config import WHERE
+from mlp_dist.config import OPTIONS
 from mlp_dist.console import progress
 from mlp_dist.console.process import StopSignals
 from mlp_dist.core.errors import TrackingError
-from mlp_dist.recipes import format_value
 from mlp_dist.tracking.run_dir import CONFIG, RunRecord, write_json
 from mlp_dist.training import artifacts, identity, recorder
 from mlp_dist.training.directories import release
@@ -77,9 +76,9 @@ def describe(state: TrainState, context: RunContext) -> RunRecord:
     """The run's record before its first epoch."""
     config, data = state.config, context.data
     chosen: dict[str, Any] = {
-        name: format_value(getattr(config, name))
-        for name, value in config.to_json().items()
-        if name not in WHERE and value is not None
+        name: option.text(value)
+        for name, option in OPTIONS.items()
+        if option.changes_training and (value := getattr(config, name)) is not None
     }
     return RunRecord(
         experiment=config.experiment,

@@ -13,6 +13,7 @@ from typing import cast
 
 import torch
 from accelerate import Accelerator, PartialState
+from accelerate.utils import GradientAccumulationPlugin
 
 from mlp_dist.config import TrainConfig
 from mlp_dist.console import hardware
@@ -37,10 +38,10 @@ def start_training(
 ) -> Trainer:
     """A Trainer for `config`, on the processes that the launcher started.
 
-    With `resume`, one of RESUME, it continues the run in `config.output_dir`, or in the newest directory
-    under `outputs`. Of `config`, only the fields in `given` are used then; only FREE_ON_RESUME may differ.
-    After a restart by the launcher, it continues the previous attempt's run. `parent` is the directory of the
-    run in which this run is nested.
+    With `resume`, "yes" or "auto", it continues the run in `config.output_dir`, or in the newest directory
+    under `outputs`. Of `config`, only the fields in `given` are used then; only those that are free on resume
+    may differ. After a restart by the launcher, it continues the previous attempt's run. `parent` is the
+    directory of the run in which this run is nested.
 
     Raises UsageError, CheckpointError or DataError on all processes; ProcessLostError if one has died.
     """
@@ -80,7 +81,13 @@ def _build_trainer(
     if output_dir is None:
         output_dir = peers.on_main(lambda: new_output_dir(config))
     config = replace(config, output_dir=output_dir)
-    accelerator = Accelerator(cpu=state.device.type == "cpu", mixed_precision=config.mixed_precision)
+    accelerator = Accelerator(
+        cpu=state.device.type == "cpu",
+        mixed_precision=config.mixed_precision,
+        # The launcher's settings are in `config`; Accelerate would apply them once more.
+        dynamo_backend="no",
+        gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
+    )
     trainer = Trainer(
         config,
         data,

@@ -1,6 +1,5 @@
 """Help pages: they fit a screen, describe each flag, and their examples are valid commands."""
 
-import dataclasses
 import io
 import re
 import shlex
@@ -12,7 +11,8 @@ from pathlib import Path
 import pytest
 from accelerate.commands.launch import launch_command_parser
 
-from mlp_dist.config import TrainConfig
+from mlp_dist.cli import train
+from mlp_dist.config import OPTIONS
 from mlp_dist.console import command
 from tests.helpers.calling import main_of
 
@@ -25,7 +25,6 @@ COMMANDS = (
     "launch.demo",
 )
 HEIGHTS = {
-    "mlp_dist.train": 41,
     **dict.fromkeys(COMMANDS, 33),
     **dict.fromkeys((f"serve.server {action}" for action in ACTIONS), 18),
 }
@@ -47,7 +46,7 @@ def page(words: str) -> str:
 
 def examples(text: str) -> list[str]:
     """The commands in the description, without the comments beside them."""
-    found = re.findall(r"^  ((?:accelerate|python) .+)$", text.partition("\noptions:")[0], flags=re.M)
+    found = re.findall(r"^  ((?:accelerate|python) .+)$", text, flags=re.M)
     return [re.split(r"\s{3,}", line)[0] for line in found]
 
 
@@ -61,22 +60,25 @@ def test_help_fits_a_screen_and_describes_every_flag(name: str) -> None:
     assert [flag for flag in flags if not re.search(r"\S {2,}\S", flag) and flag != "ACTION"] == []
 
 
-def test_help_all_has_every_flag_of_train() -> None:
-    text = page("mlp_dist.train --help-all")
-    flags = set(re.findall(r"^  (?:-h, )?(--[\w-]+)", text, flags=re.M))
-    others = {"--help", "--help-all", "--debug", "--list-recipes", "--resume"}
-    fields = {f"--{field.name.replace('_', '-')}" for field in dataclasses.fields(TrainConfig)}
-    assert flags == fields - {"--fallback-dataset"} | others
+def test_help_of_train_has_every_option_in_groups_and_the_recipe_s_values() -> None:
+    text = page("mlp_dist.train --help --recipe mnist-best --lr 3")
     assert [line for line in text.splitlines() if len(line) > WIDTH] == []
-    frequent = set(re.findall(r"^  (?:-h, )?(--[\w-]+)", page("mlp_dist.train"), flags=re.M))
-    assert {"--help-all", "--lr"} < frequent < flags
+    described = re.findall(r"^. (?:-h, )?(--[\w-]+)(?: \S+)? *(?:.\n.)? {2,}\w+", text, flags=re.M)
+    others = {"--help", "--debug", "--list-recipes", "--resume"}
+    flags = {option.flag for option in OPTIONS.values()}
+    assert set(described) == flags - {"--fallback-dataset"} | others
+    assert re.findall(r"^\W+(\w+) options\b", text, flags=re.M) == [
+        *("command", "model", "optimization", "precision", "regularization", "data", "output")
+    ]
+    assert "Learning rate, the peak of a schedule. (default: 0.001)" in text
+    assert "Widths of the hidden layers, or none. (default: 1024,1024)" in text
 
 
 class ParsedError(Exception):
     pass
 
 
-@pytest.mark.parametrize("name", HEIGHTS)
+@pytest.mark.parametrize("name", ["mlp_dist.train", *HEIGHTS])
 def test_examples_are_valid(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     parse = command.Parser.parse_args
 
@@ -84,6 +86,12 @@ def test_examples_are_valid(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
         parse(self)
         raise ParsedError
 
+    def configure_and_stop(words: list[str]) -> None:
+        configure(words)
+        raise ParsedError
+
+    configure = train.configure
+    monkeypatch.setattr(train, "configure", configure_and_stop)
     monkeypatch.setattr(command.Parser, "parse_args", parse_and_stop)
     found = examples(page(name))
     assert 1 <= len(found) <= 3

@@ -14,8 +14,7 @@ from typing import Any
 import pytest
 import torch
 
-from mlp_dist.config import TrainConfig
-from mlp_dist.recipes import flags
+from mlp_dist.config import OPTIONS, TrainConfig
 from mlp_dist.training import recorder
 from tests.helpers.calling import Call
 from tests.helpers.launching import ROOT, Trained, environment, result
@@ -116,7 +115,8 @@ def test_all_options_together(train_here: Call, tmp_path: Path) -> None:
         "mixed_precision": "bf16",
         "epochs": 2,
     }
-    words = flags({**changes, "output_dir": "output", "data_dir": "here", "experiment": "mine"})
+    set_too = {"output_dir": Path("output"), "data_dir": Path("here"), "experiment": "mine"}
+    words = [word for name, value in (changes | set_too).items() for word in OPTIONS[name].words(value)]
     values = result(train_here(f"--recipe mnist-128-64-adam {shlex.join(words)}"))
     assert values["num_parameters"] == (20 * 20 + 1) * 20 + 21 * 10 + 11 * 10
     config = TrainConfig.from_json(json.loads(state(tmp_path / "output")["config"]))

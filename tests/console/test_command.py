@@ -12,8 +12,8 @@ from mlp_dist.console.process import Interrupted
 from mlp_dist.core.errors import BundleError, UsageError
 
 
-def parser(**options: object) -> Parser:
-    parser = Parser(prog="tool", **options)  # type: ignore[arg-type]
+def parser() -> Parser:
+    parser = Parser(prog="tool")
     parser.add_argument("--epochs", type=int)
     parser.add_argument("--learning-rate", type=float)
     parser.add_argument("--mode", choices=("fast", "slow"))
@@ -61,14 +61,6 @@ def test_wrong_arguments_are_reported_in_one_line(
     assert out == ""
     assert err.startswith("error: " + message)
     assert len(err.splitlines()) == 2
-
-
-@pytest.mark.parametrize(("flag", "has_all"), [("--help", False), ("--help-all", True)])
-def test_help_lists_frequent_flags(capsys: pytest.CaptureFixture[str], flag: str, has_all: bool) -> None:
-    assert exit_code(lambda: parser(often=("epochs",)).parse_args([flag])) == 0
-    out = capsys.readouterr().out
-    assert "--epochs" in out
-    assert ("--learning-rate LEARNING_RATE" in out) == has_all
 
 
 def test_closed_stdout_is_no_error() -> None:

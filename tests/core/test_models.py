@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from mlp_dist.config import INITIALIZATIONS
+from mlp_dist.config import OPTIONS
 from mlp_dist.core import model as models
 from mlp_dist.core.bundle import count_parameters
 from mlp_dist.core.kinds import KINDS
@@ -94,7 +94,7 @@ def test_relu_equals_torch_for_special_values() -> None:
 
 
 def test_configuration_has_every_initialization() -> None:
-    assert models.INITIALIZATIONS == INITIALIZATIONS
+    assert OPTIONS["initialization"].choices == models.INITIALIZATIONS
 
 
 @pytest.mark.parametrize("kind", ["module", "tensor"])

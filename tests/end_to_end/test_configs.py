@@ -7,9 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-import yaml
 
-from tests.helpers.calling import Call
 from tests.helpers.launching import DATASET, ROOT, environment, result, run
 
 pytestmark = pytest.mark.slow
@@ -49,11 +47,14 @@ def test_every_file_is_short_and_starts_with_its_own_command() -> None:
         assert len(file.read_text().splitlines()) < 20
 
 
-def test_the_launcher_chooses_the_precision(train_here: Call, tmp_path: Path) -> None:
-    precision = yaml.safe_load((CONFIGS / "bf16.yaml").read_text())["mixed_precision"]
-    done = train_here(FLAGS, ACCELERATE_MIXED_PRECISION=precision)
-    assert done.returncode == 0, done.stderr
-    assert json.loads((tmp_path / "output/config.json").read_text())["mixed_precision"] == "bf16"
+def test_the_launcher_s_settings_are_those_of_the_training(project: Path) -> None:
+    more = "deepspeed_config:\n  gradient_accumulation_steps: 2\n  gradient_clipping: 0.5\n"
+    (project / "my.yaml").write_text((CONFIGS / "bf16.yaml").read_text() + more)
+    line = f"{command('bf16')} {FLAGS}".replace("launch/configs/bf16.yaml", "my.yaml")
+    assert result(run(["bash", "-c", line], project))["num_processes"] == 1
+    config = json.loads((project / "output/config.json").read_text())
+    settings = [config[name] for name in ("mixed_precision", "accumulation_steps", "clip_norm")]
+    assert settings == ["bf16", 2, 0.5]
 
 
 @pytest.mark.nightly

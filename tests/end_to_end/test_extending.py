@@ -1,19 +1,22 @@
 """The diffs in docs/extending.md are applied to a copy of the checkout and trained."""
 
+import json
 import re
 import shutil
 import struct
 import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from tests.helpers.checkouts import copy_checkout
-from tests.helpers.launching import ROOT, environment
+from tests.helpers.launching import ROOT, environment, run
 
 PAGE = (ROOT / "docs/extending.md").read_text()
-_SECTION = r"\n## (A [\w ]+)\n.*?(```diff\n.*?```\n\n```\w*\n.*?```)"
+_SECTION = r"\n## (An? [\w ]+)\n.*?(```diff\n.*?```\n\n```\w*\n.*?```)"
 SECTIONS = dict(re.findall(_SECTION, PAGE, flags=re.DOTALL))
 
 
@@ -48,18 +51,10 @@ def test_diff_applies(section: str) -> None:
     assert (checked.returncode, checked.stderr) == (0, "")
 
 
-@pytest.mark.nightly
-@pytest.mark.parametrize(
-    ("section", "printed"),
-    [
-        ("A data set", "Letters: 550 training, 50 validation and 150 test images"),
-        ("A model", "mnist: 784-500-10"),
-        ("A recipe", "mnist-wide: 784-2000-10"),
-    ],
-)
-def test_changed_checkout_trains(section: str, printed: str, tmp_path: Path, empty_store: Path) -> None:
+def run_changed(section: str, checkout: Path, empty_store: Path) -> str:
+    """Apply the section's diff to a new copy of the checkout and run its command; returns what it printed."""
     diff, command = diff_and_command(section)
-    checkout = copy_checkout(tmp_path / "checkout")
+    copy_checkout(checkout)
     shutil.copy(empty_store, checkout)
     applied = subprocess.run(["git", "apply", "-"], input=diff, cwd=checkout, text=True)
     assert applied.returncode == 0
@@ -70,6 +65,36 @@ def test_changed_checkout_trains(section: str, printed: str, tmp_path: Path, emp
         ["bash", "-e", "-c", command], cwd=checkout, env=env, capture_output=True, text=True, timeout=200
     )
     assert done.returncode == 0, done.stderr
-    assert printed in done.stdout
-    accuracy = float(re.findall(r'"test_accuracy": ([\d.]+)', done.stdout)[-1])
+    return done.stdout
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize(
+    ("section", "printed"),
+    [
+        ("A data set", "Letters: 550 training, 50 validation and 150 test images"),
+        ("A model", "mnist: 784-500-10"),
+        ("A recipe", "mnist-wide: 784-2000-10"),
+    ],
+)
+def test_changed_checkout_trains(section: str, printed: str, tmp_path: Path, empty_store: Path) -> None:
+    output = run_changed(section, tmp_path / "checkout", empty_store)
+    assert printed in output
+    accuracy = float(re.findall(r'"test_accuracy": ([\d.]+)', output)[-1])
     assert accuracy > 0.6
+
+
+@pytest.mark.slow
+def test_an_added_option_is_a_flag_trains_and_is_recorded(tmp_path: Path, empty_store: Path) -> None:
+    checkout = tmp_path / "checkout"
+    values = json.loads(run_changed("An option", checkout, empty_store).splitlines()[-1])
+    output = Path(values["output_dir"])
+    assert json.loads((output / "config.json").read_text())["momentum"] == 0.9
+    name = "mnist momentum=0.9 lr=0.02 epochs=2 dataset=digits seed=0"
+    assert json.loads((output / "run.json").read_text())["name"] == name
+    state = torch.load(output / "last.pt", weights_only=True)
+    assert all("momentum_buffer" in each for each in state["optimizer"]["state"].values())
+    help_page = run([sys.executable, "launch/train.py", "--help"], checkout, PYTHONPATH=str(checkout)).stdout
+    assert re.search(r"--momentum X +Momentum of sgd. \(default: 0.0\)", help_page)
+    wrong = run([sys.executable, "launch/train.py", "--momentum", "1"], checkout, PYTHONPATH=str(checkout))
+    assert "momentum is 1.0; it must be a number, at least 0 and below 1" in wrong.stderr

@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from mlp_dist.core.errors import UsageError
-from mlp_dist.recipes import get_recipe, overrides
+from mlp_dist.recipes import changes, get_recipe
 from mlp_dist.sweep.space import Choices, Range, Space, read_space
 from tests.helpers.launching import ROOT
 
@@ -34,7 +34,7 @@ def test_space_has_fixed_fields_and_parameters(tmp_path: Path) -> None:
         """,
         tmp_path,
     )
-    assert overrides(space.base) == {"dataset": "digits", "normalize": (0.0, 1.0), "val_size": 100}
+    assert changes(space.base) == {"dataset": "digits", "normalize": (0.0, 1.0), "val_size": 100}
     assert space.base.fallback_dataset is None
     assert space.parameters == (
         Range("lr", 0.01, 1.0, log=True),
@@ -78,21 +78,23 @@ def test_default_recipe_and_relative_folder(tmp_path: Path, monkeypatch: pytest.
         ("", "[space] is missing; add it with, for example, lr = {"),
         (f"[spce]\n{LR}", "unknown table 'spce'; did you mean space? (there are: fixed, space)"),
         (f"[fixed]\nepoch = 5\n[space]\n{LR}", "unknown field 'epoch'; did you mean epochs?"),
-        (f"[fixed]\nepochs = 0\n[space]\n{LR}", "epochs is 0; it must be 1 or more"),
+        (f"[fixed]\nepochs = 0\n[space]\n{LR}", "epochs is 0; it must be a whole number, at least 1"),
         (f"[fixed]\nval_size = 0\n[space]\n{LR}", "val_size is 0; it must be above 0: trials are ranked"),
         (f"[fixed]\nlr = 0.1\n[space]\n{LR}", "lr is in [fixed] and in [space]: remove one"),
         ('[space]\ndataset = ["mnist", "digits"]', "dataset cannot differ between trials: put it in [fixed]"),
         ("[space]\nlr = 0.1", "lr is 0.1; it must list the values to try: [..., ...], or { low = ..., hi"),
         ("[space]\nhidden_sizes = [[5], [5]]", "hidden_sizes lists 5 twice: remove one"),
-        ('[space]\nlr = [0.1, "high"]', "lr is 'high'; it must be a number"),
+        ('[space]\nlr = [0.1, "high"]', "lr is 'high'; it must be a number, above 0"),
         ("[space]\nlr = { low = 1, high = 0.1 }", "lr: low is 1; it must be below high, which is 0.1"),
         ("[space]\nlr = { low = 0, high = 1, log = true }", "low is 0; it must be above 0 if log is true"),
         ("[space]\ndropout = { low = 0, high = 0.5, step = 0.2 }", "high is 0.5; it must be low plus a"),
+        ('[space]\nlr = { low = "a", high = 1 }', "lr: low is 'a'; it must be a number, above 0"),
+        ("[space]\nlr = { low = 0.1, high = 1, log = 1 }", "lr: log is 1; it must be true or false"),
         ("[space]\noptimizer = { low = 1, high = 2 }", "optimizer is not a number and has no range"),
-        ('[space]\noptimizer = ["sgd", "sdg"]', "optimizer is sdg; it must be one of sgd, adam"),
+        ('[space]\noptimizer = ["sgd", "sdg"]', "optimizer is 'sdg'; it must be one of sgd, adam"),
         (
             "[space]\nwarmup_epochs = [0, 3]\nlr = [0.1, 0.2]\nepochs = { low = 2, high = 5 }",
-            "warmup-epochs is 3; it must be from 0 to the 2 epochs of the training",
+            "warmup-epochs is 3; it must be at most the 2 epochs in all",
         ),
     ],
 )

@@ -55,7 +55,7 @@ def test_plan_is_saved_and_gives_trainings_and_commands(tmp_path: Path) -> None:
     assert (config.lr, config.epochs, config.dataset, config.fallback_dataset) == (0.5, 6, "digits", None)
     assert config.output_dir == plan.directory / "trial-0007"
     words = plan.command({"lr": 0.5, "hidden_sizes": (32, 16)})
-    flags = "--dataset digits --hidden-sizes 32,16 --lr 0.5 --epochs 6"
+    flags = "--hidden-sizes 32,16 --lr 0.5 --epochs 6 --dataset digits"
     assert " ".join(words[:-4]) == f"accelerate launch -m mlp_dist.train --recipe mnist {flags}"
     assert words[-4:] == ["--data-dir", "/my data", "--experiment", "digits"]
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.optim import lr_scheduler
 
-from mlp_dist.config import SCHEDULES
+from mlp_dist.config import OPTIONS
 from mlp_dist.training.optim import learning_rate
 
 LR = 0.1
@@ -50,13 +50,13 @@ def torch_scheduler(
     return lr_scheduler.SequentialLR(optimizer, [warmup, then], milestones=[warmup_steps])
 
 
-@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize("schedule", OPTIONS["schedule"].choices)
 def test_schedules_are_those_of_torch(schedule: str) -> None:
     for num_steps in LENGTHS:
         assert rates(schedule, num_steps) == pytest.approx(by_torch(schedule, num_steps), rel=1e-9)
 
 
-@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize("schedule", OPTIONS["schedule"].choices)
 @pytest.mark.parametrize("warmup_steps", [2, 30])
 def test_schedules_with_warmup_are_those_of_torch(schedule: str, warmup_steps: int) -> None:
     found = rates(schedule, 100, warmup_steps)
@@ -64,7 +64,7 @@ def test_schedules_with_warmup_are_those_of_torch(schedule: str, warmup_steps: i
     assert max(found) == found[warmup_steps - 1] == LR
 
 
-@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize("schedule", OPTIONS["schedule"].choices)
 @pytest.mark.parametrize(("num_steps", "warmup_steps"), [(1, 1), (1, 3), (2, 1), (5, 5), (5, 9), (100, 30)])
 def test_rates_are_positive_and_at_most_lr(schedule: str, num_steps: int, warmup_steps: int) -> None:
     found = rates(schedule, num_steps, warmup_steps)
@@ -73,14 +73,7 @@ def test_rates_are_positive_and_at_most_lr(schedule: str, num_steps: int, warmup
     assert (LR in found) == (warmup_steps <= num_steps)
 
 
-@pytest.mark.parametrize(
-    ("schedule", "step", "message"),
-    [
-        ("cosine", -1, "step -1 is outside a training of 10 steps"),
-        ("cosine", 10, "step 10 is outside a training of 10 steps"),
-        ("cosin", 0, r"unknown schedule 'cosin' \(choose from constant, cosine, linear, one-cycle"),
-    ],
-)
-def test_rejects_wrong_arguments(schedule: str, step: int, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        learning_rate(schedule, lr=LR, step=step, num_steps=10)
+@pytest.mark.parametrize("step", [-1, 10])
+def test_rejects_steps_outside_the_training(step: int) -> None:
+    with pytest.raises(ValueError, match=f"step {step} is outside a training of 10 steps"):
+        learning_rate("cosine", lr=LR, step=step, num_steps=10)

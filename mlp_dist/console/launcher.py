@@ -1,0 +1,116 @@
+"""The settings of `accelerate launch` that concern the training itself, from its command line and its YAML.
+
+The launcher passes some of them on as environment variables, and drops others unless it uses DeepSpeed.
+"""
+
+import os
+import sys
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from mlp_dist.console.process import parent_process
+from mlp_dist.core.errors import UsageError
+
+_STRATEGIES = {
+    **{"fsdp": "FSDP", "deepspeed": "DeepSpeed"},
+    **{"megatron_lm": "Megatron-LM", "parallelism_config": "a parallelism config"},
+}
+"""Accelerate's names of ways to divide a model among GPUs, and their own."""
+
+_COMPILER = {
+    **{"mode": "default", "use_fullgraph": "False"},
+    **{"use_dynamic": "False", "use_regional_compilation": "False"},
+}
+"""Settings of torch.compile beside its backend, and their defaults."""
+
+_DROPPED = (
+    ("gradient_accumulation_steps", "--accumulation-steps", ("", "1", "auto")),
+    ("gradient_clipping", "--clip-norm", ("", "0", "0.0", "none", "auto")),
+)
+"""Settings that only DeepSpeed's launcher passes on, our flags, and the values that set nothing."""
+
+
+def launcher_flags() -> list[str]:
+    """The flags of mlp_dist.train that say what the launcher was asked for; its defaults set none.
+
+    Raises UsageError for settings that a training cannot follow.
+    """
+    words = _words()
+    config = _config(words)
+    _check_strategy(words, config)
+    flags = []
+    if (precision := _variable("mixed_precision").lower()) not in ("", "no"):
+        flags += ["--mixed-precision", precision]
+    for name, flag, nothing in _DROPPED:
+        section = config.get("deepspeed_config") or {}
+        value = _value(words, name) or str(section.get(name, _variable(name)))
+        flags += [flag, value] if value not in nothing else []
+    return [*flags, "--compile"] if _is_compiled() else flags
+
+
+def _is_compiled() -> bool:
+    backend = _variable("dynamo_backend").lower()
+    if backend in ("", "no"):
+        return False
+    if backend != "inductor":
+        raise _unsupported(f"the dynamo backend {backend}", "--dynamo_backend inductor")
+    for name, default in _COMPILER.items():
+        if (value := _variable(f"dynamo_{name}")) not in ("", default):
+            raise _unsupported(f"dynamo_{name} {value}", f"its default, {default}")
+    return True
+
+
+def _check_strategy(words: list[str], config: dict[str, Any]) -> None:
+    for name, title in _STRATEGIES.items():
+        if _variable(f"use_{name}").lower() in ("true", "1"):
+            raise _unsupported(title, "--multi_gpu or distributed_type MULTI_GPU, which trains with DDP")
+    is_chosen = config.get("distributed_type") in ("XLA", "TPU") and not _has(words, "cpu", "multi_gpu")
+    if is_chosen or _has(words, "tpu"):
+        raise _unsupported("XLA", "a GPU or the CPU, with distributed_type MULTI_GPU or NO")
+    if _variable("mixed_precision").lower() == "fp8":
+        raise _unsupported("mixed precision fp8", "--mixed_precision bf16")
+
+
+def _unsupported(what: str, instead: str) -> UsageError:
+    return UsageError(f"accelerate launch was set to {what}, which mlp_dist does not support; use {instead}")
+
+
+def _words() -> list[str]:
+    """The launcher's words before the script's own; empty if another program started this process."""
+    words = parent_process("cmdline")[:-1]
+    is_launcher = any(Path(word).name.startswith("accelerate") for word in words[:3])
+    return words[: len(words) - len(sys.argv[1:])] if is_launcher else []
+
+
+def _config(words: list[str]) -> dict[str, Any]:
+    """The launcher's YAML: the one it was given, or the one that `accelerate config` wrote."""
+    cache = os.environ.get("HF_HOME", f"{os.environ.get('XDG_CACHE_HOME', '~/.cache')}/huggingface")
+    usual = Path(cache).expanduser() / "accelerate/default_config.yaml"
+    named = _value(words, "config_file")
+    path = Path(named) if named else usual
+    if not words or not path.is_file() or (not named and _has(words, "cpu")):
+        return {}
+    import yaml
+
+    # The launcher has read it, so it is valid.
+    found: dict[str, Any] = yaml.safe_load(path.read_text())
+    return found
+
+
+def _variable(name: str) -> str:
+    return os.environ.get(f"ACCELERATE_{name.upper()}", "")
+
+
+def _has(words: list[str], *names: str) -> bool:
+    return any(word.replace("-", "_") == f"__{name}" for word in words for name in names)
+
+
+def _value(words: list[str], name: str) -> str:
+    """The value of the last --name VALUE or --name=VALUE, with hyphens or underscores."""
+    found = ""
+    for word, following in pairwise([*words, ""]):
+        flag, equals, value = word.partition("=")
+        if flag.replace("-", "_") == f"__{name}":
+            found = value if equals else following
+    return found

@@ -1,0 +1,239 @@
+"""Options: dataclass fields that state, once, all that flags, files and messages need to know of them."""
+
+import math
+import operator
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import MISSING, dataclass, field, fields, make_dataclass
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
+
+from mlp_dist.console.process import is_main
+from mlp_dist.core.errors import UsageError, did_you_mean
+
+_TYPES: dict[Any, tuple[str, str]] = {
+    bool: ("true or false", ""),
+    int: ("a whole number", "N"),
+    float: ("a number", "X"),
+    str: ("text", "NAME"),
+    Path: ("a path", "DIR"),
+    tuple[int, ...]: ("whole numbers as 256,64", "N,N"),
+    tuple[float, float]: ("two numbers as 0.5,0.5", "X,X"),
+}
+"""The possible types, and choices as Literal: their names in messages, and the placeholders in --help."""
+
+_LIMITS = {"at_least": operator.ge, "above": operator.gt, "at_most": operator.le, "below": operator.lt}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Option:
+    """A field of a dataclass that is an option; its help is the docstring below it.
+
+    `type` is without None, `default` is MISSING for a required option. `names` are words for values, such as
+    none for None; `advice` ends messages about wrong values. The limits hold for each number of a tuple. A
+    sweep may vary a `swept` option, and --resume may change a `free_on_resume` one. `changes_training` is
+    False for locations, names, and how often progress is reported.
+    """
+
+    name: str
+    type: Any
+    is_optional: bool
+    default: Any
+    names: Mapping[str, Any] = field(default_factory=dict)
+    advice: str = ""
+    at_least: float | None = None
+    above: float | None = None
+    at_most: float | None = None
+    below: float | None = None
+    swept: bool = False
+    free_on_resume: bool = False
+    changes_training: bool = True
+
+    @property
+    def choices(self) -> tuple[str, ...]:
+        return get_args(self.type) if get_origin(self.type) is Literal else ()
+
+    @property
+    def flag(self) -> str:
+        return f"--{self.name.replace('_', '-')}"
+
+    @property
+    def limits(self) -> dict[str, float]:
+        return {name: limit for name in _LIMITS if (limit := getattr(self, name)) is not None}
+
+    @property
+    def wanted(self) -> str:
+        """Type and limits for messages, such as "a number, at least 0 and below 1"."""
+        kind = f"one of {', '.join(self.choices)}" if self.choices else _TYPES[self.type][0]
+        limits = " and ".join(f"{name.replace('_', ' ')} {limit:,}" for name, limit in self.limits.items())
+        names = [f"or {name}" for name in self.names if name.isalpha()]
+        return ", ".join([kind, *([limits] if limits else []), *names])
+
+    def text(self, value: Any) -> str:
+        """The value as the command line takes it, such as 256,64 or none."""
+        if value is None or value == ():
+            return next(name for name, meaning in self.names.items() if meaning == value)
+        return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+    def words(self, value: Any) -> list[str]:
+        """The words of a command line that set the value."""
+        if self.type is bool:
+            return [self.flag if value else self.flag.replace("--", "--no-", 1)]
+        text = self.text(value)
+        return [f"{self.flag}={text}"] if text.startswith("-") else [self.flag, text]
+
+    def read(self, text: str) -> Any:
+        """The value that a text from the command line stands for. Raises UsageError as `check`."""
+        if text in self.names:
+            return self.names[text]
+        value: Any = text
+        # `check` reports a text that cannot be converted.
+        with suppress(ValueError):
+            if get_origin(self.type) is tuple:
+                value = tuple(map(get_args(self.type)[0], text.split(",")))
+            elif not self.choices:
+                value = self.type(text)
+        self.check(value)
+        return value
+
+    def from_json(self, value: Any) -> Any:
+        """The field's value for one from JSON or TOML, not checked yet."""
+        if isinstance(value, str) and (value in self.names or self.type is Path):
+            return self.read(value)
+        return tuple(value) if isinstance(value, list) else value
+
+    def has_type(self, value: Any) -> bool:
+        return _has_type(value, self.type) or (value is None and self.is_optional)
+
+    def check(self, value: Any) -> None:
+        """Raise UsageError unless the value has the type and is within the limits."""
+        numbers = value if isinstance(value, tuple) else () if value is None else (value,)
+        limits = self.limits.items()
+        if not self.has_type(value) or not all(
+            _LIMITS[name](n, limit) for n in numbers for name, limit in limits
+        ):
+            hint = did_you_mean(str(value), self.choices) or self.advice
+            raise UsageError(f"{self.shown(value)}; it must be {self.wanted}{hint}")
+
+    def shown(self, value: Any) -> str:
+        """The beginning of a message about the value: "batch-size is 'ten'"."""
+        is_text = isinstance(value, str) or not self.has_type(value)
+        return f"{self.flag[2:]} is {repr(value) if is_text else self.text(value)}"
+
+
+def _has_type(value: Any, kind: Any) -> bool:
+    """Whether `value` has the declared type: whole numbers are numbers, truth values and NaN are not."""
+    parts = get_args(kind)
+    if get_origin(kind) is Literal:
+        return value in parts
+    if get_origin(kind) is tuple:
+        if not isinstance(value, tuple):
+            return False
+        wanted = parts[:1] * len(value) if parts[-1] is ... else parts
+        return len(value) == len(wanted) and all(map(_has_type, value, wanted))
+    if isinstance(value, bool) or kind is bool:
+        return isinstance(value, bool) and kind is bool
+    return (
+        isinstance(value, int | float) and abs(value) < math.inf if kind is float else isinstance(value, kind)
+    )
+
+
+def _without_none(kind: Any) -> Any:
+    """T of `T | None`."""
+    return (
+        next(each for each in get_args(kind) if each is not NoneType) if isinstance(kind, UnionType) else kind
+    )
+
+
+def option(default: Any = MISSING, **facts: Any) -> Any:
+    """A field of a dataclass that is an option; `facts` are Option's."""
+    return field(default=default, metadata=facts)
+
+
+def options(declared: type) -> dict[str, Option]:
+    """The options of a dataclass, by name."""
+    types = get_type_hints(declared)
+    return {
+        each.name: Option(
+            name=each.name,
+            type=_without_none(types[each.name]),
+            is_optional=isinstance(types[each.name], UnionType),
+            default=each.default,
+            **each.metadata,
+        )
+        for each in fields(declared)
+    }
+
+
+def parse(
+    words: Sequence[str],
+    groups: Sequence[type],
+    defaults: Mapping[str, Any],
+    *,
+    prog: str,
+    description: str,
+    advice: Mapping[str, str],
+) -> dict[str, Any]:
+    """The options that the words of a command line set; for --help, prints all options and exits.
+
+    `groups` are dataclasses whose fields are options; their docstrings are the titles in --help. `advice`
+    answers flags of other programs. Raises UsageError.
+    """
+    # Its import takes 0.1 seconds.
+    import tyro
+
+    known = {name: each for group in groups for name, each in options(group).items()}
+    shown = {
+        name: defaults[name] if each.type is bool else each.text(defaults[name])
+        for name, each in known.items()
+    }
+    is_help = not {"-h", "--help"}.isdisjoint(words)
+    views = [(group.__name__.lower(), _as_texts(group, shown, with_help=is_help)) for group in groups]
+    found: Any
+    found, left = tyro.cli(
+        make_dataclass("Options", views),
+        args=words,
+        prog=prog,
+        description=description,
+        return_unknown_args=True,
+        console_outputs=is_main(),
+        config=(tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff, tyro.conf.HelptextFromCommentsOff),
+    )
+    values = {name: value for group in vars(found).values() for name, value in vars(group).items()}
+    given = {name: value for name, value in values.items() if value is not shown[name]}
+    left = [*(word for value in given.values() if isinstance(value, list) for word in value[1:]), *left]
+    if left:
+        flag = left[0].partition("=")[0].replace("_", "-")
+        near = did_you_mean(flag, [each.flag for each in known.values()])
+        hint = f"; {advice[flag]}" if flag in advice else near or "; --help lists all"
+        raise UsageError(f"unknown argument {left[0]!r}{hint}")
+    for name, value in given.items():
+        if isinstance(value, list):
+            if not value and "" not in known[name].names:
+                raise UsageError(f"{known[name].flag} needs a value: {known[name].wanted}")
+            given[name] = known[name].read("".join(value))
+    return given
+
+
+def _as_texts(group: type, defaults: Mapping[str, Any], *, with_help: bool) -> type:
+    """The dataclass that tyro parses in place of `group`: words given are a list, the default is a text."""
+    import docstring_parser
+    from tyro.conf import arg
+    from tyro.constructors import PrimitiveConstructorSpec
+
+    # Parsing the source takes 0.1 seconds.
+    documented = docstring_parser.parse_from_object(group).params if with_help else []
+    helps = {each.arg_name: " ".join((each.description or "").split()) for each in documented}
+    shown = []
+    for name, each in options(group).items():
+        words: Any = PrimitiveConstructorSpec(
+            nargs="*",
+            metavar=f"{{{','.join(each.choices)}}}" if each.choices else _TYPES[each.type][1],
+            instance_from_str=list,
+            is_instance=lambda value: True,
+            str_from_instance=str.split,
+        )
+        kind = bool if each.type is bool else Annotated[str, words]
+        shown.append((name, Annotated[kind, arg(help=helps.get(name))], field(default=defaults[name])))
+    return make_dataclass(group.__name__, shown, namespace={"__doc__": group.__doc__})

@@ -1,0 +1,81 @@
+"""Options as TrainConfig declares them: texts, words on a command line, and what a command line sets."""
+
+import re
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mlp_dist.config import GROUPS, OPTIONS, TrainConfig
+from mlp_dist.console.options import parse
+from mlp_dist.core.errors import UsageError
+from mlp_dist.recipes import get_recipe
+
+
+def parsed(words: list[str], config: TrainConfig | None = None) -> dict[str, Any]:
+    defaults = vars(config or get_recipe("mnist"))
+    return parse(words, GROUPS, defaults, prog="tool", description="A tool.", advice={"--rate": "use --lr"})
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "text"),
+    [
+        ("hidden_sizes", (3, 4), "3,4"),
+        ("hidden_sizes", (), "none"),
+        ("normalize", (-0.5, 1e-05), "-0.5,1e-05"),
+        ("normalize", None, "data"),
+        ("optimizer", "adam", "adam"),
+        ("lr", 0.1 + 0.2, "0.30000000000000004"),
+        ("val_size", None, "auto"),
+        ("data_dir", Path("a b"), "a b"),
+        ("run_name", "-x", "-x"),
+    ],
+)
+def test_a_value_and_its_text(name: str, value: Any, text: str) -> None:
+    option = OPTIONS[name]
+    assert option.text(value) == text
+    assert option.read(text) == value
+    assert parsed(option.words(value)) == {name: value}
+
+
+def test_only_what_the_words_set_is_returned() -> None:
+    assert parsed([]) == {}
+    assert parsed(["--lr", "0.1", "--lr=0.2", "--skip_bad_images"]) == {"lr": 0.2, "skip_bad_images": True}
+    compiled = replace(get_recipe("mnist"), compile=True)
+    assert parsed(OPTIONS["compile"].words(False), compiled) == {"compile": False}
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("--rate=1", "unknown argument '--rate=1'; use --lr"),
+        ("--zzz 1", "unknown argument '--zzz'; --help lists all"),
+        ("--run-name a b", "unknown argument 'b'; --help lists all"),
+        ("stray --lr 1", "unknown argument 'stray'; --help lists all"),
+        ("--output-dir --lr 1", "--output-dir needs a value: a path"),
+    ],
+)
+def test_wrong_words(words: str, message: str) -> None:
+    with pytest.raises(UsageError, match=f"^{re.escape(message)}$"):
+        parsed(words.split())
+
+
+def test_values_from_json() -> None:
+    for name, value, found in (
+        ("hidden_sizes", [3, 4], (3, 4)),
+        ("normalize", "data", None),
+        ("data_dir", "a", Path("a")),
+    ):
+        assert OPTIONS[name].from_json(value) == found
+
+
+def test_only_the_main_process_prints_the_help(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for rank in ("0", "1"):
+        monkeypatch.setenv("RANK", rank)
+        with pytest.raises(SystemExit, match=r"^0$"):
+            parsed(["--help"])
+        assert ("--lr X" in capsys.readouterr().out) == (rank == "0")
