@@ -170,7 +170,7 @@ def test_a_server_that_starts_late_gets_everything(
 ) -> None:
     port, text = free_port(), ""
     uri = f"http://127.0.0.1:{port}"
-    monkeypatch.setattr(mlflow, "get_tracking_uri", lambda: uri)
+    mlflow.set_tracking_uri(uri)
     monkeypatch.setattr(recorder, "PATIENCE", 60.0)
     (tmp_path / "server").mkdir()
     with contextlib.ExitStack() as stack:
