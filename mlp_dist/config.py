@@ -23,6 +23,7 @@ TO_TENSOR = (0.0, 1.0)
 _MAX_EXPERIMENT = 500
 """MLflow's limit for a name, in characters."""
 
+_NAME = "a name without line breaks and control characters"
 _UNPRINTABLE = ("Cc", "Cs", "Zl", "Zp")
 """Unicode categories: control characters, surrogates, line and paragraph separators."""
 
@@ -185,42 +186,28 @@ class TrainConfig(Output, Data, Regularization, Precision, Optimization, Model):
         check_dataset_name(self.dataset)
         check_dataset_name(self.fallback_dataset or self.dataset)
         mean, std = self.normalize or TO_TENSOR
-        self._check(
-            "normalize",
-            abs(mean) <= 1e6 and 1e-6 <= std <= 1e6,
-            "a mean of at most 1e6 and a std from 1e-6 to 1e6",
-        )
-        self._check(
-            "warmup_epochs", self.warmup_epochs <= self.epochs, f"at most the {self.epochs} epochs in all"
-        )
-        self._check(
-            "augment_shift",
-            self.augment_shift < self.image_size,
-            f"below the {self.image_size} pixels of an image",
-        )
-        self._check(
-            "patience",
-            not (self.patience and self.val_size == 0),
-            "0 if val-size is 0: early stopping needs validation images",
-        )
-        self._check(
-            "gradient_dtype",
-            self.gradient_dtype != "float64" or (self.mixed_precision == "no" and not self.compile),
-            "float32 with mixed precision or --compile",
-        )
-        for name in ("experiment", "run_name") if self.run_name else ("experiment",):
-            value = getattr(self, name)
-            self._check(name, bool(value.strip()), "a name")
-            # Control characters would break tables, or control the terminal.
-            printable = all(unicodedata.category(letter) not in _UNPRINTABLE for letter in value)
-            self._check(name, printable, "a name without line breaks and control characters")
-        self._check(
-            "experiment", len(self.experiment) <= _MAX_EXPERIMENT, f"at most {_MAX_EXPERIMENT} characters"
-        )
-
-    def _check(self, name: str, holds: bool, wanted: str) -> None:
-        if not holds:
-            raise UsageError(f"{OPTIONS[name].shown(getattr(self, name))}; it must be {wanted}")
+        is_exact = self.gradient_dtype == "float64"
+        for name, holds, wanted in (
+            (
+                "normalize",
+                abs(mean) <= 1e6 and 1e-6 <= std <= 1e6,
+                "at most 1e6, with a std of at least 1e-6",
+            ),
+            ("warmup_epochs", self.warmup_epochs <= self.epochs, f"at most the {self.epochs} epochs in all"),
+            (
+                "augment_shift",
+                self.augment_shift < self.image_size,
+                f"below the image size {self.image_size}",
+            ),
+            ("patience", self.patience == 0 or self.val_size != 0, "0 without validation images, val-size 0"),
+            ("gradient_dtype", not (is_exact and self.compile), "float32 with --compile"),
+            ("gradient_dtype", not is_exact or self.mixed_precision == "no", "float32 with mixed precision"),
+            ("experiment", len(self.experiment) <= _MAX_EXPERIMENT, f"at most {_MAX_EXPERIMENT} characters"),
+            ("experiment", _is_name(self.experiment), _NAME),
+            ("run_name", _is_name(self.run_name or "-"), _NAME),
+        ):
+            if not holds:
+                raise UsageError(f"{OPTIONS[name].shown(getattr(self, name))}; it must be {wanted}")
 
     def is_over(self, num_epochs: int, kept: int) -> bool:
         """Whether the training ends after `num_epochs`, the best of which has index `kept`."""
@@ -244,6 +231,11 @@ class TrainConfig(Output, Data, Regularization, Precision, Optimization, Model):
                 listed = ", ".join(sorted(names))
                 raise CheckpointError(f"mlp_dist {__version__} {problem} the configuration fields {listed}")
         return cls(**{name: OPTIONS[name].from_json(value) for name, value in values.items()})
+
+
+def _is_name(text: str) -> bool:
+    """Control characters would break tables, or control the terminal."""
+    return bool(text.strip()) and not any(unicodedata.category(each) in _UNPRINTABLE for each in text)
 
 
 OPTIONS = options(TrainConfig)

@@ -60,7 +60,7 @@ def test_defaults() -> None:
             {"image_size": 10**6},
             "image-size is 1000000; it must be a whole number, at least 1 and at most 4,096",
         ),
-        ({"normalize": (0.5, 0.0)}, "normalize is 0.5,0.0; it must be a mean of at most 1e6 and a std from"),
+        ({"normalize": (0.5, 0.0)}, "normalize is 0.5,0.0; it must be at most 1e6, with a std of at least"),
         (
             {"normalize": (float("nan"), 1.0)},
             "normalize is (nan, 1.0); it must be two numbers as 0.5,0.5, or",
@@ -81,11 +81,11 @@ def test_defaults() -> None:
         ({"compile": "yes"}, "compile is 'yes'; it must be true or false"),
         ({"warmup_epochs": 2.5}, "warmup-epochs is 2.5; it must be at most the 2 epochs in all"),
         ({"clip_norm": 0.0}, "clip-norm is 0.0; it must be a number, above 0, or none"),
-        ({"augment_shift": 28}, "augment-shift is 28; it must be below the 28 pixels of an image"),
-        ({"patience": 2, "val_size": 0}, "patience is 2; it must be 0 if val-size is 0"),
+        ({"augment_shift": 28}, "augment-shift is 28; it must be below the image size 28"),
+        ({"patience": 2, "val_size": 0}, "patience is 2; it must be 0 without validation images"),
         (
             {"gradient_dtype": "float64", "mixed_precision": "bf16"},
-            "gradient-dtype is 'float64'; it must be float32 with mixed precision or --compile",
+            "gradient-dtype is 'float64'; it must be float32 with mixed precision",
         ),
         ({"experiment": "  "}, "experiment is '  '; it must be a name"),
         ({"experiment": "e" * 501}, "eee'; it must be at most 500 characters"),

@@ -134,16 +134,15 @@ def _has_type(value: Any, kind: Any) -> bool:
         return len(value) == len(wanted) and all(map(_has_type, value, wanted))
     if isinstance(value, bool) or kind is bool:
         return isinstance(value, bool) and kind is bool
-    return (
-        isinstance(value, int | float) and abs(value) < math.inf if kind is float else isinstance(value, kind)
-    )
+    if kind is float:
+        return isinstance(value, int | float) and abs(value) < math.inf
+    return isinstance(value, kind)
 
 
 def _without_none(kind: Any) -> Any:
     """T of `T | None`."""
-    return (
-        next(each for each in get_args(kind) if each is not NoneType) if isinstance(kind, UnionType) else kind
-    )
+    kinds = [each for each in get_args(kind) if each is not NoneType]
+    return kinds[0] if isinstance(kind, UnionType) else kind
 
 
 def option(default: Any = MISSING, **facts: Any) -> Any:
@@ -188,8 +187,8 @@ def parse(
         name: defaults[name] if each.type is bool else each.text(defaults[name])
         for name, each in known.items()
     }
-    is_help = not {"-h", "--help"}.isdisjoint(words)
-    views = [(group.__name__.lower(), _as_texts(group, shown, with_help=is_help)) for group in groups]
+    has_help = not {"-h", "--help"}.isdisjoint(words)
+    views = [(group.__name__.lower(), _view(group, shown, has_help=has_help)) for group in groups]
     found: Any
     found, left = tyro.cli(
         make_dataclass("Options", views),
@@ -216,14 +215,14 @@ def parse(
     return given
 
 
-def _as_texts(group: type, defaults: Mapping[str, Any], *, with_help: bool) -> type:
-    """The dataclass that tyro parses in place of `group`: words given are a list, the default is a text."""
+def _view(group: type, defaults: Mapping[str, Any], *, has_help: bool) -> type:
+    """The dataclass that tyro parses in place of `group`: a list of words, or the default as a text."""
     import docstring_parser
     from tyro.conf import arg
     from tyro.constructors import PrimitiveConstructorSpec
 
     # Parsing the source takes 0.1 seconds.
-    documented = docstring_parser.parse_from_object(group).params if with_help else []
+    documented = docstring_parser.parse_from_object(group).params if has_help else []
     helps = {each.arg_name: " ".join((each.description or "").split()) for each in documented}
     shown = []
     for name, each in options(group).items():
