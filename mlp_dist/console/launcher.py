@@ -4,12 +4,13 @@ The launcher passes some of them on as environment variables, and drops others u
 """
 
 import os
+import shlex
 import sys
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from mlp_dist.console.process import parent_process
+from mlp_dist.console.process import SIZES, is_launched, launch_command, parent_process, variable
 from mlp_dist.core.errors import UsageError
 
 _STRATEGIES = {
@@ -47,6 +48,22 @@ def launcher_flags() -> list[str]:
         value = _value(words, name) or str(section.get(name, _variable(name)))
         flags += [flag, value] if value not in nothing else []
     return [*flags, "--compile"] if _is_compiled() else flags
+
+
+def check_number() -> None:
+    """Raise UsageError if several processes were asked for, but one was started.
+
+    Without --multi_gpu, the launcher sets MASTER_ADDR for several processes, and then starts one silently.
+    """
+    is_set_by_user = any(entry.startswith("MASTER_ADDR=") for entry in parent_process("environ"))
+    if is_launched() and not variable(SIZES, "") and "MASTER_ADDR" in os.environ and not is_set_by_user:
+        words = _words()
+        number = _value(words, "num_processes") or str(_config(words).get("num_processes", "N"))
+        raise UsageError(
+            f"accelerate launch was asked for {number} processes but started 1, because --multi_gpu is "
+            f"missing. This command starts {number}, on GPUs if there are any, else on the CPU:\n"
+            f"  {launch_command(number)} {shlex.join(sys.argv[1:])}"
+        )
 
 
 def _is_compiled() -> bool:

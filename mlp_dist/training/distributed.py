@@ -2,11 +2,8 @@
 
 import functools
 import os
-import re
 import select
-import shlex
 import socket
-import sys
 import threading
 import time
 import uuid
@@ -16,7 +13,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
-from mlp_dist.console import hardware, process, progress
+from mlp_dist.console import hardware, launcher, process, progress
 from mlp_dist.core.errors import MlpDistError, ProcessLostError, TrainingError, UsageError
 
 T = TypeVar("T")
@@ -26,19 +23,9 @@ _ANNOUNCED_AFTER, _GRACE, _POLL = 5.0, 1.0, 0.01
 
 
 def _rank_and_size(use_cpu: bool) -> tuple[int, int]:
-    """This process's rank and the number of processes. Raises UsageError for a wrong launch."""
+    """From the launcher's variables. Raises UsageError if these are wrong or incomplete."""
     variable, ranks, sizes = process.variable, process.RANKS, process.SIZES
     given = " ".join(f"{name}={os.environ[name]}" for name in (*ranks, *sizes) if os.environ.get(name))
-    is_set_by_user = any(entry.startswith("MASTER_ADDR=") for entry in process.parent_process("environ"))
-    # Accelerate's launcher sets MASTER_ADDR for several processes; without --multi_gpu it starts only one.
-    if process.is_launched() and not given and "MASTER_ADDR" in os.environ and not is_set_by_user:
-        found = re.search(r"--num[-_]processes[ =](\d+)", " ".join(process.parent_process("cmdline")))
-        number = found[1] if found else "N"
-        raise UsageError(
-            f"accelerate launch was asked for {number} processes but started 1, because --multi_gpu is "
-            f"missing. This command starts {number}, on GPUs if there are any, else on the CPU:\n"
-            f"  {process.launch_command(number)} {shlex.join(sys.argv[1:])}"
-        )
     rank, size = variable(ranks, "0"), variable(sizes, "1")
     if not (rank.isdecimal() and size.isdecimal() and int(rank) < int(size)):
         raise UsageError(f"{given}: the rank must be a whole number below the number of processes")
@@ -48,11 +35,13 @@ def _rank_and_size(use_cpu: bool) -> tuple[int, int]:
             f"{given}, but no {missing}: start {size} processes with `{process.launch_command(size)}`, "
             "or under mpiexec, set MASTER_ADDR to the address of the first machine"
         )
+    if not (port := _address().rpartition(":")[2]).isdecimal() or int(port) > 65535:
+        raise UsageError(f"MASTER_PORT={port}: the port must be a whole number up to 65535")
     return int(rank), int(size)
 
 
 def _address() -> str:
-    return f"{os.environ['MASTER_ADDR']}:{os.environ.get('MASTER_PORT') or 29500}"
+    return f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT') or 29500}"
 
 
 def _has_lasting_store() -> bool:
@@ -94,8 +83,9 @@ def connect(use_cpu: bool) -> "Peers":
     from accelerate import PartialState
     from torch import distributed
 
-    rank, size = _rank_and_size(use_cpu)
+    launcher.check_number()
     hardware.check_interfaces()
+    rank, size = _rank_and_size(use_cpu)
     missing = [0] if rank else [*range(1, size)]
 
     def join() -> Peers:

@@ -49,6 +49,7 @@ def bare_environment() -> Iterator[None]:
         ("RANK=-1 WORLD_SIZE=2 MASTER_ADDR=127.0.0.1", "the rank must be"),
         ("RANK=first WORLD_SIZE=2 MASTER_ADDR=127.0.0.1", "^RANK=first WORLD_SIZE=2: the rank must be"),
         ("RANK=1", "^RANK=1: the rank must be"),
+        ("RANK=0 WORLD_SIZE=2 MASTER_ADDR=x MASTER_PORT=65536", "^MASTER_PORT=65536: the port must be"),
         (
             "GLOO_SOCKET_IFNAME=none0",
             r"^GLOO_SOCKET_IFNAME: unknown .* 'none0'.* \(there are: ",
