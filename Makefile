@@ -43,7 +43,7 @@ run: setup
 	@$(ACTIVATE) && accelerate launch launch/train.py $(ARGS) && python -m serve.package && python launch/demo.py
 
 demo: setup
-	@$(ACTIVATE) && python launch/draw.py $(ARGS)
+	@$(ACTIVATE) && python -m serve.draw $(ARGS)
 
 notebook: $(LAB_STAMP)
 	@$(ACTIVATE) && jupyter lab --notebook-dir=. $(ARGS) examples/mnist_mlp.ipynb

@@ -118,16 +118,6 @@ def save_bundle(
     return spec
 
 
-def recalibrate(directory: Path, bundle: Bundle, temperature: float) -> Bundle:
-    """The same model with another temperature; rewrites only bundle.json in its `directory`."""
-    changed = replace(bundle, spec=replace(bundle.spec, temperature=temperature))
-    golden = tuple(changed.answer(changed.golden_image, preprocess=EXACT).values())
-    changed = replace(changed, spec=replace(changed.spec, golden_probabilities=golden))
-    with replacing_file(directory / SPEC) as temporary:
-        temporary.write_text(_spec_text(changed.spec))
-    return changed
-
-
 def load_bundle(directory: Path | str, *, device: torch.device | str = "cpu") -> Bundle:
     """Read a bundle. Raises BundleError if files are missing, damaged, or do not fit together."""
     directory = Path(directory)

@@ -6,11 +6,10 @@ from pathlib import Path
 import torch
 
 from mlp_dist.config import TrainConfig
-from mlp_dist.core.bundle import Bundle, load_bundle, recalibrate
+from mlp_dist.core.bundle import Bundle, load_bundle
 from mlp_dist.core.errors import BundleError
-from mlp_dist.data.batches import split_validation
 from mlp_dist.data.datasets import default_data_dir, prepare_dataset, read_dataset
-from mlp_dist.data.evaluate import Evaluation, evaluate, model_temperature, predict
+from mlp_dist.data.evaluate import Evaluation, evaluate, predict
 from mlp_dist.data.image_set import Dataset
 from mlp_dist.tracking.find import StoredRun, download_bundle, load_config
 
@@ -38,8 +37,6 @@ class Export:
 def export_run(run: StoredRun, directory: Path, data_dir: Path | None = None) -> Export:
     """Download the run's bundle under `directory` and score it again.
 
-    A bundle from before temperatures were fitted is calibrated here.
-
     Raises TrackingError if the run has no bundle, BundleError if it is damaged or misses the test accuracy
     that the run reports, DataError if the test images are not available.
     """
@@ -48,8 +45,7 @@ def export_run(run: StoredRun, directory: Path, data_dir: Path | None = None) ->
     if bundle.spec.run_id != run.run_id:
         raise BundleError(f"the bundle of run {run.run_id} belongs to another run, {bundle.spec.run_id}")
     bundle.check_golden()
-    config = load_config(run)
-    data = _read(config, data_dir)
+    data = run_dataset(run, data_dir)
     logits = predict(bundle.model, data.test, bundle.spec.image)
     accuracy = evaluate(logits, data.test.labels).accuracy
     reported = bundle.spec.metrics["test_accuracy"]
@@ -58,10 +54,6 @@ def export_run(run: StoredRun, directory: Path, data_dir: Path | None = None) ->
             f"run {run.run_id} reports a test accuracy of {reported}, but its bundle scores "
             f"{accuracy}: the weights or the test images are not the ones it was trained with"
         )
-    if "temperature" not in run.metrics:
-        _, val = split_validation(data.train, config.val_size or 0)
-        temperature = model_temperature(bundle.model, val, bundle.spec.image)
-        bundle = recalibrate(bundle_directory, bundle, temperature)
     test = evaluate(logits, data.test.labels, temperature=bundle.spec.temperature)
     return Export(bundle_directory, bundle, data.test.labels, logits.argmax(dim=1) == data.test.labels, test)
 

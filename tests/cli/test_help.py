@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parents[2]
 WIDTH = 80
 ACTIONS = ("start", "status", "logs", "stop", "deploy")
 COMMANDS = (
-    *(f"mlp_dist.{name}" for name in ("sweep", "compare", "promote", "sync", "show_data")),
+    *(f"mlp_dist.{name}" for name in ("sweep", "compare", "promote", "sync")),
     *(f"serve.{name}" for name in ("package", "server", "client", "draw")),
     "launch.demo",
 )

@@ -60,7 +60,6 @@ MISTAKES = {
     "serve.server strat": (2, "invalid choice: 'strat'; did you mean start?"),
     "serve.server start --prot 1": (2, "unknown argument '--prot'; did you mean --port?"),
     "mlp_dist.sweep odd.toml": (2, "odd.toml: unknown field 'learning_rate'"),
-    "mlp_dist.show_data --dataset digit": (2, "unknown data set 'digit'; did you mean digits?"),
     # Impossible values
     f"{TRAIN} --lr -1": (2, "lr is -1.0; it must be a number, above 0"),
     f"{TRAIN} --batch-size ten": (2, "batch-size is 'ten'; it must be a whole number, at least 1"),

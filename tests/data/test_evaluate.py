@@ -1,21 +1,18 @@
-import json
 import math
-import shutil
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from sklearn.metrics import accuracy_score, confusion_matrix, log_loss, precision_recall_fscore_support
 
-from mlp_dist.core.bundle import load_bundle, load_file, recalibrate, save_file
+from mlp_dist.core.bundle import load_bundle, load_file, save_file
 from mlp_dist.core.errors import BundleError
 from mlp_dist.core.image import encode_png, normalize
 from mlp_dist.core.model import build_model
 from mlp_dist.core.spec import ImageSpec, ModelSpec
-from mlp_dist.data.batches import generator, split_validation
+from mlp_dist.data.batches import generator
 from mlp_dist.data.evaluate import (
     COLDEST,
     HOTTEST,
@@ -23,14 +20,10 @@ from mlp_dist.data.evaluate import (
     confident_mistakes,
     evaluate,
     fit_temperature,
-    model_temperature,
     predict,
 )
 from mlp_dist.data.image_set import Dataset, ImageSet
-from mlp_dist.tracking import find
-from mlp_dist.tracking.export import export_run, run_dataset
 from tests.helpers.launching import Trained
-from tests.helpers.stored_runs import digits_run
 
 SPEC = ImageSpec(height=2, width=3, channels=1, mean=(0.3,), std=(0.4,))
 
@@ -151,23 +144,3 @@ def test_every_way_to_predict_is_calibrated(trained: Trained, image_data: Datase
         torch.testing.assert_close(torch.tensor(found, dtype=torch.float64), expected, rtol=0, atol=1e-6)
     with pytest.raises(BundleError):
         hot.check_golden()
-    shutil.copytree(trained.bundle, tmp_path / "bundle")
-    recalibrate(tmp_path / "bundle", bundle, 3.0).check_golden()
-    load_bundle(tmp_path / "bundle").check_golden()
-
-
-@pytest.mark.slow
-def test_run_without_a_temperature_gets_one_when_exported(mlflow: Any, tmp_path: Path) -> None:
-    run = find.get_run(digits_run("x", "old", noise=0, val_accuracy=0.9, val_size=200))
-    [stored] = tmp_path.glob("mlruns/*/*/artifacts/bundle/bundle.json")
-    values = json.loads(stored.read_text())
-    stored.write_text(json.dumps({name: value for name, value in values.items() if name != "temperature"}))
-    exported, data = export_run(run, tmp_path / "once"), run_dataset(run)
-    _, held_out = split_validation(data.train, 200)
-    expected = model_temperature(exported.bundle.model, held_out, exported.bundle.spec.image)
-    assert exported.bundle.spec.temperature == exported.test.temperature == expected
-    assert exported.test.ece < 0.1 < exported.test.uncalibrated_ece
-    load_bundle(exported.directory).check_golden()
-    assert export_run(run, tmp_path / "again").bundle.spec == exported.bundle.spec
-    unheld = find.get_run(digits_run("x", "all", noise=0, val_accuracy=0.9, val_size=0))
-    assert export_run(unheld, tmp_path / "all").bundle.spec.temperature == 1

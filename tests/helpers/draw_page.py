@@ -1,4 +1,4 @@
-"""The page of launch/draw.py in a headless Chromium, drawn on with the mouse."""
+"""The page of serve.draw in a headless Chromium, drawn on with the mouse."""
 
 import re
 import signal
@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Page
 
-from tests.helpers.launching import ROOT, environment
+from tests.helpers.launching import environment
 from tests.helpers.mlflow_pages import new_page
 from tests.helpers.strokes import Point
 
@@ -21,7 +21,7 @@ _SECONDS = 60
 
 @dataclass
 class Demo:
-    """A running launch/draw.py: the lines it printed, and the page's URL."""
+    """A running serve.draw: the lines it printed, and the page's URL."""
 
     process: subprocess.Popen[str]
     lines: list[str] = field(default_factory=list)
@@ -49,7 +49,7 @@ def running_demo(directory: Path, **changes: str) -> Iterator[Demo]:
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         process = subprocess.Popen(
-            [sys.executable, str(ROOT / "launch/draw.py")],
+            [sys.executable, "-m", "serve.draw"],
             cwd=directory,
             env=environment(**changes),
             stdout=subprocess.PIPE,

@@ -9,11 +9,10 @@ from collections.abc import Callable
 from matplotlib.figure import Figure
 
 from mlp_dist.tracking.plots import images, metrics
-from mlp_dist.tracking.plots.files import check_window, file_format, save, show
-from mlp_dist.tracking.plots.images import COLUMNS, ROWS, predictions_grid, samples_grid
+from mlp_dist.tracking.plots.files import save
+from mlp_dist.tracking.plots.images import predictions_grid, samples_grid
 
-__all__ = ["COLUMNS", "FIGURES", "ROWS", "check_window", "file_format", "predictions_grid", "samples_grid"]
-__all__ += ["save", "show", "warm_up"]
+__all__ = ["FIGURES", "predictions_grid", "samples_grid", "save", "warm_up"]
 
 FIGURES: dict[str, Callable[..., Figure]] = {
     "samples": images.samples_grid,
