@@ -57,6 +57,7 @@ MISTAKES = {
     f"{TRAIN} --verbose": (2, "unknown argument '--verbose'; --log-every N prints the loss every N steps"),
     f"{TRAIN} --hidden-sizes 256 64": (2, "unknown argument '64'; --help lists all"),
     f"{TRAIN} --compile=no": (2, "unknown argument 'no'; --help lists all"),
+    "serve.draw --quite-another": (2, "unknown argument '--quite-another' (there are: --help, --debug, "),
     "serve.server strat": (2, "invalid choice: 'strat'; did you mean start?"),
     "serve.server start --prot 1": (2, "unknown argument '--prot'; did you mean --port?"),
     "mlp_dist.sweep odd.toml": (2, "odd.toml: unknown field 'learning_rate'"),
@@ -77,6 +78,8 @@ MISTAKES = {
     "mlp_dist.sweep": (2, "no search space; name one: python -m mlp_dist.sweep SPACE.toml"),
     "mlp_dist.sweep nowhere.toml": (2, "cannot read the search space nowhere.toml"),
     "mlp_dist.compare --top 0": (2, "top is 0; it must be 1 or more"),
+    "mlp_dist.compare --top many": (2, "argument --top: invalid int value: 'many'"),
+    "mlp_dist.sweep odd.toml --workers 0": (2, "workers is 0; it must be 1 or more"),
     # Unusable files
     "launch.demo --mar junk.mar": (1, "junk.mar is damaged: File is not a zip file; package it again"),
     "serve.server start junk.mar": (1, "junk.mar is damaged: File is not a zip file; package it again"),

@@ -7,18 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from mlp_dist.console.command import Parser, run
+from mlp_dist.console.command import run
 from mlp_dist.console.process import Interrupted
 from mlp_dist.core.errors import BundleError, UsageError
-
-
-def parser() -> Parser:
-    parser = Parser(prog="tool")
-    parser.add_argument("--epochs", type=int)
-    parser.add_argument("--learning-rate", type=float)
-    parser.add_argument("--mode", choices=("fast", "slow"))
-    parser.add_argument("images", nargs="*")
-    return parser
 
 
 def exit_code(action: Callable[[], object]) -> object:
@@ -38,29 +29,6 @@ def run_and_fail(error: BaseException) -> object:
         raise error
 
     return exit_code(lambda: run(main))
-
-
-@pytest.mark.parametrize(
-    ("words", "message"),
-    [
-        (["--epoch", "3"], "unknown argument '--epoch'; did you mean --epochs?\n"),
-        (["--quite-another"], "unknown argument '--quite-another' (there are: --help, --debug, --epochs, "),
-        (["--epochs", "many"], "argument --epochs: invalid int value: 'many'"),
-        (["--mode", "fats"], "argument --mode: invalid choice: 'fats'; did you mean fast? (choose from"),
-        (["start", "--prot", "1"], "unknown argument '--prot'; did you mean --port?\n"),
-    ],
-)
-def test_wrong_arguments_are_reported_in_one_line(
-    capsys: pytest.CaptureFixture[str], words: list[str], message: str
-) -> None:
-    tool = parser()
-    if "start" in words:
-        tool.add_subparsers(dest="action").add_parser("start").add_argument("--port")
-    assert exit_code(lambda: tool.parse_args(words)) == 2
-    out, err = capsys.readouterr()
-    assert out == ""
-    assert err.startswith("error: " + message)
-    assert len(err.splitlines()) == 2
 
 
 def test_closed_stdout_is_no_error() -> None:

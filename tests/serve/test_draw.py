@@ -5,7 +5,6 @@ import io
 import random
 import re
 import socket
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,20 +14,11 @@ import pytest
 from PIL import Image
 from playwright.sync_api import Page
 
-from mlp_dist.core.errors import UsageError
-from serve import draw as draw_command
 from serve import server
 from tests.helpers.draw_page import Demo, clear, draw, opened_page, running_demo
 from tests.helpers.launching import Trained
 from tests.helpers.mlflow_pages import CHROMIUM
 from tests.helpers.strokes import WAYS, drawn
-
-
-def test_no_packaged_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", ["serve.draw"])
-    with pytest.raises(UsageError, match=r"no packaged model: .*mlp_dist\.train && python -m serve\.package"):
-        draw_command.main()
 
 
 @pytest.mark.nightly

@@ -15,8 +15,6 @@ from typing import Any
 import psutil
 import pytest
 
-from mlp_dist.cli.sweep import main
-from mlp_dist.core.errors import UsageError
 from mlp_dist.sweep.plan import load_plan
 from mlp_dist.sweep.study import COMPLETE, UNFINISHED, Study, TrialResult
 from tests.helpers.calling import Call
@@ -165,22 +163,3 @@ def test_killed_worker_is_reported_and_ctrl_c_stops_the_others(tmp_path: Path) -
     assert f"continue with: python -m mlp_dist.sweep --resume --output-dir {directory}" in errors
     # The killed worker's run has no end in MLflow.
     assert [run.info.status for run in mlflow_runs(tmp_path).values()].count("KILLED") == 2
-
-
-@pytest.mark.parametrize(
-    ("flags", "message"),
-    [
-        ([], "no search space; name one: python -m mlp_dist.sweep SPACE.toml"),
-        (["none.toml"], "cannot read the search space none.toml"),
-        (["none.toml", "--workers", "0"], "workers is 0; it must be 1 or more"),
-        (["--resume"], "there is no sweep under"),
-    ],
-)
-def test_rejects_wrong_use(
-    flags: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", ["sweep", *flags])
-    with pytest.raises(UsageError, match=message):
-        main()
-    assert list(tmp_path.iterdir()) == []

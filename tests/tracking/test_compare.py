@@ -120,12 +120,3 @@ def test_command(
     found = re.findall(r"^ *([\d-]+)\*? +(\w+)", out, flags=re.MULTILINE)
     assert found == [("1", "second"), ("2", "first"), ("-", "child")]
     assert (tmp_path / "out/runs.csv").read_text().count("\n") == 4
-
-
-@pytest.mark.slow
-def test_command_creates_no_store(mlflow: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "mlflow.db").unlink()
-    monkeypatch.setattr("sys.argv", ["compare", "--experiment", "nope"])
-    with pytest.raises(UsageError, match=r"it has no mlflow.db; change to the directory"):
-        compare.main()
-    assert list(tmp_path.iterdir()) == []
