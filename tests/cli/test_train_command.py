@@ -250,16 +250,3 @@ def test_an_interrupted_run_resumes_to_the_same_weights(
     assert statuses(tmp_path) == ["FINISHED", "FINISHED"]
     steps = [step for step, _ in history(tmp_path, resumed["run_id"], "train/loss")]
     assert sorted(steps) == list(range(1, epochs + 3))
-
-
-@pytest.mark.nightly
-def test_trainings_may_start_together_on_a_new_store(tmp_path: Path) -> None:
-    words = [sys.executable, str(ROOT / "launch/train.py"), "--dataset", "digits", "--epochs", "1"]
-    together = [
-        subprocess.Popen(words, cwd=tmp_path, env=environment(), stdout=subprocess.PIPE, text=True)
-        for _ in range(2)
-    ]
-    results = [json.loads(each.communicate(timeout=240)[0].splitlines()[-1]) for each in together]
-    assert [each.returncode for each in together] == [0, 0]
-    assert len({each["run_id"] for each in results}) == 2
-    assert len({each["output_dir"] for each in results}) == 2

@@ -95,10 +95,3 @@ def test_the_interface_towards_the_main_machine_is_chosen(
 def test_no_interface_is_chosen(monkeypatch: pytest.MonkeyPatch, routes: dict[str, str]) -> None:
     monkeypatch.setattr(hardware, "_own_address", lambda target, attach: routes.get(target))
     assert chosen() == [None, None]
-
-
-@pytest.mark.parametrize(
-    "name", ["127.0.0.1", "::1", "203.0.113.7", "no.such.name.invalid", "a..b", "", "[::1]"]
-)
-def test_names_without_an_address_of_this_machine(name: str) -> None:
-    assert hardware._own_address(name, socket.socket.bind) is None

@@ -2,7 +2,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -85,28 +84,6 @@ def test_one_process_takes_all_cores_unless_the_user_chose(script: Path) -> None
     assert only["spin_count"] == "1000"
     (only,) = found(launch(script, "--cpu", str(script), OMP_NUM_THREADS="1"))
     assert (only["threads"], only["spin_count"]) == (1, None)
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="only Linux signals a parent's death")
-def test_process_ends_with_its_launcher(tmp_path: Path) -> None:
-    child = tmp_path / "child.py"
-    child.write_text(
-        "import time\n"
-        "from mlp_dist.console.process import end_with_launcher\n"
-        "end_with_launcher()\n"
-        "print('ready', flush=True)\n"
-        "time.sleep(60)\n"
-        "print('survived', flush=True)\n"
-    )
-    launcher = f"import subprocess, sys; subprocess.run([sys.executable, {str(child)!r}])"
-    environment = {**os.environ, "ACCELERATE_DYNAMO_BACKEND": "no"}
-    with subprocess.Popen(
-        [sys.executable, "-c", launcher], stdout=subprocess.PIPE, text=True, env=environment
-    ) as process:
-        assert process.stdout is not None
-        assert process.stdout.readline() == "ready\n"
-        process.kill()
-        assert process.stdout.read() == ""
 
 
 def test_launch_command_starts_the_same_number_of_processes(monkeypatch: pytest.MonkeyPatch) -> None:

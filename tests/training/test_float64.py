@@ -9,7 +9,6 @@ from torch.nn import functional
 from mlp_dist.core.kinds import KINDS
 from mlp_dist.core.model import build_model
 from mlp_dist.core.spec import ModelSpec
-from mlp_dist.training.dropout import Dropout
 from mlp_dist.training.engines.float64 import Float64Gradients
 
 SIZES = (784, 500, 10)
@@ -101,11 +100,3 @@ def test_every_step_is_that_of_a_float64_model(kind: str) -> None:
         doubles.zero_grad()
         torch.optim.SGD(module.parameters(), lr=0.1).step()
         assert_same(taken(module), wanted)
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_includes_dropout(kind: str) -> None:
-    inputs, _ = batch(20)
-    module = built(kind)
-    Dropout(module, 0.5, num_features=SIZES[0], seed=0).at(0, batch_size=20, positions=slice(None))
-    torch.testing.assert_close(Float64Gradients(module)(inputs).float(), module(inputs), rtol=0, atol=1e-5)

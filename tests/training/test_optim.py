@@ -1,6 +1,5 @@
 import subprocess
 import sys
-from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -45,27 +44,6 @@ def test_scratch_sgd_takes_the_steps_of_torch() -> None:
             optimizer.step()
         for found, wanted in zip(ours, theirs, strict=True):
             torch.testing.assert_close(found, wanted, rtol=0, atol=1e-6)
-
-
-def test_scratch_sgd_state_dict_round_trip() -> None:
-    other = ScratchSGD(parameters(), lr=1.0)
-    other.load_state_dict(ScratchSGD(parameters(), lr=0.25).state_dict())
-    assert other.param_groups[0]["lr"] == 0.25
-
-
-def test_scratch_sgd_calls_a_closure_with_gradients() -> None:
-    value = torch.nn.Parameter(torch.tensor([2.0]))
-    optimizer = ScratchSGD([value], lr=0.5)
-
-    def closure() -> float:
-        optimizer.zero_grad()
-        loss = value.square().sum()
-        loss.backward()
-        return loss.item()
-
-    ask: Callable[[], float] = closure
-    assert optimizer.step(ask) == 4.0
-    assert value.item() == 0.0
 
 
 def test_optimizers_do_not_import_dynamo() -> None:

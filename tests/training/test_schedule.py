@@ -71,9 +71,3 @@ def test_rates_are_positive_and_at_most_lr(schedule: str, num_steps: int, warmup
     assert all(0 < rate <= LR for rate in found)
     assert found[:warmup_steps] == sorted(found[:warmup_steps])
     assert (LR in found) == (warmup_steps <= num_steps)
-
-
-@pytest.mark.parametrize("step", [-1, 10])
-def test_rejects_steps_outside_the_training(step: int) -> None:
-    with pytest.raises(ValueError, match=f"step {step} is outside a training of 10 steps"):
-        learning_rate("cosine", lr=LR, step=step, num_steps=10)
