@@ -17,7 +17,6 @@ from mlp_dist.data.evaluate import (
     COLDEST,
     HOTTEST,
     calibration,
-    confident_mistakes,
     evaluate,
     fit_temperature,
     predict,
@@ -67,13 +66,6 @@ def test_calibration_by_hand() -> None:
         assert row == pytest.approx(expected.get(number, [0, 0, 0]))
     assert evaluate(probabilities.log(), labels).ece == pytest.approx((2 * 0.41 + 0.45 + 0) / 4)
     assert evaluate(of_two(0.75, 0.75, 0.75, 0.75).log(), labels).ece == pytest.approx(0, abs=1e-15)
-
-
-def test_confident_mistakes_come_first() -> None:
-    probabilities, labels = of_two(0.6, 0.9, 0.9, 0.99, 0.1), torch.tensor([0, 0, 0, 1, 1])
-    assert confident_mistakes(probabilities, labels, 10).tolist() == [1, 2, 4, 0]
-    assert confident_mistakes(probabilities, labels, 2).tolist() == [1, 2]
-    assert confident_mistakes(probabilities, torch.tensor([1, 1, 1, 1, 0]), 2).tolist() == []
 
 
 def test_predict_equals_the_model_on_all_images() -> None:

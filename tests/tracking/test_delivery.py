@@ -1,4 +1,4 @@
-"""Uploads that fail for a while, and one to a database that accepts connections and never answers."""
+"""An upload to a database that accepts connections and never answers; test_recorder has other failures."""
 
 import json
 import socket
@@ -8,33 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from mlp_dist.core.errors import TrackingError
-from mlp_dist.tracking import delivery
-from mlp_dist.tracking.run_dir import RunRecord
 from tests.helpers.launching import environment
-
-
-def test_failed_uploads_are_repeated(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    outages = [TrackingError("MLflow is down")] * 3
-
-    def send(*_: object) -> str:
-        if outages:
-            raise outages.pop()
-        return "the run's id"
-
-    monkeypatch.setattr(delivery, "send", send)
-    monkeypatch.setattr(delivery, "FIRST_WAIT", 0.01)
-    RunRecord(experiment="e", name="n", key="k").save(tmp_path)
-    settled = delivery.Delivery().settle(tmp_path, patience=60)
-    assert settled.result(60) == delivery.Outcome("the run's id")
-    warning, recovery = capsys.readouterr().err.splitlines()
-    assert warning.startswith(
-        "warning: MLflow is down; training continues, and the rest of the run is kept in"
-    )
-    assert recovery == "MLflow can be reached again"
-
 
 # A process of its own: the upload's thread would outlast the test.
 SCRIPT = """

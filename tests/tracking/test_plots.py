@@ -52,13 +52,6 @@ def test_learning_curves_show_every_value_and_the_kept_epoch() -> None:
     assert fits(figure)
 
 
-def test_single_epoch_is_drawn_as_bars() -> None:
-    history = [{"epoch": 1, "train_loss": 0.5, "train_accuracy": 0.75, "val_loss": None}]
-    for axes, value in zip(learning_curves(history, 1).axes, (0.5, 0.75), strict=True):
-        assert [bar.get_height() for bar in axes.patches] == [value]
-        assert [text.get_text() for text in axes.texts] == [f"{value:.4f}"]
-
-
 def test_confusion_matrix_shows_counts_and_shares() -> None:
     figure = confusion_matrix(torch.tensor([[8, 2, 0], [0, 0, 0], [3, 1, 6]]), ("cat", "cow", "dog"))
     axes = figure.axes[0]
@@ -68,18 +61,6 @@ def test_confusion_matrix_shows_counts_and_shares() -> None:
     (image,) = axes.get_images()
     assert np.allclose(image.get_array(), [[0.8, 0.2, 0], [0, 0, 0], [0.3, 0.1, 0.6]])
     assert [tick.get_text() for tick in axes.get_yticklabels()] == ["cat", "cow", "dog"]
-
-
-def test_class_accuracy_starts_with_the_worst_class() -> None:
-    figure = class_accuracy(
-        [0.9, None, 0.5, 1.0], [0.75, 0.0, None, 1.0], 0.8, ("cat", "cow", "$dog$", "eel")
-    )
-    (axes,) = figure.axes
-    assert [label.get_text() for label in axes.get_yticklabels()] == ["$dog$", "cat", "eel"]
-    overall, precision, accuracy = axes.get_lines()
-    assert overall.get_xdata() == [0.8, 0.8]
-    assert list(accuracy.get_xdata()) == [0.5, 0.9, 1.0]
-    assert list(precision.get_xdata()) == pytest.approx([float("nan"), 0.75, 1.0], nan_ok=True)
 
 
 def test_figures_of_many_classes_fit() -> None:

@@ -72,26 +72,6 @@ def stderr(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -
     recorder.start().close()
 
 
-@pytest.mark.parametrize(
-    ("raised", "status"),
-    [(None, "FINISHED"), (KeyboardInterrupt, "KILLED"), (RuntimeError, "FAILED")],
-)
-def test_status_follows_the_exception(
-    raised: type[BaseException] | None, status: str, shared: Any, tmp_path: Path
-) -> None:
-    run_id = None
-    with (
-        contextlib.suppress(KeyboardInterrupt, RuntimeError),
-        recorder.open_run(tmp_path, new_record()) as run,
-    ):
-        run_id = run.run_id()
-        if raised is not None:
-            raise raised
-    found = shared.get_run(run_id)
-    assert (found.info.status, found.info.run_name) == (status, "name")
-    assert found.info.end_time == RunRecord.load(tmp_path).ended_ms
-
-
 def test_epochs_are_uploaded_once(mlflow: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # A notebook's mlflow.set_tracking_uri takes precedence.
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/other.db")
