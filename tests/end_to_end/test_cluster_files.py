@@ -2,7 +2,6 @@
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -16,7 +15,7 @@ import pytest
 import yaml
 
 from tests.helpers.checkouts import tracked_files
-from tests.helpers.launching import BIN, DATASET, ROOT, environment
+from tests.helpers.launching import BIN, DATASET, ROOT, environment, free_port
 
 BATCH_SCRIPT = "launch/slurm/train.sbatch"
 SCRIPTS = (BATCH_SCRIPT, "launch/environment.sh", "docker/serve.sh", ".ci/run")
@@ -36,12 +35,6 @@ def node_environment(project: Path, **more: str) -> dict[str, str]:
     """The environment of one of several nodes on this machine, on the CPU with one thread."""
     store = f"sqlite:///{project}/mlflow.db"
     return environment(MLFLOW_TRACKING_URI=store, ACCELERATE_USE_CPU="true", OMP_NUM_THREADS="1", **more)
-
-
-def free_port() -> str:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return str(free.getsockname()[1])
 
 
 @contextmanager
@@ -163,7 +156,7 @@ def slurm(project: Path) -> dict[str, str]:
         VENV=str(BIN.parent),
         STEP=str(project / "step"),
         REQUESTS=str(project / "requests"),
-        PORT=free_port(),
+        PORT=str(free_port()),
         SLURM_JOB_ID="4711",
         SLURM_JOB_NODELIST="node[1-2]",
         SLURM_NNODES="2",
@@ -262,7 +255,7 @@ def test_pods_continue_after_one_was_terminated(project: Path) -> None:
         env = node_environment(project, OUTPUT_DIR=str(project / "output"), **given)
         return started([*pod_command(), *FLAGS], project, name, env)
 
-    port = free_port()
+    port = str(free_port())
     with pod(0, "first", port) as first, pod(1, "other", port) as other:
         wait_for_output("epoch 2/60", first, project, "first")
         other.send_signal(signal.SIGTERM)
@@ -271,7 +264,7 @@ def test_pods_continue_after_one_was_terminated(project: Path) -> None:
     assert (project / "output/last.pt").exists()
     assert "epoch 60/60" not in stdout(project, "first")
 
-    port = free_port()
+    port = str(free_port())
     with pod(0, "again", port) as first, pod(1, "other", port) as other:
         assert first.wait(timeout=200) == 0, stderr(project, "again")
         assert other.wait(timeout=40) == 0

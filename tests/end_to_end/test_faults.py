@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from tests.helpers.faults import Ending, FaultError, Faults, Outcome, Setting, table
+from tests.helpers.faults import Ending, FaultError, Faults, Setting
 
 
 @pytest.mark.slow
@@ -45,16 +45,3 @@ def test_another_end_is_noticed(ending: Ending, message: str) -> None:
     REFERENCE.check(REFERENCE)
     with pytest.raises(FaultError, match=message):
         REFERENCE.check(ending)
-
-
-def test_the_table_counts_survived_kills() -> None:
-    outcomes = [
-        Outcome(1, "launcher SIGKILL", "saving"),
-        Outcome(1, "launcher SIGKILL", "saving", "it hung"),
-        Outcome(2, "rank 1 SIGKILL", "starting"),
-    ]
-    _, *rows = (line.split() for line in table(outcomes).splitlines())
-    assert rows == [
-        ["launcher", "SIGKILL", "saving", "1", "/", "2", "-"],
-        ["rank", "1", "SIGKILL", "starting", "-", "1", "/", "1"],
-    ]

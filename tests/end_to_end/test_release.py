@@ -1,7 +1,5 @@
 """The wheel and the source distribution, and what an installation without a checkout does."""
 
-import email
-import email.message
 import os
 import re
 import shutil
@@ -91,19 +89,6 @@ def test_wheel_has_the_packages(wheel: Path, tmp_path: Path) -> None:
     shutil.copytree(wheel.parents[1], tmp_path / "files", ignore=shutil.ignore_patterns("build", "dist"))
     build(tmp_path / "files", "--wheel")
     assert contents(tmp_path / "files/dist" / wheel.name) == files
-
-
-@pytest.mark.nightly
-def test_metadata(wheel: Path) -> None:
-    metadata: email.message.Message = email.message_from_bytes(contents(wheel)[f"{NAME}.dist-info/METADATA"])
-    assert (metadata["Name"], metadata["Version"]) == ("mlp_dist", mlp_dist.__version__)
-    assert (metadata["License-Expression"], metadata["License-File"]) == ("Apache-2.0", "LICENSE")
-    assert metadata["Requires-Python"] == ">=3.11"
-    description = metadata.get_payload(decode=True)
-    assert isinstance(description, bytes)
-    assert description.decode().strip() == (ROOT / "README.md").read_text().strip()
-    assert {"bench", "demo", "dev", "docs", "notebook"} == set(metadata.get_all("Provides-Extra", []))
-    assert metadata.get_all("Project-URL", []) + metadata.get_all("Home-page", []) == []
 
 
 class Installation:

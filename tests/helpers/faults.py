@@ -335,19 +335,6 @@ def processes_of(mark: str) -> list[int]:
     return found
 
 
-def table(outcomes: list[Outcome]) -> str:
-    """For each kind of kill and number of processes: survived / all."""
-    total = Counter((each.who, each.when, each.processes) for each in outcomes)
-    survived = Counter((each.who, each.when, each.processes) for each in outcomes if not each.problem)
-    sizes = sorted({each.processes for each in outcomes})
-    lines = [f"{'who':18}{'when':12}" + "".join(f"{f'{size} process(es)':>16}" for size in sizes)]
-    for who, when in sorted({(each.who, each.when) for each in outcomes}):
-        counts = [(survived[who, when, size], total[who, when, size]) for size in sizes]
-        cells = [f"{lived} / {all_}" if all_ else "-" for lived, all_ in counts]
-        lines.append(f"{who:18}{when:12}" + "".join(f"{cell:>16}" for cell in cells))
-    return "\n".join(lines)
-
-
 def main() -> int:
     parser = command.Parser(
         prog="tests.helpers.faults", usage="python -m tests.helpers.faults [FLAG ...]", description=__doc__
@@ -361,7 +348,6 @@ def main() -> int:
     root, began = Path(tempfile.mkdtemp(prefix="faults-")), time.monotonic()
     outcomes = Faults(root, args.seed, settings).run(args.kills, jobs=args.jobs)
     problems = sorted({each.problem for each in outcomes if each.problem})
-    print(table(outcomes))
     for problem in problems:
         print(f"not survived: {problem}")
     if not problems:
