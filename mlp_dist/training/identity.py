@@ -53,7 +53,7 @@ def description(state: TrainState, context: RunContext) -> str:
 def command(config: TrainConfig, context: RunContext) -> list[str]:
     """The command line that started this training, or that repeats it, if it is one of a sweep."""
     if context.parent is not None:
-        return training_command(config)
+        return training_command(config, "experiment")
     return [*launch_command().split(), *sys.argv[1:]]
 
 
