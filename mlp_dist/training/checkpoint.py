@@ -89,14 +89,19 @@ def save_checkpoint(checkpoint: Checkpoint, directory: Path) -> None:
             with path.open("wb") as file:
                 torch.save(state, file)
             _keep_previous(directory)
-        with replacing_file(directory / METRICS) as path:
-            path.write_text("".join(json.dumps(record) + "\n" for record in checkpoint.history))
+        write_history(checkpoint, directory)
     # torch turns the system's error into a RuntimeError.
     except (OSError, RuntimeError) as error:
         reason = error.__context__ if isinstance(error.__context__, OSError) else error
         raise CheckpointError(
             f"a checkpoint cannot be written in {directory}: {reason}; the last good one stays"
         ) from error
+
+
+def write_history(checkpoint: Checkpoint, directory: Path) -> None:
+    """Write DIR/metrics.jsonl; after a crash, it may be older than the checkpoint."""
+    with replacing_file(directory / METRICS) as path:
+        path.write_text("".join(json.dumps(record) + "\n" for record in checkpoint.history))
 
 
 def _keep_previous(directory: Path) -> None:

@@ -20,6 +20,7 @@ from mlp_dist.training.checkpoint import (
     has_checkpoint,
     load_checkpoint,
     set_aside_damaged,
+    write_history,
 )
 from mlp_dist.training.distributed import recall, remember
 
@@ -128,6 +129,7 @@ def find_checkpoint(config: TrainConfig, *, resume: str) -> tuple[Path | None, C
     if damage:
         print(f"warning: {damage}", file=sys.stderr, flush=True)
         set_aside_damaged(directory)
+    write_history(checkpoint, directory)
     return directory.absolute(), checkpoint
 
 

@@ -6,8 +6,8 @@ import pytest
 from mlp_dist.config import TrainConfig
 from mlp_dist.core.errors import UsageError
 from mlp_dist.tracking.run_dir import PLAN
-from mlp_dist.training.checkpoint import Checkpoint
-from mlp_dist.training.directories import new_output_dir, resumed_config
+from mlp_dist.training.checkpoint import METRICS, Checkpoint, save_checkpoint
+from mlp_dist.training.directories import find_checkpoint, new_output_dir, release, resumed_config
 
 CONFIG = TrainConfig(
     recipe="small",
@@ -35,6 +35,17 @@ def test_free_fields_may_change() -> None:
     config = replace(CONFIG, epochs=9, log_every=3, checkpoint_every_steps=4, data_dir=Path("/data"))
     given = {"epochs", "log_every", "checkpoint_every_steps", "data_dir"}
     assert resumed_config(of_epoch(2), config, given) == config
+
+
+def test_resuming_brings_the_metrics_up_to_the_checkpoint(tmp_path: Path) -> None:
+    """A process that was killed between writing the two leaves older metrics."""
+    config = replace(CONFIG, output_dir=tmp_path)
+    save_checkpoint(of_epoch(2, config), tmp_path)
+    newest = (tmp_path / METRICS).read_text()
+    (tmp_path / METRICS).write_text(newest.splitlines(keepends=True)[0])
+    find_checkpoint(config, resume="yes")
+    release(tmp_path)
+    assert (tmp_path / METRICS).read_text() == newest
 
 
 @pytest.mark.parametrize(
