@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, Self
 from urllib.parse import quote, urlsplit
 
-from mlp_dist.console import colors, command, progress
+from mlp_dist.console import command, progress
 from mlp_dist.core.errors import ServerError, UsageError
 from serve.torchserve.keys import (
     KEY_FILE,
@@ -308,7 +308,7 @@ def main() -> int:
         except (NotReadyError, InvalidKeyError):
             raise
         except ServerError as error:
-            print(colors.error(f"{path}: {error}"), file=sys.stderr)
+            print(f"error: {path}: {error}", file=sys.stderr)
             failed = True
             continue
         label = max(probabilities, key=probabilities.__getitem__)

@@ -22,44 +22,15 @@ from mlp_dist.console import command, progress
 from mlp_dist.core.errors import MlpDistError, ServerError, UsageError
 from mlp_dist.core.spec import EXACT, GOLDEN
 from mlp_dist.tracking import next_steps
-from serve.archive import MAR, Archive, model_name, read_archive
+from serve.archive import MAR, model_name, read_archive
 from serve.client import Client
 from serve.torchserve import server_process as torchserve
 from serve.torchserve.deploy import deploy
 from serve.torchserve.keys import ROOT
 from serve.torchserve.management import describe_version
-from serve.torchserve.ports import free_ports, is_free, three_ports
+from serve.torchserve.ports import free_ports, three_ports
 from serve.torchserve.server_log import print_log
 from serve.torchserve.server_state import LOG, STATE, STORE, ServerState, exclusive, find_state
-
-START = """Start a server in the background. Returns once its answer is correct, else stops it.
-
-  python -m serve.server start
-  python -m serve.server start --deployable --port 8090
-"""
-
-STATUS = """Check the server's answer to a known image: exit code 0 if it is correct, else 1.
-
-  python -m serve.server status
-"""
-
-LOGS = """Show the log of the server and its workers.
-
-  python -m serve.server logs
-  python -m serve.server logs --follow        until Ctrl-C
-"""
-
-STOP = """Stop the server and wait for its end.
-
-  python -m serve.server stop
-"""
-
-DEPLOY = """Replace the served version without losing requests.
-
-  python -m serve.server deploy model_store/mlp.mar
-
-The server must have been started with --deployable, and the archive must hold another run.
-"""
 
 
 @contextmanager
@@ -98,31 +69,18 @@ def launch(mar: Path, first_port: int | None = None, *, deployable: bool = False
                 )
             torchserve.stop(old)
         ports, message = three_ports(first_port)
-        while True:
-            if message:
-                print(message, flush=True)
-            print(f"starting TorchServe with {mar}", flush=True)
-            try:
-                state = _launch(directory, archive, ports, deployable=deployable)
-            except ServerError:
-                if all(map(is_free, ports)):
-                    raise
-            else:
-                (directory / GOLDEN).write_bytes(archive.golden)
-                return state
-            # Another program took the ports while TorchServe started.
-            ports, message = three_ports(first_port)
-
-
-def _launch(directory: Path, archive: Archive, ports: list[int], *, deployable: bool) -> ServerState:
-    settings = {"enable_model_api": "true"} if deployable else {}
-    state, process = torchserve.start(directory, archive.path, archive.name, ports, settings)
-    try:
-        torchserve.wait_until_ready(state, process, archive.golden, check=archive.check)
-    except BaseException:
-        torchserve.stop(state, process)
-        raise
-    return state
+        if message:
+            print(message, flush=True)
+        print(f"starting TorchServe with {mar}", flush=True)
+        settings = {"enable_model_api": "true"} if deployable else {}
+        state, process = torchserve.start(directory, mar, archive.name, ports, settings)
+        try:
+            torchserve.wait_until_ready(state, process, archive.golden, check=archive.check)
+        except BaseException:
+            torchserve.stop(state, process)
+            raise
+        (directory / GOLDEN).write_bytes(archive.golden)
+        return state
 
 
 def describe(state: ServerState | None) -> dict[str, Any]:
@@ -212,17 +170,21 @@ def _parse() -> argparse.Namespace:
     actions = parser.add_subparsers(
         dest="action", required=True, title="actions (see ACTION --help)", metavar="ACTION", prog=name
     )
-    starting = actions.add_parser("start", help="start a server in the background", description=START)
+
+    def add(action: str, text: str) -> argparse.ArgumentParser:
+        return actions.add_parser(action, help=text, description=text)
+
+    starting = add("start", "start a server in the background; returns once its answer is correct")
     starting.add_argument("mar", type=Path, nargs="?", default=MAR, metavar="MAR", help=f"({MAR})")
     starting.add_argument(
         "--port", type=int, metavar="N", help="predictions at N, management at N+1, metrics at N+2 (8080)"
     )
     starting.add_argument("--deployable", action="store_true", help="allow `deploy` while it runs")
-    actions.add_parser("status", help="check the server's answer", description=STATUS)
-    following = actions.add_parser("logs", help="show the log", description=LOGS)
+    add("status", "check the server's answer to a known image: exit code 0 if it is correct, else 1")
+    following = add("logs", "show the log of the server and its workers")
     following.add_argument("-f", "--follow", action="store_true", help="print new lines until Ctrl-C")
-    actions.add_parser("stop", help="stop the server", description=STOP)
-    deploying = actions.add_parser("deploy", help="replace the served version", description=DEPLOY)
+    add("stop", "stop the server and wait for its end")
+    deploying = add("deploy", "replace the version of a --deployable server without losing requests")
     deploying.add_argument("mar", type=Path, metavar="MAR", help="archive made by python -m serve.package")
     return parser.parse_args()
 

@@ -10,11 +10,9 @@ import json
 import re
 import sys
 from collections.abc import Sequence
-from importlib.machinery import BuiltinImporter, FrozenImporter, ModuleSpec, PathFinder
+from importlib.machinery import BuiltinImporter, FrozenImporter, PathFinder
 from importlib.metadata import PackageNotFoundError, packages_distributions, requires
 from pathlib import Path
-from types import ModuleType
-from typing import ClassVar
 
 ROOTS = ("torch", "torchvision", "torchserve", "pyyaml")
 """Installed on a server, with their dependencies. ts imports yaml without declaring it."""
@@ -41,27 +39,15 @@ def dependencies(roots: Sequence[str]) -> set[str]:
     return found
 
 
-class ServerFinder(PathFinder):
-    """Finds no module of `hidden`."""
-
-    hidden: ClassVar[set[str]] = set()
-
-    @classmethod
-    def find_spec(
-        cls, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
-    ) -> ModuleSpec | None:
-        return None if fullname.partition(".")[0] in cls.hidden else super().find_spec(fullname, path, target)
-
-
 def _hide_other_packages() -> None:
     allowed = dependencies(ROOTS)
-    ServerFinder.hidden = {
-        module
-        for module, distributions in packages_distributions().items()
-        if not allowed & {normalize_name(name) for name in distributions}
-    } - {"mlp_dist", "serve"}
-    # Replaces the finders of editable installations too.
-    sys.meta_path[:] = [BuiltinImporter, FrozenImporter, ServerFinder]
+    for module, distributions in packages_distributions().items():
+        is_needed = not allowed.isdisjoint(map(normalize_name, distributions))
+        if not is_needed and module not in ("mlp_dist", "serve"):
+            # Importing it raises ModuleNotFoundError.
+            sys.modules[module] = None  # type: ignore[assignment]
+    # Leaves out the finders of editable installations.
+    sys.meta_path[:] = [BuiltinImporter, FrozenImporter, PathFinder]
 
 
 def main(directory: Path) -> None:

@@ -8,8 +8,6 @@ Runs on different data sets are ranked separately. Runs that did not finish are 
 are on MLflow's pages: mlflow ui
 """
 
-import shutil
-import sys
 from pathlib import Path
 
 from mlp_dist.config import DEFAULT_EXPERIMENT
@@ -56,9 +54,7 @@ def main() -> None:
         runs = find.experiment_runs(args.experiment)
         champion = champion_id()
     rankings = compare_runs.rank_runs(runs, args.metric, champion=champion)
-    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
-    tables = [compare_runs.format_ranking(each, top=args.top, width=width) for each in rankings]
-    print("\n\n".join(tables) or "no runs")
+    print("\n\n".join(compare_runs.format_ranking(each, top=args.top) for each in rankings) or "no runs")
     if args.csv and rankings:
         compare_runs.write_csv(rankings, args.csv, top=args.top)
 

@@ -11,7 +11,7 @@ import json
 import sys
 from pathlib import Path
 
-from mlp_dist.console import colors, command, progress
+from mlp_dist.console import command, progress
 from mlp_dist.core.errors import MlpDistError, UsageError
 
 
@@ -49,7 +49,7 @@ def main() -> int:
     if problems and not run_ids:
         raise problems[0]
     for problem in problems:
-        print(colors.error(str(problem)), file=sys.stderr)
+        print(f"error: {problem}", file=sys.stderr)
     print(json.dumps({"run_ids": run_ids}))
     return 1 if problems else 0
 

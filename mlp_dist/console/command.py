@@ -15,7 +15,6 @@ from collections.abc import Callable, Sequence
 from types import FrameType
 from typing import Any, NoReturn
 
-from mlp_dist.console import colors
 from mlp_dist.console.hardware import limit_spinning
 from mlp_dist.console.process import RANKS, Interrupted, is_launched, is_main, variable
 from mlp_dist.core.errors import MlpDistError, ProcessLostError, did_you_mean
@@ -55,7 +54,7 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         if is_main():
-            print(colors.error(f"{message}\n({self.prog} --help tells more)"), file=sys.stderr)
+            print(f"error: {message}\n({self.prog} --help tells more)", file=sys.stderr)
         else:
             _let_main_report_first()
         raise SystemExit(2)
@@ -103,7 +102,7 @@ def run(main: Callable[[], int | None], *, at_once: bool = False) -> NoReturn:
         if DEBUG in sys.argv:
             traceback.print_exc()
         if _is_reported_here(error):
-            _print(colors.error(_message(error)), *getattr(error, "__notes__", []))
+            _print(f"error: {_message(error)}", *getattr(error, "__notes__", []))
         elif not isinstance(error, ProcessLostError):
             _let_main_report_first()
     if at_once:

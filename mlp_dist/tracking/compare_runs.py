@@ -28,9 +28,6 @@ _DEFAULTS = {
 }
 """Params that distinguish trainings; the value stands in for runs from before the param existed."""
 
-_LONGEST_NAME = 40
-_MIN_COLUMNS = 4
-
 
 @dataclass(frozen=True)
 class Ranking:
@@ -109,36 +106,27 @@ def _is_summary(name: str) -> bool:
     return "/" not in name or name.startswith("test_class_accuracy/")
 
 
-def format_ranking(ranking: Ranking, *, top: int | None = None, width: int | None = None) -> str:
-    """The first `top` runs as a table of at most `width` columns where possible; None: no limit.
-
-    In a narrow terminal, columns are dropped from the right and named below the table.
-    """
+def format_ranking(ranking: Ranking, *, top: int | None = None) -> str:
+    """The first `top` runs as a table; None: all."""
     runs = ranking.runs.head(len(ranking.runs) if top is None else top)
     cells = _cells(ranking, runs)
-    dropped: list[str] = []
-    while width and len(_lines(cells)[0]) > width and len(cells) > _MIN_COLUMNS:
-        dropped.insert(0, cells.popitem()[0])
     count = f"{len(runs)} run{'s' * (len(runs) != 1)}"
     if len(runs) < len(ranking.runs):
         count += f" of {len(ranking.runs)}"
-    notes = ["* the champion"] if runs["champion"].any() else []
-    notes += [f"no room for {', '.join(dropped)}; --csv FILE has every column"] if dropped else []
+    notes = ["", "* the champion"] if runs["champion"].any() else []
     title = f"{ranking.dataset}: {count}, ranked by {ranking.metric}"
-    return "\n".join([title, "", *_lines(cells), *[""] * bool(notes), *notes])
+    return "\n".join([title, "", *_lines(cells), *notes])
 
 
 def _cells(ranking: Ranking, runs: pd.DataFrame) -> dict[str, list[str]]:
-    """Headings and the cells below them, the dispensable columns last."""
+    """Headings and the cells below them."""
     marks = ["*" if champion else "" for champion in runs["champion"]]
     cells = {
         "#": [
             f"{'-' if pd.isna(place) else place}{mark}"
             for place, mark in zip(runs["place"], marks, strict=True)
         ],
-        "run": [
-            name if len(name) <= _LONGEST_NAME else f"{name[: _LONGEST_NAME - 1]}…" for name in runs["name"]
-        ],
+        "run": list(runs["name"]),
         "id": [run_id[:8] for run_id in runs["run_id"]],
         ranking.metric: _numbers(runs, ranking.metric),
     }

@@ -1,10 +1,9 @@
 """The registered model `mlp`: one version per promoted run, and the alias `champion` on one of them."""
 
-import json
 import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from mlp_dist.config import DEFAULT_EXPERIMENT
 from mlp_dist.console import progress
@@ -96,9 +95,7 @@ def register(run: StoredRun) -> str:
             model = _log_bundle(client, found, run, epoch)
         versions = client.search_model_versions(f"name = '{MODEL}' AND run_id = '{run.run_id}'")
         known = next((str(each.version) for each in versions if each.source == model.model_uri), None)
-        version = known or _create_version(client, run, model)
-        _link_version(client, model, version)
-    return version
+        return known or _create_version(client, run, model)
 
 
 def set_champion(version: str) -> None:
@@ -135,12 +132,3 @@ def _create_version(client: "MlflowClient", run: StoredRun, model: "LoggedModel"
         model_id=model.model_id,
     )
     return str(version.version)
-
-
-def _link_version(client: "MlflowClient", model: "LoggedModel", version: str) -> None:
-    """Show the version on the LoggedModel's page; MLflow does this only on a server."""
-    key = "mlflow.modelVersions"
-    versions: list[dict[str, Any]] = json.loads(client.get_logged_model(model.model_id).tags.get(key, "[]"))
-    if version not in [str(each["version"]) for each in versions if each["name"] == MODEL]:
-        versions.append({"name": MODEL, "version": version})
-        client.set_logged_model_tags(model.model_id, {key: json.dumps(versions)})

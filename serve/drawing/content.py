@@ -1,16 +1,12 @@
 """What the page shows: answers as HTML, and test images to pick."""
 
 import time
-from contextlib import suppress
-from functools import cache
 from html import escape
 from typing import Any
-from urllib.parse import urlsplit, urlunsplit
 
 from mlp_dist.core.errors import MlpDistError, ServerError
 from mlp_dist.core.image import encode_png
 from mlp_dist.tracking import export, find
-from mlp_dist.tracking.store import load_mlflow
 from serve.archive import Archive
 from serve.client import Client, InvalidKeyError, NotReadyError
 from serve.drawing.page import Example, answer_section, bars
@@ -55,7 +51,7 @@ def answer_html(client: Client, picture: bytes, name: str) -> str:
         explanation = f"<p>No explanation: {escape(_message(error))}</p>"
     label = max(answer.values, key=answer.values.__getitem__)
     title = f"{answer.values[label]:.1%} sure about {name}"
-    run = f'<p class="run">{_run_link(answer.run_id)}</p>'
+    run = f'<p class="run">Run {escape(answer.run_id)}.</p>'
     body = bars(answer.values) + explanation + run
     return answer_section(label, title, f"answered in {seconds * 1000:.0f} ms", body, label=label)
 
@@ -73,21 +69,6 @@ def _figures(explanation: dict[str, Any]) -> str:
         for key, caption in captions.items()
     )
     return f'<div class="pictures">{"".join(figures)}</div>'
-
-
-@cache
-def _run_link(run_id: str) -> str:
-    """A link to the run's page if MLflow's store is a tracking server. Failures are cached: it may hang."""
-    uri = urlsplit(load_mlflow().get_tracking_uri())
-    if uri.scheme in ("http", "https"):
-        with suppress(MlpDistError):
-            address = urlunsplit(uri._replace(netloc=uri.netloc.rpartition("@")[2])).rstrip("/")
-            url = f"{address}/#/experiments/{find.get_run(run_id).experiment_id}/runs/{run_id}"
-            link = (
-                f'<a href="{escape(url)}" target="_blank" rel="noopener">{escape(run_id[:8])} in MLflow</a>'
-            )
-            return f"Run {link}."
-    return f"Run {escape(run_id)}."
 
 
 def _message(error: ServerError) -> str:

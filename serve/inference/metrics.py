@@ -1,14 +1,12 @@
-"""Metrics of a worker for Prometheus: images by class, confidence, bad requests by kind, memory.
+"""Metrics of a worker for Prometheus: images by class, confidence, bad requests by kind.
 
 TorchServe reads each value from a line of the worker's output, which costs more than a prediction. Values
 are therefore summed here and emitted at most once per second.
 """
 
-import os
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from threading import Lock, Timer
 from typing import Any
 
@@ -17,11 +15,8 @@ from mlp_dist.core.errors import ImageError
 IMAGES = "mlp_images_total"
 CONFIDENCE = "mlp_confidence_total"
 BAD_REQUESTS = "mlp_bad_requests_total"
-MEMORY = "mlp_worker_memory_bytes"
 
 FLUSH_SECONDS = 1.0
-
-_STATM = Path("/proc/self/statm")
 
 
 class WorkerMetrics:
@@ -69,7 +64,6 @@ class WorkerMetrics:
             self._emit(CONFIDENCE, round(confidence, 6))
         for kind, number in errors.items():
             self._emit(BAD_REQUESTS, number, kind)
-        self._emit_memory()
 
     def _schedule_flush(self) -> None:
         if self._scheduled or self._cache is None:
@@ -84,13 +78,12 @@ class WorkerMetrics:
         from ts.metrics.metric_type_enum import MetricTypes
 
         names = ["model_name", "model_version"]
-        counter, gauge = MetricTypes.COUNTER, MetricTypes.GAUGE
+        counter = MetricTypes.COUNTER
         add = self._cache.add_metric_to_cache
         self._metrics = {
             IMAGES: add(IMAGES, "Count", [*names, "class"], counter),
             CONFIDENCE: add(CONFIDENCE, "Count", names, counter),
             BAD_REQUESTS: add(BAD_REQUESTS, "Count", [*names, "type"], counter),
-            MEMORY: add(MEMORY, "bytes", names, gauge),
         }
 
     def _emit_zeros(self) -> None:
@@ -100,15 +93,9 @@ class WorkerMetrics:
         self._emit(CONFIDENCE, 0)
         for kind in _subclasses(ImageError):
             self._emit(BAD_REQUESTS, 0, kind.__name__)
-        self._emit_memory()
 
     def _emit(self, name: str, value: float, *labels: str) -> None:
         self._metrics[name].add_or_update(value, [*self._model, *labels])
-
-    def _emit_memory(self) -> None:
-        if _STATM.exists():
-            pages = int(_STATM.read_text().split()[1])
-            self._emit(MEMORY, pages * os.sysconf("SC_PAGE_SIZE"))
 
 
 def _subclasses(error: type[ImageError]) -> Iterator[type[ImageError]]:

@@ -11,9 +11,6 @@ from pathlib import Path
 
 from tests.helpers.launching import environment
 
-VARIABLES = ("NO_COLOR", "FORCE_COLOR", "RANK")
-"""Variables that change the output; each test sets its own."""
-
 
 @dataclass(frozen=True)
 class Seen:
@@ -41,7 +38,7 @@ def in_terminal(words: list[str], cwd: Path, *, piped: bool = False, **changes: 
     """Run a command with stderr in a terminal, and stdout too unless it is `piped`."""
     master, slave = pty.openpty()
     fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 100, 0, 0))
-    kept = {name: value for name, value in environment().items() if name not in (*VARIABLES, "COLUMNS")}
+    kept = {name: value for name, value in environment().items() if name not in ("RANK", "COLUMNS")}
     process = subprocess.Popen(
         words,
         cwd=cwd,

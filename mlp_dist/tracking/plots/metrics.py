@@ -25,36 +25,24 @@ _Curves = dict[str, list[tuple[int, float]]]
 
 
 def learning_curves(history: Sequence[dict[str, Any]], kept_epoch: int) -> Figure:
-    """Loss and accuracy by epoch as curves, or as bars for a single epoch; marks the kept epoch.
+    """Loss and accuracy by epoch; marks the kept epoch.
 
     `history` has a record per epoch. Splits without values are left out.
     """
     figure = Figure(figsize=(10, 4.2))
     figure.subplots_adjust(left=0.07, right=0.98, bottom=0.12, top=0.9, wspace=0.18)
-    is_single = len(history) == 1
     for axes, name in zip(figure.subplots(1, 2), ("loss", "accuracy"), strict=True):
         curves: _Curves = {}
         for split in _COLORS:
             values = ((record["epoch"], record.get(f"{split}_{name}")) for record in history)
             if points := [(epoch, value) for epoch, value in values if value is not None]:
                 curves[split] = points
-        if is_single:
-            _draw_bars(axes, curves)
-        else:
-            _draw_curves(axes, curves, kept_epoch, 1.0 if name == "accuracy" else float("inf"))
-        axes.set(xlabel=f"epoch {kept_epoch}" if is_single else "epoch", ylabel=name)
-        axes.grid(alpha=0.3, axis="y" if is_single else "both")
+        _draw_curves(axes, curves, kept_epoch, 1.0 if name == "accuracy" else float("inf"))
+        axes.set(xlabel="epoch", ylabel=name)
+        axes.grid(alpha=0.3)
     handles, labels = axes.get_legend_handles_labels()
-    if labels:
-        figure.legend(handles, labels, loc="upper center", ncols=len(labels), frameon=False)
+    figure.legend(handles, labels, loc="upper center", ncols=len(labels), frameon=False)
     return figure
-
-
-def _draw_bars(axes: Axes, curves: _Curves) -> None:
-    values = [value for ((_, value),) in curves.values()]
-    bars = axes.bar(list(curves), values, width=0.6, color=[_COLORS[split] for split in curves], zorder=3)
-    axes.bar_label(bars, [f"{value:.4f}" for value in values], padding=3)
-    axes.margins(y=0.12)
 
 
 def _draw_curves(axes: Axes, curves: _Curves, kept_epoch: int, limit: float) -> None:
