@@ -1,7 +1,6 @@
 """Start TorchServe with the packaged model, classify one test image, and stop the server.
 
   python launch/demo.py
-  python launch/demo.py --image 42
 
 `python -m serve.package` makes the archive.
 """
@@ -11,7 +10,6 @@ import time
 from pathlib import Path
 
 from mlp_dist.console import command, progress
-from mlp_dist.core.errors import UsageError
 from serve.archive import MAR, read_archive
 from serve.server import running
 
@@ -20,9 +18,7 @@ def main() -> None:
     parser = command.Parser(
         prog="python launch/demo.py", usage="python launch/demo.py [FLAG ...]", description=__doc__
     )
-    add = parser.add_argument_group("archive and image").add_argument
-    add("--mar", type=Path, default=MAR, metavar="FILE", help=f"the archive ({MAR})")
-    add("--image", type=int, default=7, metavar="N", help="index of the test image (7)")
+    parser.add_argument("--mar", type=Path, default=MAR, metavar="FILE", help=f"the archive ({MAR})")
     args = parser.parse_args()
     archive = read_archive(args.mar)
     with progress.stages("reading the test images"):
@@ -30,17 +26,16 @@ def main() -> None:
         from mlp_dist.tracking import export, find
 
         data = export.run_dataset(find.get_run(archive.spec.run_id))
-    if not 0 <= args.image < len(data.test):
-        raise UsageError(f"image is {args.image}; {data.title} has test images 0 to {len(data.test) - 1}")
-    image = encode_png(data.test.images[args.image])
+    number = min(7, len(data.test) - 1)
+    image = encode_png(data.test.images[number])
     print(f"starting TorchServe with {args.mar}", flush=True)
     started = time.perf_counter()
     with running(args.mar, archive.golden) as client:
         print(f"first answer after {time.perf_counter() - started:.1f} s")
         probabilities = client.predict(image)
     label = max(probabilities, key=probabilities.__getitem__)
-    print(f"test image {args.image} of {data.title}")
-    print(f"  true label:    {data.classes[data.test.labels[args.image]]}")
+    print(f"test image {number} of {data.title}")
+    print(f"  true label:    {data.classes[data.test.labels[number]]}")
     print(f"  answer:        {label}")
     print(f"  probabilities: {json.dumps({name: round(value, 6) for name, value in probabilities.items()})}")
 

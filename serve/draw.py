@@ -1,7 +1,7 @@
 """Draw a digit in the browser and see the packaged model's answer.
 
-  python -m serve.draw                  needs model_store/mlp.mar: python -m serve.package
-  python -m serve.draw --port 7870      on another port
+  python -m serve.draw                the model in model_store/mlp.mar
+  python -m serve.draw --port 7870    on another port
 
 The page uses the running TorchServe or starts one, and stops what it started on Ctrl-C.
 """

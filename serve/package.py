@@ -1,7 +1,7 @@
 """Package a run as a checked model archive for TorchServe.
 
-  python -m serve.package                         the champion (mlp_dist.promote), else the best run
-  python -m serve.package --metric val_accuracy   the best run, champion or not
+  python -m serve.package                         the champion, else the best
+  python -m serve.package --metric val_accuracy   the best run
   python -m serve.package --model-name digits     under another name
 
 The last line on stdout is one JSON object: mar, run_id, version, sha256, test_accuracy, test_ece

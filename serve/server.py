@@ -1,8 +1,8 @@
 """Start, check and stop a TorchServe server, and deploy to it.
 
-  python -m serve.server start --deployable       serve model_store/mlp.mar in the background
-  python -m serve.server status                   check its answer to a known image
-  python -m serve.server stop                     stop it and wait for its end
+  python -m serve.server start --deployable    serve model_store/mlp.mar
+  python -m serve.server status                check its answer to a known image
+  python -m serve.server stop                  stop it and wait for its end
 
 It listens on 127.0.0.1:8080 and the next two ports, or on 8090, 8100, ... if these are taken. Its
 files are in .serve in the current directory. Other actions look there, else in the project's root.

@@ -1,8 +1,8 @@
 """Compare the runs of an experiment: best first, with the parameters in which they differ.
 
-  python -m mlp_dist.compare                            rank by best_val_accuracy
+  python -m mlp_dist.compare                    rank by best_val_accuracy
   python -m mlp_dist.compare --metric test_loss --top 3
-  python -m mlp_dist.compare --csv runs.csv             write every column to a file too
+  python -m mlp_dist.compare --csv runs.csv     write every column to a file
 
 Runs on different data sets are ranked separately. Runs that did not finish are listed last. Charts
 are on MLflow's pages: mlflow ui

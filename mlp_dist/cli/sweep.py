@@ -1,8 +1,8 @@
 """Search for the best values of a training's fields: many trials, one parent run in MLflow.
 
-  python -m mlp_dist.sweep launch/sweeps/digits.toml                     20 trials, a minute
+  python -m mlp_dist.sweep launch/sweeps/digits.toml
   python -m mlp_dist.sweep launch/sweeps/mnist.toml --trials 16 --workers 2
-  python -m mlp_dist.sweep --resume --trials 30                          continue, with more trials
+  python -m mlp_dist.sweep --resume --trials 30    continue, with more trials
 
 Optuna chooses each trial's values from the results so far, and trials below the median stop early.
 The last lines are the command that trains the best trial again, the next steps, and one JSON object

@@ -1,7 +1,7 @@
 """Upload to MLflow what it lacks of runs, after an outage or a killed training.
 
-  python -m mlp_dist.sync outputs/*                                 all runs
-  python -m mlp_dist.sync "$(ls -td outputs/*/ | head -n 1)"        the latest run
+  python -m mlp_dist.sync outputs/*                             all runs
+  python -m mlp_dist.sync "$(ls -td outputs/*/ | head -n 1)"    the latest run
 
 Metrics keep the times of the training, and nothing is uploaded twice. The last line on stdout is one
 JSON object with the run ids.

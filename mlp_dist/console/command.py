@@ -4,7 +4,6 @@ import argparse
 import atexit
 import contextlib
 import os
-import re
 import signal
 import sys
 import textwrap
@@ -61,20 +60,14 @@ class Parser(argparse.ArgumentParser):
 
 
 class _Formatter(argparse.RawDescriptionHelpFormatter):
-    """Wraps the description's paragraphs; indented ones are examples, with comments beside or below them."""
+    """Wraps the description's paragraphs, but not indented ones, which are examples."""
 
     def __init__(self, prog: str) -> None:
         super().__init__(prog, max_help_position=30)
 
     def _fill_text(self, text: str, width: int, indent: str) -> str:
-        paragraphs = []
-        for part in text.strip().split("\n\n"):
-            if not part.startswith(" "):
-                part = textwrap.fill(part, width)
-            elif max(map(len, part.splitlines())) > width:
-                part = re.sub(r"(?<=\S) {3,}(?=\S)|(?m:^ {7,})", "\n      ", part).replace("\n\n", "\n")
-            paragraphs.append(part)
-        return textwrap.indent("\n\n".join(paragraphs), indent)
+        parts = text.strip().split("\n\n")
+        return "\n\n".join(part if part.startswith(" ") else textwrap.fill(part, width) for part in parts)
 
 
 def run(main: Callable[[], int | None], *, at_once: bool = False) -> NoReturn:

@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import asdict, dataclass, fields
-from typing import Any, ClassVar, Self
+from typing import Any, Self
 
 from mlp_dist.core.errors import BundleError
 from mlp_dist.core.kinds import KINDS
@@ -23,9 +23,7 @@ LARGEST_SIZE = 10**9
 
 
 class _Json:
-    """`to_json` and `from_json`, which raises BundleError for unknown keys and missing required ones."""
-
-    optional: ClassVar[frozenset[str]] = frozenset()
+    """`to_json` and `from_json`, which raises BundleError for unknown and missing keys."""
 
     def to_json(self) -> dict[str, Any]:
         values: dict[str, Any] = asdict(self)  # type: ignore[call-overload]
@@ -34,10 +32,9 @@ class _Json:
     @classmethod
     def from_json(cls, values: Any) -> Self:
         known = {field.name for field in fields(cls)}  # type: ignore[arg-type]
-        needed = known - cls.optional
-        if not isinstance(values, dict) or not needed <= set(values) <= known:
+        if not isinstance(values, dict) or set(values) != known:
             found = sorted(values) if isinstance(values, dict) else type(values).__name__
-            raise BundleError(f"{cls.__name__} needs the keys {sorted(needed)}, found {found}")
+            raise BundleError(f"{cls.__name__} needs the keys {sorted(known)}, found {found}")
         return cls(**{name: _tuples(value) for name, value in values.items()})
 
 
@@ -89,8 +86,6 @@ class ModelSpec(_Json):
     layer_sizes: tuple[int, ...]
     kind: str = "module"
 
-    optional = frozenset({"kind"})
-
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
             raise BundleError(f"model kind {self.kind!r} is not known (there are: {', '.join(KINDS)})")
@@ -126,8 +121,6 @@ class BundleSpec(_Json):
     format_version: int = FORMAT_VERSION
     temperature: float = 1.0
     preprocess: str = EXACT
-
-    optional = frozenset({"temperature", "preprocess"})
 
     def __post_init__(self) -> None:
         if self.format_version != FORMAT_VERSION:

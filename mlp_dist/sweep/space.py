@@ -1,13 +1,6 @@
 """Search spaces: TOML files with the values that a sweep tries for fields of TrainConfig.
 
-[fixed]
-recipe = "mnist"
-epochs = 10
-
-[space]
-lr = { low = 0.01, high = 1.0, log = true }
-batch_size = { low = 50, high = 200, step = 50 }
-hidden_sizes = [[256], [500], [256, 64]]
+docs/training.md has an example.
 """
 
 import math

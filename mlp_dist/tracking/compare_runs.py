@@ -109,13 +109,13 @@ def _is_summary(name: str) -> bool:
 def format_ranking(ranking: Ranking, *, top: int | None = None) -> str:
     """The first `top` runs as a table; None: all."""
     runs = ranking.runs.head(len(ranking.runs) if top is None else top)
-    cells = _cells(ranking, runs)
+    table = pd.DataFrame(_cells(ranking, runs)).to_string(index=False)
     count = f"{len(runs)} run{'s' * (len(runs) != 1)}"
     if len(runs) < len(ranking.runs):
         count += f" of {len(ranking.runs)}"
     notes = ["", "* the champion"] if runs["champion"].any() else []
     title = f"{ranking.dataset}: {count}, ranked by {ranking.metric}"
-    return "\n".join([title, "", *_lines(cells), *notes])
+    return "\n".join([title, "", table, *notes])
 
 
 def _cells(ranking: Ranking, runs: pd.DataFrame) -> dict[str, list[str]]:
@@ -140,16 +140,6 @@ def _cells(ranking: Ranking, runs: pd.DataFrame) -> dict[str, list[str]]:
 def _numbers(runs: pd.DataFrame, name: str) -> list[str]:
     form = "{:.0f}" if name == "best_epoch" else "{:#.4g}"
     return ["-" if pd.isna(value) else form.format(value) for value in runs[name]]
-
-
-def _lines(cells: dict[str, list[str]]) -> list[str]:
-    """The heading's line and one per run, text aligned to the left and numbers to the right."""
-    columns = []
-    for heading, column in cells.items():
-        size = max(map(len, [heading, *column]))
-        align = str.ljust if heading in ("run", "id", "status") else str.rjust
-        columns.append([align(cell, size) for cell in (heading, *column)])
-    return ["  ".join(line).rstrip() for line in zip(*columns, strict=True)]
 
 
 def write_csv(rankings: Sequence[Ranking], path: Path, *, top: int | None = None) -> None:

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import torch
 
-from mlp_dist.config import TrainConfig
 from mlp_dist.core.bundle import Bundle, load_bundle
 from mlp_dist.core.errors import BundleError
 from mlp_dist.data.datasets import default_data_dir, prepare_dataset, read_dataset
@@ -28,10 +27,6 @@ class Export:
     labels: torch.Tensor
     correct: torch.Tensor
     test: Evaluation
-
-    @property
-    def test_accuracy(self) -> float:
-        return self.test.accuracy
 
 
 def export_run(run: StoredRun, directory: Path, data_dir: Path | None = None) -> Export:
@@ -63,10 +58,7 @@ def run_dataset(run: StoredRun, data_dir: Path | None = None, *, download: bool 
 
     Missing files are downloaded if `download`. Raises DataError if they are not available.
     """
-    return _read(load_config(run), data_dir, download=download)
-
-
-def _read(config: TrainConfig, data_dir: Path | None, *, download: bool = True) -> Dataset:
+    config = load_config(run)
     if data_dir is None:
         trained_from = config.data_dir
         data_dir = trained_from if trained_from and trained_from.is_dir() else default_data_dir()

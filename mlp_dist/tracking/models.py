@@ -1,10 +1,4 @@
-"""LoggedModels: the weights a run kept, ranked in MLflow's Models tab.
-
-The same ranking in Python; metric names with a slash need no quotes:
-
-  order_by = [{"field_name": "metrics.val/accuracy", "ascending": False}]
-  client.search_logged_models([experiment_id], filter_string="metrics.val/accuracy > 0.9", order_by=order_by)
-"""
+"""LoggedModels: the weights a run kept, ranked in MLflow's Models tab."""
 
 import math
 from collections.abc import Iterable

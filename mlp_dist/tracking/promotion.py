@@ -40,7 +40,7 @@ def promote(run: StoredRun, *, force: bool = False, data_dir: Path | None = None
         "model": registry.MODEL,
         "version": version,
         "alias": registry.CHAMPION,
-        "test_accuracy": exported.test_accuracy,
+        "test_accuracy": exported.test.accuracy,
         **comparison,
     }
 
@@ -84,7 +84,7 @@ def _compare(
     differing = only_previous + only_this
     p_value = float(binomtest(only_this, differing).pvalue) if differing else 1.0
     values |= {
-        "previous_test_accuracy": previous.test_accuracy,
+        "previous_test_accuracy": previous.test.accuracy,
         "only_previous": only_previous,
         "only_this": only_this,
         "p_value": p_value,
@@ -92,7 +92,7 @@ def _compare(
     if only_previous <= only_this or p_value >= SIGNIFICANCE:
         return values, ""
     return values, (
-        f"{this} is significantly worse than {other} {exported.test_accuracy:.2%} against "
-        f"{previous.test_accuracy:.2%} of {len(previous.labels):,} test images; {only_previous} are right by "
+        f"{this} is significantly worse than {other} {exported.test.accuracy:.2%} against "
+        f"{previous.test.accuracy:.2%} of {len(previous.labels):,} test images; {only_previous} are right by "
         f"the champion alone, {only_this} by this run alone (McNemar's exact test, p = {p_value:.2g})"
     )

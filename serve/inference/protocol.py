@@ -28,9 +28,6 @@ _DIGITS = 6
 
 _NON_TEXT = re.compile(rb"[^\t\n\r\x20-\x7e]")
 
-_IMAGE_PREFIXES = (b"data:image/", b"iVBORw0KGgo", b"/9j/", b"_9j_", b"R0lGOD", b"UklGR", b"SUkqA", b"TU0AK")
-"""Start of an image's data URL and of base64 of PNG, JPEG, GIF, WebP and TIFF. BMP's is too short to tell."""
-
 _MAX_DEPTH = 4
 """Nesting of the objects around an image. {"data": {"b64": ...}} is common."""
 
@@ -134,21 +131,14 @@ def _image(value: Any, where: str, *, one: bool = False, depth: int = 1) -> byte
 
 
 def _uploads(fields: Mapping[str, Any]) -> list[Any]:
-    """The images of a form: of several fields, those that look like images; else the only field."""
-    images = [value for value in fields.values() if _is_binary(value) or _is_image_text(value)]
+    """The images of a form: all files, if there are several fields; else the only field, or the named one."""
+    images = [value for value in fields.values() if _is_binary(value)]
     return images if len(fields) > 1 and images else [_field(fields, "the form")]
 
 
 def _is_binary(value: Any) -> bool:
     """Every image format has a byte that is not text near its start."""
     return isinstance(value, bytes | bytearray) and bool(_NON_TEXT.search(value[:16]))
-
-
-def _is_image_text(value: Any) -> bool:
-    if not isinstance(value, str | bytes | bytearray):
-        return False
-    start = value[:64].encode(errors="replace") if isinstance(value, str) else bytes(value[:64])
-    return start.lstrip().startswith(_IMAGE_PREFIXES)
 
 
 def _field(fields: Mapping[str, Any], where: str) -> Any:
@@ -170,13 +160,8 @@ def _images(value: Any, where: str) -> list[Any]:
 
 def _header_options(headers: Mapping[str, Any]) -> dict[str, Any]:
     """X-Top-K -> top_k and so on, in any case."""
-    found = {}
-    for name, value in headers.items():
-        if name[:2] in ("x-", "X-"):
-            option = name[2:].lower().replace("-", "_")
-            if option in OPTIONS:
-                found[option] = value
-    return found
+    named = {name.lower().replace("-", "_"): value for name, value in headers.items()}
+    return {option: named[f"x_{option}"] for option in OPTIONS if f"x_{option}" in named}
 
 
 def _options(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -127,8 +127,14 @@ def test_spec_that_is_not_json(saved: Path, content: bytes) -> None:
     [
         ({"extra": 1}, "BundleSpec needs the keys .* found .*'extra'"),
         ({"classes": 3}, "is not a bundle's description"),
-        ({"model": {"layer_sizes": [20, 8.0, 3]}}, "layer_sizes .20, 8.0, 3. need .* from 1 to"),
-        ({"model": {"layer_sizes": [20, 10**9, 3]}}, "too many parameters for this machine's memory"),
+        (
+            {"model": {"layer_sizes": [20, 8.0, 3], "kind": "module"}},
+            "layer_sizes .20, 8.0, 3. need .* from 1 to",
+        ),
+        (
+            {"model": {"layer_sizes": [20, 10**9, 3], "kind": "module"}},
+            "too many parameters for this machine's memory",
+        ),
         ({"golden_probabilities": ["a", "b", "c"]}, "golden probabilities must be numbers"),
         ({"weights_sha256": "0"}, "has sha256 .* names 0: the weights were changed"),
     ],

@@ -101,7 +101,7 @@ def test_check_fails_for_a_missing_dependency(untrained: tuple[Path, Path], tmp_
     worker = "serve/inference/worker.py"
     broken = with_prefix(mar, tmp_path / "broken.mar", worker, b"import accelerate\n")
     seal(broken)
-    with pytest.raises(PackagingError, match="No module named 'accelerate'"):
+    with pytest.raises(PackagingError, match="import of accelerate halted"):
         check_archive(broken, load_bundle(bundle), tmp_path)
 
 

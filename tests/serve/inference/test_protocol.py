@@ -62,7 +62,7 @@ def is_close(answer: Any, wanted: dict[str, float]) -> bool:
 ONE = {
     "raw": {"body": bytearray(FILE)},
     "any field": {"picture of mine": bytearray(FILE)},
-    "base64 in any field": {"photo": bytearray(TEXT.encode()), "comment": bytearray(b"data: a five")},
+    "base64 in a form": {"image": bytearray(TEXT.encode()), "comment": bytearray(b"data: a five")},
     "JSON as text": {"body": json.dumps({"data": TEXT})},
     "JSON after a BOM": {"body": bytearray(b"\xef\xbb\xbf \n" + json.dumps(LISTS[0]).encode())},
     "base64 in lines": {"body": "\n".join(TEXT[start : start + 76] for start in range(0, len(TEXT), 76))},
@@ -86,8 +86,8 @@ SEVERAL = {
     "3x28x28x1 as data": {"body": {"data": PIXELS[..., None].tolist()}},
     "form": {
         "image": bytearray(FILE),
-        "second": bytearray(TEXTS[1].encode()),
-        "third": bytearray(f"data:image/png;base64,{TEXTS[2]}".encode()),
+        "second": bytearray(base64.b64decode(TEXTS[1])),
+        "third": bytearray(base64.b64decode(TEXTS[2])),
         "comment": bytearray(b"three"),
     },
 }
