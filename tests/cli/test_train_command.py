@@ -215,11 +215,13 @@ def test_an_interrupted_run_resumes_to_the_same_weights(
 ) -> None:
     start = f"{TRAIN} --batch-size 20"
     with running(f"{start} --epochs 4000", tmp_path, until="epoch 2/") as process:
+        process.send_signal(signal.SIGSTOP)
         for flag in ("", " --resume"):
             second = call(f"{TRAIN}{flag}", **store)
             assert second.returncode == 2
             assert "another training is running in output; choose another --output-dir" in second.stderr
         process.send_signal(signal.SIGTERM)
+        process.send_signal(signal.SIGCONT)
         _, errors = process.communicate(timeout=60)
     assert process.returncode == 128 + signal.SIGTERM
     assert "stopped by SIGTERM" in errors

@@ -104,6 +104,7 @@ def test_skip_bad_images_leaves_them_out(
     write_bad_files(write_folder(tmp_path))
     with monkeypatch.context() as other_process:
         other_process.setenv("RANK", "1")
+        other_process.setenv("WORLD_SIZE", "2")
         read_folder(tmp_path, skip_bad_images=True)
     assert capsys.readouterr().err == ""
     data = read_folder(tmp_path, skip_bad_images=True)
