@@ -17,6 +17,7 @@ import torch
 from mlp_dist.config import OPTIONS, TrainConfig
 from mlp_dist.training import recorder
 from tests.helpers.calling import Call
+from tests.helpers.comparing import client_of, logged, statuses
 from tests.helpers.launching import ROOT, Trained, environment, result
 from tests.test_recipes import CHANGES
 
@@ -43,21 +44,6 @@ def state(output_dir: str | Path) -> dict[str, Any]:
 
 def records(output_dir: str | Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (Path(output_dir) / "metrics.jsonl").read_text().splitlines()]
-
-
-def client(directory: Path) -> Any:
-    from mlflow.tracking import MlflowClient
-
-    return MlflowClient(f"sqlite:///{directory}/mlflow.db")
-
-
-def history(directory: Path, run_id: str, metric: str) -> list[tuple[int, float]]:
-    return [(point.step, point.value) for point in client(directory).get_metric_history(run_id, metric)]
-
-
-def statuses(directory: Path) -> list[str]:
-    experiments = [each.experiment_id for each in client(directory).search_experiments()]
-    return [run.info.status for run in client(directory).search_runs(experiments)]
 
 
 def test_the_result_and_the_output_directory(trained: Trained) -> None:
@@ -89,19 +75,19 @@ def test_a_tutorial_s_recipe(call: Call, store: dict[str, str], tmp_path: Path) 
         metrics = f"test loss {record['test_loss']:.4f} accuracy {record['test_accuracy']:.2%}"
         assert re.search(rf"epoch {record['epoch']}/2 .* val -  {re.escape(metrics)}", done.stdout)
     accuracies = [(record["epoch"], record["test_accuracy"]) for record in epochs]
-    assert history(tmp_path, run_id, "test/accuracy") == accuracies
+    assert logged(tmp_path, run_id, "test/accuracy") == accuracies
     assert values["test_accuracy"] == epochs[-1]["test_accuracy"]
     # 1,437 images in batches of 100 are 15 steps per epoch.
     steps = [(step["step"], step["loss"]) for record in epochs for step in record["steps"]]
     assert [step for step, _ in steps] == list(range(5, 31, 5))
-    assert history(tmp_path, run_id, "train/step_loss") == steps
+    assert logged(tmp_path, run_id, "train/step_loss") == steps
     for step, loss in steps:
         assert f"  step {step}  loss {loss:.4f}\n" in done.stdout
     assert "no validation images: the last epoch's weights are kept" in done.stdout
     assert values["best_epoch"] == 2
     saved = state(tmp_path / "output")
     assert all(torch.equal(saved["best"][name], tensor) for name, tensor in saved["model"].items())
-    run = client(tmp_path).get_run(run_id)
+    run = client_of(tmp_path).get_run(run_id)
     assert (run.data.params["kept"], run.data.params["val_size"]) == ("last epoch, none was chosen", "0")
     assert "best_val_accuracy" not in run.data.metrics
 
@@ -250,5 +236,5 @@ def test_an_interrupted_run_resumes_to_the_same_weights(
         for name, tensor in state(whole["output_dir"])[which].items():
             assert torch.equal(state(resumed["output_dir"])[which][name], tensor)
     assert statuses(tmp_path) == ["FINISHED", "FINISHED"]
-    steps = [step for step, _ in history(tmp_path, resumed["run_id"], "train/loss")]
+    steps = [step for step, _ in logged(tmp_path, resumed["run_id"], "train/loss")]
     assert sorted(steps) == list(range(1, epochs + 3))

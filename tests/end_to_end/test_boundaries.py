@@ -122,6 +122,7 @@ def loaded_by(statement: str) -> set[str]:
         ),
     ],
 )
+@pytest.mark.slow
 def test_heavy_packages_are_imported_late(statement: str, heavy: set[str]) -> None:
     assert loaded_by(statement) & heavy == set()
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from tests.helpers.calling import Call
+from tests.helpers.comparing import logged, runs_of
 from tests.helpers.launching import DATASET, ROOT, launch, result, run
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("store_at_hand")]
@@ -59,8 +60,6 @@ def assert_same_training(one: dict[str, object], many: dict[str, object]) -> Non
 @pytest.mark.usefixtures("one_thread")
 def test_several_processes_train_the_weights_of_one(number: int, train_here: Call, tmp_path: Path) -> None:
     """Two epochs by several processes; the third by one, which resumes."""
-    from mlflow import MlflowClient
-
     flags = "--dataset digits --lr 0.01 --batch-size 94 --log-every 4"
     done = launch(
         *(*flags.split(), "--output-dir", "many", "--epochs", "2"),
@@ -76,8 +75,7 @@ def test_several_processes_train_the_weights_of_one(number: int, train_here: Cal
     assert result(done)["num_processes"] == number
     assert f"training on {number} CPU processes" in done.stdout
     assert done.stdout.count("epoch 1/2") == done.stdout.count("step 4  loss") == 1
-    client = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
-    [run] = client.search_runs([each.experiment_id for each in client.search_experiments()])
+    [run] = runs_of(tmp_path)
     assert (run.info.status, run.data.params["num_processes"]) == ("FINISHED", str(number))
 
     resumed = train_here("--resume --output-dir many --epochs 3", OMP_NUM_THREADS="1")
@@ -87,8 +85,7 @@ def test_several_processes_train_the_weights_of_one(number: int, train_here: Cal
     [note] = [line for line in resumed.stdout.splitlines() if line.startswith("the run was on")]
     assert note.startswith(f"the run was on {number} CPU processes of ")
     assert note.endswith("up to rounding, not bit for bit")
-    points = client.get_metric_history(run.info.run_id, "train/loss")
-    assert sorted(point.step for point in points) == [1, 2, 3]
+    assert [step for step, _ in logged(tmp_path, run.info.run_id)] == [1, 2, 3]
     one = result(train_here(f"{flags} --output-dir one --epochs 3", OMP_NUM_THREADS="1"))
     assert_same_training(one, many)
 

@@ -1,4 +1,4 @@
-"""Trainings with a real `mlflow server` that is down, dies or hangs."""
+"""Trainings with a real `mlflow server` that dies or hangs."""
 
 import json
 import signal
@@ -21,7 +21,6 @@ from tests.helpers.mlflow_servers import Server, running_server
 pytestmark = pytest.mark.nightly
 
 EPOCHS = 60
-SYNC = "python -m mlp_dist.sync"
 
 
 @pytest.fixture(scope="module")
@@ -45,16 +44,12 @@ def client(server: Server) -> Any:
     return MlflowClient(server.uri)
 
 
-def command(server: Server, epochs: int) -> tuple[list[str], dict[str, str]]:
-    words = [sys.executable, str(ROOT / "launch/train.py"), "--dataset", "digits", "--log-every", "70"]
-    words += ["--batch-size", "4", "--output-dir", "output", "--epochs", str(epochs)]
-    return words, environment(MLFLOW_TRACKING_URI=server.uri)
-
-
 @contextmanager
-def training(server: Server, cwd: Path, epochs: int = EPOCHS) -> Iterator["subprocess.Popen[str]"]:
+def training(server: Server, cwd: Path) -> Iterator["subprocess.Popen[str]"]:
     """A training after the upload of its first epochs."""
-    words, variables = command(server, epochs)
+    words = [sys.executable, str(ROOT / "launch/train.py"), "--dataset", "digits", "--log-every", "70"]
+    words += ["--batch-size", "4", "--output-dir", "output", "--epochs", str(EPOCHS)]
+    variables = environment(MLFLOW_TRACKING_URI=server.uri)
     with (cwd / "out").open("w") as out, (cwd / "err").open("w") as err:
         process = subprocess.Popen(words, cwd=cwd, env=variables, stdout=out, stderr=err, text=True)
     try:
@@ -120,41 +115,21 @@ def sync(server: Server, cwd: Path) -> str:
     return str(run_id)
 
 
-def test_server_down_at_the_start(server: Server, client: Any, tmp_path: Path) -> None:
-    server.stop()
-    words, variables = command(server, 5)
-    done = subprocess.run(words, cwd=tmp_path, env=variables, capture_output=True, text=True, timeout=240)
-    assert result(done)["run_id"] is None
-    assert done.stderr.count("warning") == 1
-    assert f"MLflow at {server.uri} cannot take the run: Connection refused" in done.stderr
-    assert f"{SYNC} {tmp_path / 'output'}" in done.stderr
-    server.start()
-    run_id = sync(server, tmp_path)
-    check_all_is_there(client, run_id, tmp_path / "output")
-    (tmp_path / "output/sent.json").unlink()
-    assert sync(server, tmp_path) == run_id
-    check_all_is_there(client, run_id, tmp_path / "output")
-
-
-def test_server_dies(server: Server, client: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize("outage", ["killed", "frozen"])
+def test_a_training_goes_on_without_its_server(
+    outage: str, server: Server, client: Any, tmp_path: Path
+) -> None:
     with training(server, tmp_path) as process:
         since = time.time()
-        server.kill()
-        run_id = finish(process, tmp_path, since)
-    assert sent_epochs(tmp_path / "output") < EPOCHS
-    server.start()
-    assert sync(server, tmp_path) == run_id
-    check_all_is_there(client, run_id, tmp_path / "output")
-
-
-def test_server_hangs(server: Server, client: Any, tmp_path: Path) -> None:
-    with training(server, tmp_path) as process:
-        since = time.time()
-        server.freeze()
+        (server.kill if outage == "killed" else server.freeze)()
         try:
             run_id = finish(process, tmp_path, since)
         finally:
             server.thaw()
-    assert "it does not answer" in (tmp_path / "err").read_text()
+    if outage == "killed":
+        assert sent_epochs(tmp_path / "output") < EPOCHS
+        server.start()
+    else:
+        assert "it does not answer" in (tmp_path / "err").read_text()
     assert sync(server, tmp_path) == run_id
     check_all_is_there(client, run_id, tmp_path / "output")

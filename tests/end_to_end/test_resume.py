@@ -2,13 +2,13 @@
 
 import shutil
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 
 from mlp_dist.training.checkpoint import load_checkpoint
 from tests.helpers.calling import Call
+from tests.helpers.comparing import logged, statuses
 from tests.helpers.disks import enlarge, small_disk
 from tests.helpers.launching import result
 
@@ -34,22 +34,8 @@ def assert_equal(found: Weights, expected: Weights) -> None:
         assert all(torch.equal(found[which][name], tensor) for name, tensor in state.items()), which
 
 
-def client(cwd: Path) -> Any:
-    from mlflow.tracking import MlflowClient
-
-    return MlflowClient(f"sqlite:///{cwd}/mlflow.db")
-
-
-def statuses(cwd: Path) -> list[str]:
-    """Of all runs, the latest first."""
-    experiments = [each.experiment_id for each in client(cwd).search_experiments()]
-    runs = client(cwd).search_runs(experiments, order_by=["attributes.start_time DESC"])
-    return [run.info.status for run in runs]
-
-
 def logged_epochs(cwd: Path, run_id: str) -> list[int]:
-    history = client(cwd).get_metric_history(run_id, "train/loss")
-    return sorted(point.step for point in history)
+    return [step for step, _ in logged(cwd, run_id)]
 
 
 @pytest.fixture

@@ -16,6 +16,7 @@ import pytest
 import torch
 
 from tests.helpers.calling import Call
+from tests.helpers.comparing import runs_of, statuses
 from tests.helpers.launching import DATASET, ROOT, environment, result, run
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("store_at_hand")]
@@ -67,17 +68,6 @@ def ranks(process: subprocess.Popen[str]) -> dict[int, psutil.Process]:
 def rest(process: subprocess.Popen[str]) -> str:
     """The remaining output of all processes, until the last one has ended."""
     return process.communicate(timeout=SECONDS)[0]
-
-
-def runs(cwd: Path) -> list[Any]:
-    from mlflow import MlflowClient
-
-    client = MlflowClient(f"sqlite:///{cwd}/mlflow.db")
-    return list(client.search_runs([each.experiment_id for each in client.search_experiments()]))
-
-
-def statuses(cwd: Path) -> list[str]:
-    return [each.info.status for each in runs(cwd)]
 
 
 def checkpoint(output: Path) -> dict[str, Any]:
@@ -201,7 +191,7 @@ def test_a_restart_reaches_the_weights_of_one_process(
     assert Path(values["output_dir"]) == directory
     state = checkpoint(directory)
     assert [record["epoch"] for record in state["history"]] == list(range(1, 6))
-    assert [(each.info.run_id, each.info.status) for each in runs(tmp_path)] == [
+    assert [(each.info.run_id, each.info.status) for each in runs_of(tmp_path)] == [
         (values["run_id"], "FINISHED")
     ]
     uninterrupted = checkpoint(Path(result(train_here(f"{SHORT} --output-dir alone"))["output_dir"]))

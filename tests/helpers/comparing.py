@@ -1,10 +1,33 @@
-"""Compares a run in MLflow with its directory."""
+"""Runs in MLflow, and their directories."""
 
 import json
 from pathlib import Path
 from typing import Any
 
 from mlp_dist.tracking.upload import EPOCH_METRICS
+
+
+def client_of(directory: Path) -> Any:
+    """MLflow's client for the store in `directory`."""
+    from mlflow import MlflowClient
+
+    return MlflowClient(f"sqlite:///{directory}/mlflow.db")
+
+
+def runs_of(directory: Path) -> list[Any]:
+    """All runs in the store, the latest first."""
+    client = client_of(directory)
+    return list(client.search_runs([each.experiment_id for each in client.search_experiments()]))
+
+
+def statuses(directory: Path) -> list[str]:
+    return [run.info.status for run in runs_of(directory)]
+
+
+def logged(directory: Path, run_id: str, metric: str = "train/loss") -> list[tuple[int, float]]:
+    """Step and value of each point of a metric."""
+    points = client_of(directory).get_metric_history(run_id, metric)
+    return sorted((point.step, point.value) for point in points)
 
 
 def read_history(output: Path) -> list[dict[str, Any]]:

@@ -45,21 +45,6 @@ def launch(
     return run(words, cwd, **changes)
 
 
-IMPATIENT = """
-import runpy, sys
-from mlp_dist.data import download
-download.PAUSES = (0.0,) * len(download.PAUSES)
-del sys.argv[0]
-runpy.run_path(sys.argv[0], run_name="__main__")
-"""
-
-
-def run_impatient(script: str, *flags: str, cwd: Path, **changes: str) -> subprocess.CompletedProcess[str]:
-    """The project's `script`, which asks in vain for a download without waiting between its tries."""
-    words = [sys.executable, "-c", IMPATIENT, str(ROOT / script), *flags]
-    return run(words, cwd, PYTHONPATH=str(ROOT), **changes)
-
-
 def result(done: subprocess.CompletedProcess[str]) -> dict[str, Any]:
     """The JSON object in the last line of a command that succeeded."""
     assert done.returncode == 0, done.stdout + done.stderr

@@ -18,6 +18,7 @@ import pytest
 from mlp_dist.sweep.plan import load_plan
 from mlp_dist.sweep.study import COMPLETE, UNFINISHED, Study, TrialResult
 from tests.helpers.calling import Call
+from tests.helpers.comparing import runs_of
 from tests.helpers.launching import environment, result, run
 
 SECONDS = 240
@@ -40,11 +41,7 @@ def results(directory: Path) -> list[TrialResult]:
 
 def mlflow_runs(directory: Path) -> dict[str, Any]:
     """The runs in the store beside the sweep, by name."""
-    from mlflow.tracking import MlflowClient
-
-    client = MlflowClient(f"sqlite:///{directory}/mlflow.db")
-    experiments = [experiment.experiment_id for experiment in client.search_experiments()]
-    return {run.info.run_name: run for run in client.search_runs(experiments)}
+    return {run.info.run_name: run for run in runs_of(directory)}
 
 
 @pytest.mark.slow

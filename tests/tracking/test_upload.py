@@ -31,7 +31,7 @@ def stored_runs(mlflow: Any) -> dict[str, Any]:
     return {each.info.run_name: each for each in found}
 
 
-@pytest.mark.parametrize("how", ["run deleted", "store removed"])
+@pytest.mark.parametrize("how", ["run deleted", pytest.param("store removed", marks=pytest.mark.slow)])
 def test_lost_run_is_uploaded_again(mlflow: Any, tmp_path: Path, how: str) -> None:
     directory = tmp_path / "one"
     write_run(directory)

@@ -46,6 +46,7 @@ def test_scratch_sgd_takes_the_steps_of_torch() -> None:
             torch.testing.assert_close(found, wanted, rtol=0, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_optimizers_do_not_import_dynamo() -> None:
     code = (
         "import sys, torch\n"
