@@ -7,14 +7,6 @@ import pytest
 from tests.helpers.faults import Ending, FaultError, Faults, Setting
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(600)
-def test_killed_training_reaches_the_same_end(tmp_path: Path) -> None:
-    # The seed chooses a kill while a checkpoint is written, in the middle of an epoch.
-    outcomes = Faults(tmp_path, 25, [Setting(1, "bf16")]).run(1, jobs=1)
-    assert [each.problem for each in outcomes] == [""]
-
-
 @pytest.mark.nightly
 @pytest.mark.timeout(3600)
 def test_a_hundred_kills_are_survived(tmp_path: Path) -> None:
