@@ -1,24 +1,30 @@
 """Atomic replacement of files and directories, and locks between processes."""
 
+import glob
 import os
 import re
 import secrets
 import shutil
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 _TEMPORARY = re.compile(r"\.(.+)\.\d+(?:-[0-9a-f]{8})?\.(tmp|old)")
 """Names of temporary files: the target's name and the kind."""
+
+_STALE_SECONDS = 24 * 60 * 60
 
 
 @contextmanager
 def replacing_file(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; on success sync it and rename it to `path`, else remove it.
 
-    A crash at any moment leaves the old file or the new one.
+    A crash at any moment leaves the old file or the new one. Temporary files of killed writers are removed
+    after a day.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
+    _remove_stale(path)
     # Processes in two containers may have the same ID.
     temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
     try:
@@ -108,6 +114,13 @@ def remove_left(directory: Path) -> None:
             shutil.rmtree(left, ignore_errors=True)
         else:
             left.unlink(missing_ok=True)
+
+
+def _remove_stale(path: Path) -> None:
+    for left in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
+        with suppress(OSError):
+            if left.is_file() and left.stat().st_mtime < time.time() - _STALE_SECONDS:
+                left.unlink()
 
 
 def _sync(path: Path) -> None:

@@ -166,3 +166,13 @@ with locked(directory / "lock"):
     assert try_to_lock(tmp_path) is None
     os.close(held)
     assert names(tmp_path) == []
+
+
+def test_temporary_files_of_killed_writers_are_removed_after_a_day(tmp_path: Path) -> None:
+    old, new = tmp_path / ".mlp.mar.71.tmp", tmp_path / ".mlp.mar.72-0123abcd.tmp"
+    for left, age in ((old, 25), (new, 23)):
+        left.touch()
+        os.utime(left, (time.time() - age * 3600,) * 2)
+    with replacing_file(tmp_path / "mlp.mar") as path:
+        path.write_text("new")
+    assert {path.name for path in tmp_path.iterdir()} == {"mlp.mar", new.name}
