@@ -34,6 +34,6 @@ def prepare(case: Case) -> Train:
         trainer = start_training(config)
         trainer.fit()
         seconds = [record["train_seconds"] for record in trainer.state.history]
-        return Timing(seconds, trainer.state.history[0]["test_accuracy"], trainer.run.device.type)
+        return Timing(seconds, trainer.state.history[0]["test_accuracy"], trainer.context.device.type)
 
     return train

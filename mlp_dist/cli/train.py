@@ -113,7 +113,7 @@ def main() -> None:
     try:
         result = training.fit()
     except (Interrupted, ProcessLostError) as stop:
-        directory = shlex.quote(str(training.run.output_dir))
+        directory = shlex.quote(str(training.context.output_dir))
         stop.add_note(f"resume with: {launch_command()} --resume --output-dir {directory}")
         raise
     if training.accelerator.is_main_process:

@@ -53,7 +53,7 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         if is_main():
-            print(f"error: {message}\n({self.prog} --help tells more)", file=sys.stderr)
+            print(f"error: {message}\n({self.prog} --help lists all flags)", file=sys.stderr)
         else:
             _let_main_report_first()
         raise SystemExit(2)

@@ -40,8 +40,9 @@ class Dropout:
         """
         # The parts of an accumulated batch share its draws.
         if self._drawn_for != (step, batch_size):
-            layers_ = enumerate(self._masks)
-            self._drawn = [self._uniform(step, layer, batch_size, mask) for layer, mask in layers_]
+            self._drawn = [
+                self._uniform(step, layer, batch_size, mask) for layer, mask in enumerate(self._masks)
+            ]
             self._drawn_for = (step, batch_size)
         for mask, drawn in zip(self._masks, self._drawn, strict=True):
             mask.values = (drawn[positions] >= self.p).float().mul_(1 / (1 - self.p))

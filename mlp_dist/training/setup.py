@@ -183,28 +183,28 @@ def _hardware(accelerator: Accelerator) -> str:
 
 
 def _announce(trainer: Trainer, checkpoint: Checkpoint | None) -> None:
-    config, run, num_parameters = trainer.state.config, trainer.run, trainer.state.num_parameters
-    data, workers = run.data, run.workers
-    if run.world_size > 1 and not torch.cuda.is_available():
+    config, context, num_parameters = trainer.state.config, trainer.context, trainer.state.num_parameters
+    data, workers = context.data, context.workers
+    if context.world_size > 1 and not torch.cuda.is_available():
         workers += " (there is no GPU)"
     print(
-        f"{data.title}: {len(run.train_set):,} training, {len(run.val_set):,} validation and "
+        f"{data.title}: {len(context.train_set):,} training, {len(context.val_set):,} validation and "
         f"{len(data.test):,} test images\n"
-        f"{config.recipe}: {run.spec}, {num_parameters:,} parameters, "
+        f"{config.recipe}: {context.spec}, {num_parameters:,} parameters, "
         f"{config.optimizer} at {config.lr:g}, global batch {config.batch_size}, seed {config.seed}, "
-        f"gradients in {config.gradient_dtype}, matmul precision {run.matmul_precision}\n"
-        f"training on {workers} in {run.output_dir}",
+        f"gradients in {config.gradient_dtype}, matmul precision {context.matmul_precision}\n"
+        f"training on {workers} in {context.output_dir}",
         flush=True,
     )
     if checkpoint is not None:
         print(f"resumed after {checkpoint.progress} of {config.epochs}", flush=True)
-        if checkpoint.workers not in ("", run.workers):
+        if checkpoint.workers not in ("", context.workers):
             print(
                 f"the run was on {checkpoint.workers}: its weights will equal those of an uninterrupted run "
                 "up to rounding, not bit for bit",
                 flush=True,
             )
-    if not len(run.val_set):
+    if not len(context.val_set):
         print(
             "no validation images: the last epoch's weights are kept, and probabilities are not calibrated",
             flush=True,

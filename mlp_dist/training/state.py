@@ -170,7 +170,7 @@ class TrainState:
             self.best = cpu_copy(self.weights)
 
     def checkpoint(self, workers: str, total: Sum) -> Checkpoint:
-        """A copy; all processes call this together."""
+        """The state to save; all processes call this together."""
         return Checkpoint(
             config=self.config,
             run_key=self.run_key,
@@ -227,19 +227,20 @@ def run_context(
     )
 
 
-def new_state(config: TrainConfig, run: RunContext, accelerator: Accelerator) -> TrainState:
+def new_state(config: TrainConfig, context: RunContext, accelerator: Accelerator) -> TrainState:
     source, average = generator(config.seed, INITIALIZATION), None
-    model = build_model(run.spec, generator=source, initialization=config.initialization).to(run.device)
+    model = build_model(context.spec, generator=source, initialization=config.initialization)
+    model.to(context.device)
     if config.ema_decay:
         average_fn = get_ema_multi_avg_fn(config.ema_decay)  # type: ignore[no-untyped-call]
         average = AveragedModel(model, multi_avg_fn=average_fn)
-    num_images, size = len(run.train_set), config.batch_size
+    num_images, size = len(context.train_set), config.batch_size
     sizes = [min(size, num_images - start) for start in range(0, num_images, size)]
     return TrainState(
         config=config,
         model=model,
         optimizer=build_optimizer(config, model.parameters()),
-        epoch=EpochSteps(0, sizes, run.device),
+        epoch=EpochSteps(0, sizes, context.device),
         average=average,
         scaler=accelerator.scaler,
     )

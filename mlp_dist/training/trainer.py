@@ -60,14 +60,14 @@ class Trainer:
         parent: Path | None = None,
     ) -> None:
         self.accelerator, self.peers = accelerator, peers or Peers()
-        self.run = run_context(config, data, accelerator, output_dir, workers, parent)
-        self.state = new_state(config, self.run, accelerator)
+        self.context = run_context(config, data, accelerator, output_dir, workers, parent)
+        self.state = new_state(config, self.context, accelerator)
         if checkpoint is not None:
             self.state.restore(checkpoint, is_main=accelerator.is_main_process)
         self.state.data_digest = self.state.data_digest or data.digest()
-        self.engine = _build_engine(self.state, self.run, accelerator)
+        self.engine = _build_engine(self.state, self.context, accelerator)
         # A second module: evaluation has no dropout and no autocast, and may use the averaged weights.
-        self.evaluated = build_model(self.run.spec).to(accelerator.device).eval()
+        self.evaluated = build_model(self.context.spec).to(accelerator.device).eval()
         self.pace, self.bar = Pace(), progress.no_bar()
 
     def fit(self, after_epoch: Callable[[Report], None] = lambda report: None) -> Record:
@@ -79,10 +79,10 @@ class Trainer:
         loss is not finite; ProcessLostError if a process has died.
         """
         state, peers = self.state, self.peers
-        with StopSignals() as signals, Report(state, self.run) as report, peers.watched(signals):
+        with StopSignals() as signals, Report(state, self.context) as report, peers.watched(signals):
             if not state.saved:
                 self.save()
-            peers.on_main(lambda: remember_output_dir(self.run.output_dir))
+            peers.on_main(lambda: remember_output_dir(self.context.output_dir))
             peers.on_main(report.open)
             with self._progress_bar() as self.bar:
                 while not state.is_over:
@@ -94,7 +94,7 @@ class Trainer:
 
     def train_epoch(self, signals: StopSignals) -> Record:
         """Take the remaining steps of one pass over the training images; returns the epoch's metrics."""
-        config, steps, train_set = self.state.config, self.state.epoch, self.run.train_set
+        config, steps, train_set = self.state.config, self.state.epoch, self.context.train_set
         self.bar.set_description(f"epoch {steps.number + 1}/{config.epochs}", refresh=False)
         order = training_order(train_set, seed=config.seed, epoch=steps.number)
         portions = self._portions()
@@ -121,7 +121,7 @@ class Trainer:
         started = time.perf_counter()
         self.evaluated.load_state_dict(self.state.weights)
         record: Record = {}
-        for name, part in (("val", self.run.val_set), ("test", self.run.test_set)):
+        for name, part in (("val", self.context.val_set), ("test", self.context.test_set)):
             loss, accuracy = self._loss_and_accuracy(part) if len(part) else (None, None)
             if loss is not None and not math.isfinite(loss):
                 raise self._not_finite(f"the {name} loss after epoch {len(self.state.history) + 1} is {loss}")
@@ -129,15 +129,15 @@ class Trainer:
         return record | {"evaluate_seconds": time.perf_counter() - started}
 
     def _loss_and_accuracy(self, part: ImageSet) -> tuple[float, float]:
-        share = part[slice(self.run.rank, len(part), self.run.world_size)]
-        totals = torch.zeros(2, dtype=torch.float64, device=self.run.device)
+        share = part[slice(self.context.rank, len(part), self.context.world_size)]
+        totals = torch.zeros(2, dtype=torch.float64, device=self.context.device)
         if len(share):
-            totals += loss_and_correct(self.evaluated, share, self.run.data.image)
+            totals += loss_and_correct(self.evaluated, share, self.context.data.image)
         loss, accuracy = (self.total(totals) / len(part)).tolist()
         return loss, accuracy
 
     def _progress_bar(self) -> progress.Bar:
-        num_images, steps = len(self.run.train_set), self.state.epoch
+        num_images, steps = len(self.context.train_set), self.state.epoch
         done = steps.number * num_images + sum(steps.batch_sizes[: steps.done])
         total = self.state.config.epochs * num_images
         return progress.bar("training", total, " images", initial=done, unit_scale=True)
@@ -154,8 +154,9 @@ class Trainer:
     def _share(self, order: torch.Tensor, steps: range) -> torch.Tensor:
         """Indices of this process's images in the global batches of `steps`, int64 (N,)."""
         size = self.state.config.batch_size
-        rows = order[steps.start * size : steps.stop * size].to(self.run.device)
-        return torch.cat([batch[self.run.rank :: self.run.world_size] for batch in torch.split(rows, size)])
+        rows = order[steps.start * size : steps.stop * size].to(self.context.device)
+        own = slice(self.context.rank, None, self.context.world_size)
+        return torch.cat([batch[own] for batch in torch.split(rows, size)])
 
     def after_steps(self, number: int, signals: StopSignals) -> None:
         """Log and save if due, after `number` more steps."""
@@ -186,7 +187,7 @@ class Trainer:
 
     def _training_metrics(self) -> Record:
         """Of the epoch; loss and accuracy are means over its steps."""
-        steps, num_images = self.state.epoch, len(self.run.train_set)
+        steps, num_images = self.state.epoch, len(self.context.train_set)
         loss, correct = steps.totals(self.total).sum(dim=0).tolist()
         return {
             "epoch": steps.number + 1,
@@ -205,12 +206,12 @@ class Trainer:
         steps = self.state.epoch
         if not self.state.is_finite():
             raise self._not_finite(f"the weights after step {steps.first_step + steps.done} are not finite")
-        checkpoint = self.state.checkpoint(self.run.workers, self.total)
-        self.peers.on_main(lambda: save_checkpoint(checkpoint, self.run.output_dir))
+        checkpoint = self.state.checkpoint(self.context.workers, self.total)
+        self.peers.on_main(lambda: save_checkpoint(checkpoint, self.context.output_dir))
         self.state.saved = checkpoint.progress
 
     def _not_finite(self, problem: str) -> TrainingError:
-        saved, directory = self.state.saved, self.run.output_dir
+        saved, directory = self.state.saved, self.context.output_dir
         kept = f" (the checkpoint of {saved} is kept in {directory})" if saved else ""
         return TrainingError(
             f"{problem} at learning rate {self.state.learning_rate:g}; "
@@ -223,11 +224,11 @@ class Trainer:
         return summed
 
 
-def _build_engine(state: TrainState, run: RunContext, accelerator: Accelerator) -> Engine:
+def _build_engine(state: TrainState, context: RunContext, accelerator: Accelerator) -> Engine:
     """The fast engine where it honours every option that is set, otherwise the general one."""
     if CPUEngine.supports(state, accelerator):
-        return CPUEngine(state, run)
-    return AcceleratedEngine(state, run, accelerator)
+        return CPUEngine(state, context)
+    return AcceleratedEngine(state, context, accelerator)
 
 
 class Pace:

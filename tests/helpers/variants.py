@@ -121,7 +121,7 @@ def train(config: TrainConfig, directory: Path) -> dict[str, Any]:
 
 def take_step(trainer: Trainer, step: int, batch: torch.Tensor) -> torch.Tensor:
     """Take a step with the training images at the indices `batch`; returns Engine.train's totals."""
-    images = trainer.run.train_set[batch[trainer.run.rank :: trainer.run.world_size]]
+    images = trainer.context.train_set[batch[trainer.context.rank :: trainer.context.world_size]]
     return trainer.engine.train(step, [len(batch)], images)
 
 

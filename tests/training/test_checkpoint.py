@@ -84,7 +84,7 @@ def test_progress(checkpoint: Checkpoint, progress: str, has_begun: bool, is_ove
 
 
 def captured(trainer: Trainer) -> Checkpoint:
-    return trainer.state.checkpoint(trainer.run.workers, trainer.total)
+    return trainer.state.checkpoint(trainer.context.workers, trainer.total)
 
 
 def test_a_trainer_restores_all_of_its_state(tmp_path: Path) -> None:

@@ -43,7 +43,7 @@ def test_steps_are_those_of_autograd(changes: dict[str, Any], tmp_path: Path) ->
         with trainer(replace(PLAIN, **changes), tmp_path) as made:
             assert isinstance(made.engine, CPUEngine)
             if not is_fast:
-                made.engine = AcceleratedEngine(made.state, made.run, made.accelerator)
+                made.engine = AcceleratedEngine(made.state, made.context, made.accelerator)
             totals = [take_step(made, step, BATCH[: 119 - step]) for step in range(3)]
             results.append((copied(made.state.weights), torch.cat(totals)))
     (weights, totals), (expected, wanted) = results
@@ -62,7 +62,7 @@ def test_several_steps_in_one_call_are_the_same_steps(tmp_path: Path) -> None:
     for together in (True, False):
         with trainer(replace(PLAIN, optimizer="adam"), tmp_path) as made:
             if together:
-                totals = made.engine.train(0, [len(batch) for batch in batches], made.run.train_set[:300])
+                totals = made.engine.train(0, [len(batch) for batch in batches], made.context.train_set[:300])
             else:
                 totals = torch.cat([take_step(made, step, batch) for step, batch in enumerate(batches)])
             state = made.state.optimizer.state_dict()["state"]
@@ -156,7 +156,7 @@ def test_interrupted_adam_continues_from_its_state(tmp_path: Path) -> None:
     with trainer(config, tmp_path) as second:
         second.state.model.load_state_dict(model)
         second.state.optimizer.load_state_dict(optimizer)
-        second.engine = CPUEngine(second.state, second.run)
+        second.engine = CPUEngine(second.state, second.context)
         for step in range(2, 4):
             take_step(second, step, BATCH)
         found = second.state.model.state_dict()

@@ -147,7 +147,7 @@ def test_losses_are_logged_every_n_steps(capsys: pytest.CaptureFixture[str], mak
     again = make(config)
     losses: list[float] = []
     for epoch in range(2):
-        order = epoch_order(len(again.run.train_set), seed=0, epoch=epoch)
+        order = epoch_order(len(again.context.train_set), seed=0, epoch=epoch)
         for batch in torch.split(order, 100):
             losses.append(take_step(again, len(losses), batch)[0, 0].item() / len(batch))
     records = []

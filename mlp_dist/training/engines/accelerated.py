@@ -32,11 +32,11 @@ class AcceleratedEngine:
 
     steps_at_once = 1
 
-    def __init__(self, state: TrainState, run: RunContext, accelerator: Accelerator) -> None:
-        self.state, self.run, self.accelerator = state, run, accelerator
+    def __init__(self, state: TrainState, context: RunContext, accelerator: Accelerator) -> None:
+        self.state, self.context, self.accelerator = state, context, accelerator
         self.config = config = state.config
         self.dropout = Dropout(
-            state.model, config.dropout, num_features=run.data.image.num_features, seed=config.seed
+            state.model, config.dropout, num_features=context.data.image.num_features, seed=config.seed
         )
         self.in_float64 = config.gradient_dtype == "float64"
         # CUDA graphs reuse the memory of their outputs: gradients must be added to memory outside of them.
@@ -56,9 +56,9 @@ class AcceleratedEngine:
 
     def train(self, step: int, sizes: Sequence[int], images: ImageSet) -> torch.Tensor:
         totals, start = [], 0
-        with matmul_precision(self.run.matmul_precision):
+        with matmul_precision(self.context.matmul_precision):
             for number, size in enumerate(sizes, start=step):
-                stop = start + len(range(self.run.rank, size, self.run.world_size))
+                stop = start + len(range(self.context.rank, size, self.context.world_size))
                 totals.append(self.train_step(number, size, images[slice(start, stop)]))
                 start = stop
         return torch.stack(totals)
@@ -93,7 +93,7 @@ class AcceleratedEngine:
 
     def _parts(self, batch_size: int, images: ImageSet) -> list[Part]:
         """This process's share in `accumulation_steps` parts, some maybe empty."""
-        rank, world_size, parts = self.run.rank, self.run.world_size, self.config.accumulation_steps
+        rank, world_size, parts = self.context.rank, self.context.world_size, self.config.accumulation_steps
         positions = shares(batch_size, rank=rank, world_size=world_size, parts=parts)
         sizes = [len(range(batch_size)[each]) for each in positions]
         pairs = zip(torch.split(images.images, sizes), torch.split(images.labels, sizes), strict=True)
@@ -105,7 +105,7 @@ class AcceleratedEngine:
 
     def _inputs(self, part: Part, step: int, batch_size: int) -> torch.Tensor:
         """The part's images, augmented and normalized: float32 (N, num_features)."""
-        config, image, images = self.config, self.run.data.image, part.images
+        config, image, images = self.config, self.context.data.image, part.images
         where: dict[str, Any] = {"step": step, "batch_size": batch_size, "positions": part.positions}
         if config.augment_shift:
             images = shift(images, offsets(config.augment_shift, seed=config.seed, **where).to(images.device))

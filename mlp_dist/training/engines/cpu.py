@@ -25,12 +25,11 @@ HONORED = frozenset(
         *("recipe", "dataset", "image_size", "normalize", "val_size", "skip_bad_images"),
         *("hidden_sizes", "model", "initialization", "seed", "batch_size", "epochs", "patience"),
         *("optimizer", "lr", "schedule", "warmup_epochs", "weight_decay", "label_smoothing", "ema_decay"),
-        *("matmul_precision", "data_dir", "output_dir", "experiment", "run_name"),
-        *("log_every", "checkpoint_every_steps", "fallback_dataset"),
+        "matmul_precision",
     }
 )
-"""The fields of TrainConfig that this engine, or the code around it, honors. A configuration that sets
-another one is for AcceleratedEngine."""
+"""The fields of TrainConfig that change a training and that this engine, or the code around it, honors. A
+configuration that sets another one is for AcceleratedEngine."""
 
 _MAX_ROWS, _MAX_BYTES = 2**13, 2**24
 """Limits on the images that are normalized at once: enough to hide the calls' overhead."""
@@ -52,8 +51,8 @@ class _Buffers(NamedTuple):
 class CPUEngine:
     """nn.Linear and ReLU in float32 with SGD or Adam. Equals autograd's steps up to rounding."""
 
-    def __init__(self, state: TrainState, run: RunContext) -> None:
-        self.state, batch_size, image = state, state.config.batch_size, run.data.image
+    def __init__(self, state: TrainState, context: RunContext) -> None:
+        self.state, batch_size, image = state, state.config.batch_size, context.data.image
         num_features = image.num_features
         self.steps_at_once = max(1, rows_at_once(num_features) // batch_size)
         linears = [module for module in state.model.modules() if isinstance(module, nn.Linear)]
@@ -61,7 +60,7 @@ class CPUEngine:
         self._biases = [linear.bias.detach() for linear in linears]
         self._transposed = [weight.t() for weight in self._weights]
         self._large = [Products.is_large(batch_size, *weight.shape) for weight in self._weights]
-        self._products = Products(run.matmul_precision)
+        self._products = Products(context.matmul_precision)
         self._update = build_update(state, self._weights, self._biases)
         widths = [linear.out_features for linear in linears]
         self._values = [torch.empty(batch_size, width) for width in widths[:-1]]
@@ -161,8 +160,9 @@ class CPUEngine:
 
 
 def _set_fields(config: TrainConfig) -> set[str]:
-    """The fields that differ from their default, or have none."""
-    return {each.name for each in fields(config) if getattr(config, each.name) != each.default}
+    """The fields that change a training and differ from their default, or have none."""
+    changing = [each for each in fields(config) if each.metadata.get("changes_training", True)]
+    return {each.name for each in changing if getattr(config, each.name) != each.default}
 
 
 def _is_plain(model: nn.Module) -> bool:
