@@ -21,8 +21,8 @@ from mlp_dist.console import command
 from mlp_dist.core.bundle import Bundle
 from mlp_dist.core.errors import ImageError, UsageError
 from mlp_dist.core.image import Reading, decode_image
+from mlp_dist.data.arrays import ImageSet
 from mlp_dist.data.datasets import default_data_dir, prepare_dataset, read_dataset
-from mlp_dist.data.image_set import ImageSet
 from mlp_dist.tracking.load import BEST, load_model
 
 MAX_LOSS = 0.015

@@ -24,8 +24,8 @@ from mlp_dist.config import OPTIONS, TrainConfig
 from mlp_dist.console import command, hardware
 from mlp_dist.console.process import StopSignals
 from mlp_dist.core.errors import UsageError
+from mlp_dist.data.arrays import Dataset
 from mlp_dist.data.datasets import default_data_dir, prepare_dataset, read_dataset
-from mlp_dist.data.image_set import Dataset
 from mlp_dist.recipes import PUBLISHED, TUTORIALS, get_recipe
 from mlp_dist.training.setup import complete_config
 from mlp_dist.training.trainer import Trainer

@@ -37,9 +37,9 @@ from benchmarks.peers.cases import CASES, Case, Timing
 from benchmarks.peers.process import contestant
 from mlp_dist.console import command, hardware
 from mlp_dist.core.errors import DownloadError, UsageError, unknown
+from mlp_dist.data.arrays import Dataset
 from mlp_dist.data.batches import generator
 from mlp_dist.data.datasets import default_data_dir, prepare_dataset, read_dataset
-from mlp_dist.data.image_set import Dataset
 
 COLUMNS = "{:<18} {:>8}  {:>19}  {:>7}  {:>15}  {:<4}"
 STANDARD_ERRORS = 3

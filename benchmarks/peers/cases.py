@@ -5,9 +5,9 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from mlp_dist.core.spec import ModelSpec
+from mlp_dist.data.arrays import Dataset
 from mlp_dist.data.batches import split_validation
 from mlp_dist.data.datasets import default_data_dir, read_dataset
-from mlp_dist.data.image_set import Dataset
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from torch.utils.data import DataLoader
 
 from benchmarks.peers.cases import Case, Timing, Train
 from benchmarks.peers.loops import Images, accuracy, build_model, build_optimizer, choose_device, clock
-from mlp_dist.data.image_set import Dataset
+from mlp_dist.data.arrays import Dataset
 
 
 class Perceptron(LightningModule):  # type: ignore[misc]

@@ -14,7 +14,7 @@ from torchvision import datasets, transforms
 
 from benchmarks.peers.cases import Case, Timing, Train
 from mlp_dist.console.hardware import set_threads
-from mlp_dist.data.image_set import Dataset, ImageSet
+from mlp_dist.data.arrays import Dataset, ImageSet
 
 
 def choose_device() -> torch.device:

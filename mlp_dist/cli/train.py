@@ -20,14 +20,13 @@ from typing import Literal
 
 from mlp_dist.config import GROUPS, TrainConfig, absolute_dataset
 from mlp_dist.console import command, progress
-from mlp_dist.console.hardware import choose_interface
 from mlp_dist.console.launcher import launcher_flags
 from mlp_dist.console.options import option, parse
 from mlp_dist.console.process import Interrupted, end_with_launcher, is_main, launch_command
 from mlp_dist.core.errors import ProcessLostError
 from mlp_dist.recipes import get_recipe, recipe_table
 from mlp_dist.tracking import next_steps
-from mlp_dist.training import recorder
+from mlp_dist.training import distributed, recorder
 
 _DEVICES = (
     "the launcher chooses devices and processes: accelerate launch --cpu, --gpu_ids 0 or --multi_gpu "
@@ -96,7 +95,7 @@ def main() -> None:
     if asked.list_recipes:
         print(recipe_table())
         return
-    choose_interface()
+    distributed.choose_interface()
     if is_main():
         # The recorder imports mlflow while this process imports torch.
         recorder.start()

@@ -1,19 +1,9 @@
-"""The hardware that this process uses: device, cores and threads, network interface. Imports torch late."""
+"""The hardware that this process uses: device, cores and threads. Imports torch late."""
 
-import ipaddress
 import os
-import socket
-from collections.abc import Callable
-from contextlib import suppress
-from typing import Any
 
-from mlp_dist.console.process import SIZES, is_cpu_forced, is_launched, parent_process, variable
-from mlp_dist.core.errors import UsageError, unknown
-
-_INTERFACES = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
-
-_FAR_AWAY = ("192.0.2.1", "2001:db8::1")
-"""Documentation addresses (RFC 5737, RFC 3849): routed like any remote address, used by nobody."""
+from mlp_dist.console.process import is_cpu_forced, is_launched, parent_process
+from mlp_dist.core.errors import UsageError
 
 
 def use_cpu() -> bool:
@@ -61,49 +51,3 @@ def limit_spinning() -> None:
     """
     if not any(name.startswith(("OMP_", "GOMP_")) for name in user_variables()):
         os.environ["GOMP_SPINCOUNT"] = "1000"
-
-
-def choose_interface() -> None:
-    """Name the network interface that leads to the main machine to gloo and NCCL, unless the user named one.
-
-    Gloo announces the address of the host name. If that is loopback, as /etc/hosts often has it, other
-    machines cannot connect. Called once by a command, since it sets environment variables.
-    """
-    is_one_machine = variable(SIZES, "1") == os.environ.get("LOCAL_WORLD_SIZE", "1")
-    if is_one_machine or _own_address(socket.gethostname(), socket.socket.bind) is not None:
-        return
-    import psutil
-
-    addresses = {
-        entry.address.partition("%")[0]: name
-        for name, entries in psutil.net_if_addrs().items()
-        for entry in entries
-    }
-    # On the main machine, its own name may lead to loopback.
-    targets = (os.environ.get("MASTER_ADDR", ""), *_FAR_AWAY)
-    own = (_own_address(target, socket.socket.connect) for target in targets)
-    if name := next((addresses[address] for address in own if address in addresses), None):
-        # NCCL matches a bare name as a prefix.
-        for setting, value in zip(_INTERFACES, (name, f"={name}"), strict=True):
-            os.environ.setdefault(setting, value)
-
-
-def check_interfaces() -> None:
-    """Raise UsageError if gloo or NCCL was given an interface that does not exist."""
-    known = [name for _, name in socket.if_nameindex()]
-    for setting in _INTERFACES:
-        # NCCL takes prefixes, = before exact names, and ^ before names to avoid.
-        for name in os.environ.get(setting, "").removeprefix("=").split(","):
-            if not name.startswith("^") and not any(each.startswith(name) for each in known):
-                raise UsageError(f"{setting}: {unknown('network interface', name, known)}")
-
-
-def _own_address(name: str, attach: Callable[[socket.socket, Any], None]) -> str | None:
-    """This machine's address once a UDP socket is bound or connected to `name`; None if that is loopback."""
-    with suppress(OSError, UnicodeError):
-        family, kind, protocol, _, address = socket.getaddrinfo(name, 0, type=socket.SOCK_DGRAM)[0]
-        with socket.socket(family, kind, protocol) as probe:
-            attach(probe, address)
-            found = str(probe.getsockname()[0])
-            return None if ipaddress.ip_address(found).is_loopback else found
-    return None

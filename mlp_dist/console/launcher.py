@@ -5,13 +5,17 @@ The launcher passes some of them on as environment variables, and drops others u
 
 import os
 import shlex
+import socket
 import sys
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from mlp_dist.console.process import SIZES, is_launched, launch_command, parent_process, variable
-from mlp_dist.core.errors import UsageError
+from mlp_dist.core.errors import UsageError, unknown
+
+INTERFACES = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
+"""Where gloo and NCCL read the name of the network interface."""
 
 _STRATEGIES = {
     **{"fsdp": "FSDP", "deepspeed": "DeepSpeed"},
@@ -64,6 +68,16 @@ def check_number() -> None:
             f"missing. This command starts {number}, on GPUs if there are any, else on the CPU:\n"
             f"  {launch_command(number)} {shlex.join(sys.argv[1:])}"
         )
+
+
+def check_interfaces() -> None:
+    """Raise UsageError if gloo or NCCL was given an interface that does not exist."""
+    known = [name for _, name in socket.if_nameindex()]
+    for setting in INTERFACES:
+        # NCCL takes prefixes, = before exact names, and ^ before names to avoid.
+        for name in os.environ.get(setting, "").removeprefix("=").split(","):
+            if not name.startswith("^") and not any(each.startswith(name) for each in known):
+                raise UsageError(f"{setting}: {unknown('network interface', name, known)}")
 
 
 def _is_compiled() -> bool:

@@ -5,10 +5,17 @@ import os
 import re
 import signal
 import sys
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
 from contextlib import ExitStack
 from pathlib import Path
 from types import FrameType
-from typing import Self
+from typing import Self, TypeVar
+
+from mlp_dist.core.errors import UsageError
+
+T = TypeVar("T")
 
 RANKS = ("RANK", "PMI_RANK", "OMPI_COMM_WORLD_RANK", "MV2_COMM_WORLD_RANK")
 SIZES = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
@@ -29,6 +36,28 @@ def is_main() -> bool:
     """True in the process of rank 0, also before the process group exists, and where ranks make no sense."""
     rank, size = variable(RANKS, "0"), variable(SIZES, "1")
     return rank == "0" or not (rank.isdecimal() and size.isdecimal() and int(rank) < int(size))
+
+
+def rank_and_size(use_cpu: bool) -> tuple[int, int]:
+    """From the launcher's variables. Raises UsageError if these are wrong or incomplete."""
+    given = " ".join(f"{name}={os.environ[name]}" for name in (*RANKS, *SIZES) if os.environ.get(name))
+    rank, size = variable(RANKS, "0"), variable(SIZES, "1")
+    if not (rank.isdecimal() and size.isdecimal() and int(rank) < int(size)):
+        raise UsageError(f"{given}: the rank must be a whole number below the number of processes")
+    needed = (RANKS, ("MASTER_ADDR",), *([] if use_cpu else [("LOCAL_RANK",)]))
+    if size != "1" and (missing := " and ".join(names[0] for names in needed if not variable(names, ""))):
+        raise UsageError(
+            f"{given}, but no {missing}: start {size} processes with `{launch_command(size)}`, "
+            "or under mpiexec, set MASTER_ADDR to the address of the first machine"
+        )
+    if not (port := address().rpartition(":")[2]).isdecimal() or int(port) > 65535:
+        raise UsageError(f"MASTER_PORT={port}: the port must be a whole number up to 65535")
+    return int(rank), int(size)
+
+
+def address() -> str:
+    """Where the processes meet, as HOST:PORT."""
+    return f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT') or 29500}"
 
 
 def is_launched() -> bool:
@@ -71,6 +100,20 @@ def end_with(parent: int) -> None:
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
         if os.getppid() != parent:
             raise Interrupted(signal.SIGTERM)
+
+
+def in_thread(work: Callable[[], T]) -> Future[T]:
+    """Run `work` in a thread that never keeps this process from ending."""
+    outcome: Future[T] = Future()
+
+    def run() -> None:
+        try:
+            outcome.set_result(work())
+        except BaseException as error:
+            outcome.set_exception(error)
+
+    threading.Thread(target=run, daemon=True).start()
+    return outcome
 
 
 class Interrupted(KeyboardInterrupt):

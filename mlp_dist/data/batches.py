@@ -11,8 +11,7 @@ from itertools import pairwise
 import numpy as np
 import torch
 
-from mlp_dist.data.arrays import WINDOW_BYTES, StoredSet
-from mlp_dist.data.image_set import ImageSet
+from mlp_dist.data.arrays import WINDOW_BYTES, ImageSet, StoredSet
 
 INITIALIZATION, ORDER, DROPOUT, AUGMENTATION, DEFORMATION = range(5)
 """The independent streams of random numbers that a run's seed starts."""

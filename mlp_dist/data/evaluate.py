@@ -10,9 +10,8 @@ from torch.nn import functional
 from mlp_dist.core.bundle import to_probabilities
 from mlp_dist.core.image import normalize
 from mlp_dist.core.spec import ImageSpec
-from mlp_dist.data.arrays import StoredSet
+from mlp_dist.data.arrays import ImageSet, StoredSet
 from mlp_dist.data.batches import prefetch
-from mlp_dist.data.image_set import ImageSet
 
 NUM_BINS = 15
 COLDEST, HOTTEST = 0.05, 20.0

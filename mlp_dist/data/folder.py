@@ -16,9 +16,9 @@ from mlp_dist.core.catalog import FOLDER_PREFIX
 from mlp_dist.core.errors import DataError, ImageError
 from mlp_dist.core.image import FORMATS, decode_image
 from mlp_dist.core.spec import ImageSpec
+from mlp_dist.data.arrays import Dataset, ImageSet, mean_and_std
 from mlp_dist.data.batches import generator
 from mlp_dist.data.cache import DecodedFiles, cached, folder_key
-from mlp_dist.data.image_set import Dataset, ImageSet, mean_and_std
 from mlp_dist.data.listing import ImageFile, Listing, check_classes, list_folder
 
 TEST_SHARE = 7

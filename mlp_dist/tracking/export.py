@@ -7,9 +7,9 @@ import torch
 
 from mlp_dist.core.bundle import Bundle, load_bundle
 from mlp_dist.core.errors import BundleError
+from mlp_dist.data.arrays import Dataset
 from mlp_dist.data.datasets import default_data_dir, prepare_dataset, read_dataset
 from mlp_dist.data.evaluate import Evaluation, evaluate, predict
-from mlp_dist.data.image_set import Dataset
 from mlp_dist.tracking.find import StoredRun, download_bundle, load_config
 
 ACCURACY_TOLERANCE = 1e-3

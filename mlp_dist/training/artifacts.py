@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from mlp_dist.data.arrays import ImageSet
 from mlp_dist.data.evaluate import Evaluation, confident_mistakes
-from mlp_dist.data.image_set import ImageSet
 
 MAX_TILES = 20
 """Images, or units, in a figure."""

@@ -22,12 +22,9 @@ from mlp_dist.training.checkpoint import (
     set_aside_damaged,
     write_history,
 )
-from mlp_dist.training.distributed import recall, remember
+from mlp_dist.training.distributed import remembered_output_dir
 
 OUTPUTS = Path("outputs")
-
-_REMEMBERED = "output_dir"
-"""The key under which the launcher's store keeps the directory for restarts."""
 
 _LONGEST_NAME = 200
 """Bytes; file systems allow 255, and a number may be appended."""
@@ -113,8 +110,8 @@ def _check_finished(directory: Path) -> None:
 def find_checkpoint(config: TrainConfig, *, resume: str) -> tuple[Path | None, Checkpoint | None]:
     """The directory to resume and its checkpoint; (None, None) for a new run."""
     directory = config.output_dir
-    if (before := recall(_REMEMBERED)) is not None:
-        directory = Path(before)
+    if (before := remembered_output_dir()) is not None:
+        directory = before
     elif resume == "no":
         return None, None
     elif resume == "auto":
@@ -168,8 +165,3 @@ def resumed_config(checkpoint: Checkpoint, config: TrainConfig, given: Set[str])
             f"more than the {other['epochs']} requested"
         )
     return replace(saved, **other)
-
-
-def remember_output_dir(directory: Path) -> None:
-    """Let a restart by the launcher resume this directory."""
-    remember(_REMEMBERED, str(directory))

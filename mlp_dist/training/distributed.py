@@ -1,47 +1,28 @@
 """The processes of a training: how they connect, agree, and notice that one has died. Imports torch late."""
 
 import functools
+import ipaddress
 import os
 import select
 import socket
-import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, wait
+from concurrent.futures import wait
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
 from mlp_dist.console import hardware, launcher, process, progress
-from mlp_dist.core.errors import MlpDistError, ProcessLostError, TrainingError, UsageError
+from mlp_dist.core.errors import MlpDistError, ProcessLostError, TrainingError
 
 T = TypeVar("T")
 
 _ANNOUNCED_AFTER, _GRACE, _POLL = 5.0, 1.0, 0.01
 """Seconds until a process says that it waits, until one whose connections closed has ended, between looks."""
 
-
-def _rank_and_size(use_cpu: bool) -> tuple[int, int]:
-    """From the launcher's variables. Raises UsageError if these are wrong or incomplete."""
-    variable, ranks, sizes = process.variable, process.RANKS, process.SIZES
-    given = " ".join(f"{name}={os.environ[name]}" for name in (*ranks, *sizes) if os.environ.get(name))
-    rank, size = variable(ranks, "0"), variable(sizes, "1")
-    if not (rank.isdecimal() and size.isdecimal() and int(rank) < int(size)):
-        raise UsageError(f"{given}: the rank must be a whole number below the number of processes")
-    needed = (ranks, ("MASTER_ADDR",), *([] if use_cpu else [("LOCAL_RANK",)]))
-    if size != "1" and (missing := " and ".join(names[0] for names in needed if not variable(names, ""))):
-        raise UsageError(
-            f"{given}, but no {missing}: start {size} processes with `{process.launch_command(size)}`, "
-            "or under mpiexec, set MASTER_ADDR to the address of the first machine"
-        )
-    if not (port := _address().rpartition(":")[2]).isdecimal() or int(port) > 65535:
-        raise UsageError(f"MASTER_PORT={port}: the port must be a whole number up to 65535")
-    return int(rank), int(size)
-
-
-def _address() -> str:
-    return f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT') or 29500}"
+_FAR_AWAY = ("192.0.2.1", "2001:db8::1")
+"""Documentation addresses (RFC 5737, RFC 3849): routed like any remote address, used by nobody."""
 
 
 def _has_lasting_store() -> bool:
@@ -55,23 +36,24 @@ def _store(part: str) -> Any:
 
     if part:
         return PrefixStore(f"mlp_dist/{part}", _store(""))
-    (host, _, port), is_kept_here = _address().rpartition(":"), process.is_main() and not _has_lasting_store()
+    host, _, port = process.address().rpartition(":")
+    is_kept_here = process.is_main() and not _has_lasting_store()
     return TCPStore(host, int(port), None, is_kept_here, wait_for_workers=False)
 
 
-def remember(name: str, text: str) -> None:
-    """Keep `text` for later attempts, if the launcher can restart the training (--max_restarts)."""
+def remember_output_dir(directory: Path) -> None:
+    """Keep the directory for later attempts, if the launcher can restart the training (--max_restarts)."""
     # A launcher that has died will not restart.
     with suppress(RuntimeError):
         if _has_lasting_store():
-            _store("remembered").set(name, text.encode(errors="surrogateescape"))
+            _store("remembered").set("output_dir", os.fsencode(directory))
 
 
-def recall(name: str) -> str | None:
-    """The last text remembered under `name` by this attempt or an earlier one, or None."""
-    if not _has_lasting_store() or not _store("remembered").check([name]):
+def remembered_output_dir() -> Path | None:
+    """The directory that this attempt or an earlier one remembered, or None."""
+    if not _has_lasting_store() or not _store("remembered").check(["output_dir"]):
         return None
-    return str(_store("remembered").get(name), errors="surrogateescape")
+    return Path(os.fsdecode(_store("remembered").get("output_dir")))
 
 
 def connect(use_cpu: bool) -> "Peers":
@@ -84,8 +66,8 @@ def connect(use_cpu: bool) -> "Peers":
     from torch import distributed
 
     launcher.check_number()
-    hardware.check_interfaces()
-    rank, size = _rank_and_size(use_cpu)
+    launcher.check_interfaces()
+    rank, size = process.rank_and_size(use_cpu)
     missing = [0] if rank else [*range(1, size)]
 
     def join() -> Peers:
@@ -97,8 +79,8 @@ def connect(use_cpu: bool) -> "Peers":
     try:
         peers = Peers() if size == 1 else _wait(join, size, missing)
     except RuntimeError as error:
-        reason = str(error).splitlines()[0]
-        raise TrainingError(f"the {size} processes cannot connect at {_address()}: {reason}") from error
+        problem = f"the {size} processes cannot connect at {process.address()}"
+        raise TrainingError(f"{problem}: {str(error).splitlines()[0]}") from error
     PartialState(cpu=use_cpu)
     hardware.set_threads(peers.local_size)
     return peers
@@ -131,19 +113,11 @@ def _wait(work: Callable[[], T], size: int, missing: Sequence[int]) -> T:
 
     A thread does it, since no handler of a signal runs while the main thread waits in C++.
     """
-    outcome: Future[T] = Future()
-
-    def run() -> None:
-        try:
-            outcome.set_result(work())
-        except BaseException as error:
-            outcome.set_exception(error)
-
-    threading.Thread(target=run, daemon=True).start()
+    outcome = process.in_thread(work)
     if wait([outcome], _ANNOUNCED_AFTER).not_done:
         ranks = f" (rank {', '.join(map(str, missing))})" if missing else ""
         number = len(missing) or f"up to {size - 1}"
-        progress.tell_beside(f"waiting for {number} of {size} processes{ranks} at {_address()}")
+        progress.tell_beside(f"waiting for {number} of {size} processes{ranks} at {process.address()}")
     return outcome.result()
 
 
@@ -238,3 +212,39 @@ class Peers:
             if signals is not None:
                 signals.check()
             raise
+
+
+def choose_interface() -> None:
+    """Name the network interface that leads to the main machine to gloo and NCCL, unless the user named one.
+
+    Gloo announces the address of the host name. If that is loopback, as /etc/hosts often has it, other
+    machines cannot connect. Called once by a command, since it sets environment variables.
+    """
+    is_one_machine = process.variable(process.SIZES, "1") == os.environ.get("LOCAL_WORLD_SIZE", "1")
+    if is_one_machine or _own_address(socket.gethostname(), socket.socket.bind) is not None:
+        return
+    import psutil
+
+    addresses = {
+        entry.address.partition("%")[0]: name
+        for name, entries in psutil.net_if_addrs().items()
+        for entry in entries
+    }
+    # On the main machine, its own name may lead to loopback.
+    targets = (os.environ.get("MASTER_ADDR", ""), *_FAR_AWAY)
+    own = (_own_address(target, socket.socket.connect) for target in targets)
+    if name := next((addresses[address] for address in own if address in addresses), None):
+        # NCCL matches a bare name as a prefix.
+        for setting, value in zip(launcher.INTERFACES, (name, f"={name}"), strict=True):
+            os.environ.setdefault(setting, value)
+
+
+def _own_address(name: str, attach: Callable[[socket.socket, Any], None]) -> str | None:
+    """This machine's address once a UDP socket is bound or connected to `name`; None if that is loopback."""
+    with suppress(OSError, UnicodeError):
+        family, kind, protocol, _, address = socket.getaddrinfo(name, 0, type=socket.SOCK_DGRAM)[0]
+        with socket.socket(family, kind, protocol) as probe:
+            attach(probe, address)
+            found = str(probe.getsockname()[0])
+            return None if ipaddress.ip_address(found).is_loopback else found
+    return None

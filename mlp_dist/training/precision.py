@@ -1,12 +1,14 @@
-"""The precision, library and number of threads of float32 matrix products during training."""
+"""The precision of training: matrix products in float32, their library and threads; gradients in float64."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 from types import TracebackType
 from typing import Self
 
 import torch
+from torch import nn
+from torch.func import functional_call
 
 _LOSSLESS = 1e-5
 """Largest relative error that still counts as float32: bfloat16 has about 3e-3, TensorFloat-32 5e-4, float32
@@ -81,3 +83,48 @@ class Products:
             torch.set_float32_matmul_precision(self.precision if large else "highest")
             torch.set_num_threads(self._before[1] if large else 1)
             self._large = large
+
+
+class Float64Gradients:
+    """Runs a float32 module in float64 and sets the `grad` of its parameters, in float32.
+
+    In float32 the last bits of a sum depend on how a batch is split; sooner or later a ReLU flips and the
+    weights diverge. In float64 the differences are so small that nearly all gradients round to the same
+    float32, so the trained weights don't depend on the number of processes.
+
+    Call it like the module and run backward on the result; gradients accumulate until `write`. Parameters may
+    change only between a `write` and the next call.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
+        self._parameters = dict(module.named_parameters())
+        self._doubles = {
+            name: parameter.detach().double().requires_grad_() for name, parameter in self._parameters.items()
+        }
+        self._is_current = False
+
+    def __call__(self, inputs: torch.Tensor) -> torch.Tensor:
+        if not self._is_current:
+            with torch.no_grad():
+                for name, double in self._doubles.items():
+                    double.copy_(self._parameters[name])
+            self._is_current = True
+        outputs: torch.Tensor = functional_call(self.module, self._doubles, (inputs.double(),))
+        return outputs
+
+    def write(
+        self, *, scale: float, reduce: Callable[[torch.Tensor], torch.Tensor] = lambda sums: sums
+    ) -> None:
+        """Set each parameter's `grad` to its accumulated gradient times `scale`.
+
+        `reduce` sums a float64 tensor (num_parameters,) over all processes.
+        """
+        doubles = self._doubles.values()
+        sums = reduce(torch.cat([double.grad.flatten() for double in doubles if double.grad is not None]))
+        sizes = [double.numel() for double in doubles]
+        for parameter, double, part in zip(
+            self._parameters.values(), doubles, torch.split(sums * scale, sizes), strict=True
+        ):
+            parameter.grad, double.grad = part.view_as(parameter).to(parameter.dtype), None
+        self._is_current = False

@@ -19,9 +19,9 @@ from mlp_dist.config import TrainConfig
 from mlp_dist.console import hardware
 from mlp_dist.core.catalog import CATALOG
 from mlp_dist.core.errors import CheckpointError, DataError, DownloadError, UsageError
+from mlp_dist.data.arrays import Dataset
 from mlp_dist.data.batches import usual_val_size
 from mlp_dist.data.datasets import default_data_dir, prepare_dataset, read_dataset
-from mlp_dist.data.image_set import Dataset
 from mlp_dist.training import distributed
 from mlp_dist.training.checkpoint import Checkpoint
 from mlp_dist.training.directories import find_checkpoint, new_output_dir, resumed_config

@@ -17,8 +17,8 @@ from mlp_dist.config import TrainConfig
 from mlp_dist.core.bundle import count_parameters
 from mlp_dist.core.model import build_model
 from mlp_dist.core.spec import ModelSpec
+from mlp_dist.data.arrays import Dataset, ImageSet
 from mlp_dist.data.batches import INITIALIZATION, generator, split_validation
-from mlp_dist.data.image_set import Dataset, ImageSet
 from mlp_dist.training.checkpoint import Checkpoint, StateDict, cpu_copy
 from mlp_dist.training.optim import build_optimizer, learning_rate
 from mlp_dist.training.precision import resolve_matmul_precision

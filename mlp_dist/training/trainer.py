@@ -15,12 +15,11 @@ from mlp_dist.console import progress
 from mlp_dist.console.process import Interrupted, StopSignals
 from mlp_dist.core.errors import TrainingError
 from mlp_dist.core.model import build_model
+from mlp_dist.data.arrays import Dataset, ImageSet
 from mlp_dist.data.batches import prefetch, training_order
 from mlp_dist.data.evaluate import loss_and_correct
-from mlp_dist.data.image_set import Dataset, ImageSet
 from mlp_dist.training.checkpoint import Checkpoint, save_checkpoint
-from mlp_dist.training.directories import remember_output_dir
-from mlp_dist.training.distributed import Peers
+from mlp_dist.training.distributed import Peers, remember_output_dir
 from mlp_dist.training.engines.accelerated import AcceleratedEngine
 from mlp_dist.training.engines.cpu import CPUEngine
 from mlp_dist.training.report import Report

@@ -21,7 +21,7 @@ from mlp_dist.core.image import (
     normalize,
 )
 from mlp_dist.core.spec import ImageSpec
-from mlp_dist.data.image_set import Dataset
+from mlp_dist.data.arrays import Dataset
 
 GRAY = ImageSpec(height=28, width=28, channels=1, mean=(0.1307,), std=(0.3081,))
 COLOR = ImageSpec(height=28, width=28, channels=3, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))

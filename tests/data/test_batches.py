@@ -10,7 +10,7 @@ import torch
 from mlp_dist.core.model import build_model
 from mlp_dist.core.spec import ImageSpec, ModelSpec
 from mlp_dist.data import arrays, batches
-from mlp_dist.data.arrays import StoredSet
+from mlp_dist.data.arrays import ImageSet, StoredSet
 from mlp_dist.data.batches import (
     INITIALIZATION,
     ORDER,
@@ -22,7 +22,6 @@ from mlp_dist.data.batches import (
     training_order,
 )
 from mlp_dist.data.evaluate import loss_and_correct, predict
-from mlp_dist.data.image_set import ImageSet
 
 NUMBER = 30_000
 

@@ -9,7 +9,7 @@ from PIL import Image
 
 from mlp_dist.core.errors import DataError
 from mlp_dist.data import folder
-from mlp_dist.data.image_set import Dataset
+from mlp_dist.data.arrays import Dataset
 
 
 @pytest.fixture(autouse=True)

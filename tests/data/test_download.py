@@ -4,11 +4,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from torchvision import datasets
+from torchvision import datasets as torchvision_datasets
 
 from mlp_dist.core.errors import DownloadError
-from mlp_dist.data import download as module
-from mlp_dist.data.download import download
+from mlp_dist.data import datasets as module
+from mlp_dist.data.datasets import download
 
 FILES = {"first.gz": bytes(range(256)) * 1200, "second.gz": b"short"}
 UNREACHABLE = "http://127.0.0.1:9/"
@@ -17,7 +17,7 @@ UNREACHABLE = "http://127.0.0.1:9/"
 @pytest.fixture(autouse=True)
 def small_source(monkeypatch: pytest.MonkeyPatch) -> None:
     sums = [(name, hashlib.md5(data, usedforsecurity=False).hexdigest()) for name, data in FILES.items()]
-    monkeypatch.setattr(datasets.MNIST, "resources", sums)
+    monkeypatch.setattr(torchvision_datasets.MNIST, "resources", sums)
     monkeypatch.setattr(module, "PAUSES", (0.01,) * 4)
 
 
@@ -26,7 +26,7 @@ def fetch(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., dict
     """A function (*mirrors) that downloads FILES from them and returns the directory's contents."""
 
     def from_mirrors(*mirrors: str) -> dict[str, bytes]:
-        monkeypatch.setattr(datasets.MNIST, "mirrors", list(mirrors))
+        monkeypatch.setattr(torchvision_datasets.MNIST, "mirrors", list(mirrors))
         download("MNIST", list(FILES), tmp_path / "a" / "raw")
         return {path.name: path.read_bytes() for path in (tmp_path / "a" / "raw").iterdir()}
 

@@ -12,6 +12,7 @@ from mlp_dist.core.errors import BundleError
 from mlp_dist.core.image import encode_png, normalize
 from mlp_dist.core.model import build_model
 from mlp_dist.core.spec import ImageSpec, ModelSpec
+from mlp_dist.data.arrays import Dataset, ImageSet
 from mlp_dist.data.batches import generator
 from mlp_dist.data.evaluate import (
     COLDEST,
@@ -21,7 +22,6 @@ from mlp_dist.data.evaluate import (
     fit_temperature,
     predict,
 )
-from mlp_dist.data.image_set import Dataset, ImageSet
 from tests.helpers.launching import Trained
 
 SPEC = ImageSpec(height=2, width=3, channels=1, mean=(0.3,), std=(0.4,))

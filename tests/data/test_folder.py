@@ -9,8 +9,8 @@ from PIL import Image
 from mlp_dist.core.errors import DataError
 from mlp_dist.core.image import decode_image
 from mlp_dist.core.spec import ImageSpec
+from mlp_dist.data.arrays import Dataset, ImageSet
 from mlp_dist.data.datasets import read_dataset
-from mlp_dist.data.image_set import Dataset, ImageSet
 
 CLASSES = {"dark": 20, "light": 220, "mid": 120}
 

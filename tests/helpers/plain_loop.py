@@ -12,9 +12,9 @@ from torch.optim import lr_scheduler
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from mlp_dist.core.image import normalize
+from mlp_dist.data.arrays import Dataset, ImageSet
 from mlp_dist.data.augment import deform
 from mlp_dist.data.batches import AUGMENTATION, DROPOUT, epoch_order, generator, split_validation
-from mlp_dist.data.image_set import Dataset, ImageSet
 
 Parameters = Iterable[nn.Parameter]
 

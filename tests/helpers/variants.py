@@ -13,8 +13,8 @@ from accelerate.state import AcceleratorState
 
 from mlp_dist.config import TrainConfig
 from mlp_dist.console.process import StopSignals
+from mlp_dist.data.arrays import Dataset
 from mlp_dist.data.datasets import read_dataset
-from mlp_dist.data.image_set import Dataset
 from mlp_dist.training.checkpoint import Checkpoint
 from mlp_dist.training.distributed import Peers, connect
 from mlp_dist.training.setup import complete_config

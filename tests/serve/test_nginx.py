@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from mlp_dist.core.image import encode_png
-from mlp_dist.data.image_set import Dataset
+from mlp_dist.data.arrays import Dataset
 from serve.client import Client
 from serve.torchserve.keys import read_key
 from tests.helpers.launching import run

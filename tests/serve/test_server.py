@@ -23,7 +23,7 @@ import torch
 from mlp_dist.core.bundle import load_bundle
 from mlp_dist.core.errors import ServerError, UsageError
 from mlp_dist.core.image import encode_png
-from mlp_dist.data.image_set import Dataset
+from mlp_dist.data.arrays import Dataset
 from serve import server
 from serve.archive import read_archive
 from serve.client import Client, InvalidKeyError, NotReadyError, UnknownModelError

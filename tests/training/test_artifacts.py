@@ -3,8 +3,8 @@ import json
 import pytest
 import torch
 
+from mlp_dist.data.arrays import ImageSet
 from mlp_dist.data.evaluate import evaluate
-from mlp_dist.data.image_set import ImageSet
 from mlp_dist.tracking.plots.images import mistakes_grid
 from mlp_dist.training.artifacts import (
     MAX_ROWS,

@@ -15,7 +15,7 @@ from torch.distributed import HashStore, TCPStore
 
 from mlp_dist.core.errors import UsageError
 from mlp_dist.training import distributed
-from mlp_dist.training.distributed import connect, recall, remember
+from mlp_dist.training.distributed import connect, remember_output_dir, remembered_output_dir
 from tests.helpers.launching import environment, free_port, objects, run
 
 LAUNCHED = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
@@ -129,35 +129,36 @@ def test_each_attempt_gets_a_new_name() -> None:
 
 
 def test_without_a_launcher_nothing_is_remembered() -> None:
-    remember("directory", "out")
-    assert recall("directory") is None
+    remember_output_dir(Path("out"))
+    assert remembered_output_dir() is None
 
 
 def test_the_last_value_is_recalled() -> None:
     server = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     variables = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(server.port), "RANK": "0", "WORLD_SIZE": "2"}
     os.environ |= {**variables, "TORCHELASTIC_USE_AGENT_STORE": "True"}
-    assert recall("directory") is None
-    remember("directory", "first")
-    remember("directory", "out\u00e9/\udcff")
-    assert recall("directory") == "out\u00e9/\udcff"
+    assert remembered_output_dir() is None
+    remember_output_dir(Path("first"))
+    remember_output_dir(Path("out\u00e9/\udcff"))
+    assert remembered_output_dir() == Path("out\u00e9/\udcff")
     # Another process, which connects for itself.
     distributed._store.cache_clear()
-    assert recall("directory") == "out\u00e9/\udcff"
+    assert remembered_output_dir() == Path("out\u00e9/\udcff")
 
 
 RESTARTED = """
 import json, os
+from pathlib import Path
 from accelerate import Accelerator
-from mlp_dist.training.distributed import connect, recall, remember
+from mlp_dist.training.distributed import connect, remember_output_dir, remembered_output_dir
 
 attempt, rank = int(os.environ["TORCHELASTIC_RESTART_COUNT"]), int(os.environ["RANK"])
 peers = connect(use_cpu=True)
 accelerator = Accelerator(cpu=True)
-before = recall("directory")
+before = str(remembered_output_dir() or "")
 if attempt == 0:
     if rank == 0:
-        remember("directory", "out")
+        remember_output_dir(Path("out"))
     peers.largest(0)
     if rank == 1:
         os._exit(7)

@@ -10,7 +10,7 @@ from mlp_dist.core.kinds import KINDS
 from mlp_dist.core.model import build_model
 from mlp_dist.core.spec import ModelSpec
 from mlp_dist.data.batches import DROPOUT, generator
-from mlp_dist.training.dropout import Dropout
+from mlp_dist.training.engines.accelerated import Dropout
 
 SIZES = (6, 50, 40, 3)
 WHOLE = slice(None)

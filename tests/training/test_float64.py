@@ -9,7 +9,7 @@ from torch.nn import functional
 from mlp_dist.core.kinds import KINDS
 from mlp_dist.core.model import build_model
 from mlp_dist.core.spec import ModelSpec
-from mlp_dist.training.engines.float64 import Float64Gradients
+from mlp_dist.training.precision import Float64Gradients
 
 SIZES = (784, 500, 10)
 

@@ -15,10 +15,10 @@ from mlp_dist.console.process import Interrupted, StopSignals
 from mlp_dist.core.errors import TrainingError
 from mlp_dist.core.image import normalize
 from mlp_dist.data import arrays, batches
+from mlp_dist.data.arrays import Dataset, ImageSet
 from mlp_dist.data.batches import epoch_order, split_validation
 from mlp_dist.data.datasets import read_dataset
 from mlp_dist.data.evaluate import evaluate, predict
-from mlp_dist.data.image_set import Dataset, ImageSet
 from mlp_dist.recipes import get_recipe
 from mlp_dist.training.checkpoint import load_checkpoint
 from mlp_dist.training.setup import complete_config

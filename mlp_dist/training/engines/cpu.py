@@ -16,7 +16,7 @@ from torch import nn
 from torch.nn import functional
 
 from mlp_dist.config import TrainConfig
-from mlp_dist.data.image_set import ImageSet
+from mlp_dist.data.arrays import ImageSet
 from mlp_dist.training.precision import Products
 from mlp_dist.training.state import RunContext, TrainState
 

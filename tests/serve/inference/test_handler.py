@@ -9,7 +9,7 @@ import pytest
 from ts.context import RequestProcessor
 
 from mlp_dist.core.image import encode_png
-from mlp_dist.data.image_set import Dataset
+from mlp_dist.data.arrays import Dataset
 from serve.handler import MLPHandler
 from tests.helpers.handlers import ask_handler, load_handler, make_context
 from tests.helpers.launching import Trained

@@ -11,7 +11,7 @@ import torch
 from mlp_dist.core.bundle import load_bundle
 from mlp_dist.core.errors import ServerError
 from mlp_dist.core.image import encode_png
-from mlp_dist.data.image_set import Dataset
+from mlp_dist.data.arrays import Dataset
 from serve.client import Client
 from serve.inference import metrics
 from tests.helpers.launching import ROOT, Trained
