@@ -19,7 +19,7 @@ from mlp_dist.core.image import Reading, decode_image, encode_png, normalize
 from mlp_dist.core.inputs import Images, model_input
 from mlp_dist.core.io import replacing_directory, replacing_file
 from mlp_dist.core.model import build_model
-from mlp_dist.core.spec import EXACT, GOLDEN, SPEC, WEIGHTS, BundleSpec, check_probabilities
+from mlp_dist.core.spec import EXACT, GOLDEN, SPEC, WEIGHTS, BundleSpec, check_probabilities, weights_file
 
 _FILE_FORMAT = "mlp_dist model 1"
 _BATCH = 2000
@@ -55,10 +55,11 @@ class Bundle:
         """Class name -> probability for each image, in order.
 
         Args:
-            images: A path, a PIL image, a numpy array or a tensor, or a list of these. Arrays and tensors
-                hold one image or a batch: (H, W), (N, H, W), either with channels first or last, or flattened
-                (N, C*H*W); uint8 from 0 to 255, uint16 from 0 to 65535, or float from 0 to 1, not normalized.
-                (C, H, W) of the model's own size is one image. Other sizes and colors are converted.
+            images: A path, a file's bytes, a PIL image, a numpy array or a tensor, or a list of these. Arrays
+                and tensors hold one image or a batch: (H, W), (N, H, W), either with channels first or last,
+                or flattened (N, C*H*W); uint8 from 0 to 255, uint16 from 0 to 65535, or float from 0 to 1,
+                not normalized. (C, H, W) of the model's own size is one image. Other sizes and colors are
+                converted.
             preprocess: "exact" only resizes; "auto" finds the digit, dark or light, anywhere on the page, and
                 frames it as in MNIST. Default: the model's own.
             background: "black" or "white", shown through transparent pixels.
@@ -119,12 +120,16 @@ def save_bundle(
 
 
 def load_bundle(directory: Path | str, *, device: torch.device | str = "cpu") -> Bundle:
-    """Read a bundle. Raises BundleError if files are missing, damaged, or do not fit together."""
+    """Read a bundle, or an MLflow model made of one.
+
+    Raises BundleError if files are missing, damaged, or do not fit together.
+    """
     directory = Path(directory)
+    weights = weights_file(directory)
     try:
         values = json.loads((directory / SPEC).read_text())
         golden_image = (directory / GOLDEN).read_bytes()
-        sha256 = _sha256(directory / WEIGHTS)
+        sha256 = _sha256(weights)
     except (FileNotFoundError, NotADirectoryError) as error:
         raise BundleError(f"{directory} is not a bundle: {Path(error.filename).name} is missing") from error
     except OSError as error:
@@ -137,12 +142,10 @@ def load_bundle(directory: Path | str, *, device: torch.device | str = "cpu") ->
         raise BundleError(f"{directory / SPEC} is not a bundle's description: {error}") from error
     if sha256 != spec.weights_sha256:
         raise BundleError(
-            f"{directory / WEIGHTS} has sha256 {sha256}, but {SPEC} names {spec.weights_sha256}: "
+            f"{weights} has sha256 {sha256}, but {SPEC} names {spec.weights_sha256}: "
             "the weights were changed or damaged; export the run again"
         )
-    return Bundle(
-        spec, _load_model(spec, _load(directory / WEIGHTS), directory / WEIGHTS, device), golden_image
-    )
+    return Bundle(spec, _load_model(spec, _load(weights), weights, device), golden_image)
 
 
 def save_file(bundle: Bundle, path: Path) -> None:

@@ -1,8 +1,11 @@
-"""Paths, PIL images, numpy arrays, tensors and lists of these -> a model's input."""
+"""Paths, bytes, PIL images, numpy arrays, tensors and lists of these -> a model's input."""
 
+import base64
+import binascii
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote_to_bytes
 
 import numpy as np
 import torch
@@ -12,10 +15,12 @@ from mlp_dist.core.errors import ImageError
 from mlp_dist.core.image import DEFAULT_READING, Reading, decode_image, normalize, to_pixels
 from mlp_dist.core.spec import AUTO, ImageSpec
 
-OneOrBatch = str | Path | Image.Image | np.ndarray | torch.Tensor
+OneOrBatch = str | Path | bytes | Image.Image | np.ndarray | torch.Tensor
 Images = OneOrBatch | Sequence[OneOrBatch]
 
 _CHANNELS_FIRST, _CHANNELS_LAST = (1, 3, 4), (1, 2, 3, 4)
+
+_URL_SAFE = bytes.maketrans(b"-_", b"+/")
 
 _ROUNDING = 1e-6
 """How far floats may exceed 0 to 1, as after an interpolation."""
@@ -32,6 +37,27 @@ def model_input(images: Images, spec: ImageSpec, reading: Reading = DEFAULT_READ
     return torch.cat([normalize(read_images(part, spec, reading), spec) for part in parts])
 
 
+def decode_text(text: str | bytes, where: str) -> bytes:
+    """Decode a data URL or base64, standard or URL-safe, with or without line breaks and padding.
+
+    Raises ImageError; its message calls the input `where`.
+    """
+    encoded = (text.encode(errors="replace") if isinstance(text, str) else text).strip()
+    start = repr(encoded[:20].decode(errors="replace"))
+    if encoded[:5].lower() == b"data:":
+        head, comma, content = encoded.partition(b",")
+        if not comma:
+            raise ImageError(f"{where} holds a data URL without a comma: it starts with {start}")
+        if not head.rstrip().lower().endswith(b";base64"):
+            return unquote_to_bytes(content)
+        encoded = unquote_to_bytes(content)
+    packed = b"".join(encoded.split()).translate(_URL_SAFE).rstrip(b"=")
+    try:
+        return base64.b64decode(packed + b"=" * (-len(packed) % 4), validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise ImageError(f"{where} is not base64 ({error}): it starts with {start}") from error
+
+
 def read_images(part: Any, spec: ImageSpec, reading: Reading = DEFAULT_READING) -> torch.Tensor:
     """One of OneOrBatch -> (N, C, H, W), uint8 or float32 from 0 to 1. Raises ImageError."""
     if isinstance(part, str | Path):
@@ -41,6 +67,8 @@ def read_images(part: Any, spec: ImageSpec, reading: Reading = DEFAULT_READING) 
             raise ImageError(f"{part}: {error}") from error
         except (OSError, ValueError) as error:
             raise ImageError(f"cannot read {part}: {getattr(error, 'strerror', None) or error}") from error
+    if isinstance(part, bytes):
+        return decode_image(part, spec, reading)[None]
     if isinstance(part, Image.Image):
         try:
             return to_pixels(part, spec, reading)[None]
@@ -53,7 +81,9 @@ def read_images(part: Any, spec: ImageSpec, reading: Reading = DEFAULT_READING) 
         part = _tensor(part)
     if isinstance(part, torch.Tensor):
         return _converted(_as_batch(_checked(part), spec), spec, reading)
-    raise ImageError(f"{type(part).__name__} is not an image; give a path, a PIL image, an array or a tensor")
+    raise ImageError(
+        f"{type(part).__name__} is not an image; give a path, bytes, a PIL image, an array or a tensor"
+    )
 
 
 def _tensor(array: np.ndarray) -> torch.Tensor:

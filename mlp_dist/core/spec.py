@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import asdict, dataclass, fields
+from pathlib import Path
 from typing import Any, Self
 
 from mlp_dist.core.errors import BundleError
@@ -11,6 +12,9 @@ FORMAT_VERSION = 1
 
 SPEC, WEIGHTS, GOLDEN = "bundle.json", "weights.pt", "golden.png"
 """The files of a bundle: a BundleSpec, the state_dict, and an image to check the loaded model with."""
+
+STATE_DICT = "state_dict.pth"
+"""The weights' name in an MLflow model, where `mlflow.pytorch.load_state_dict` looks for it."""
 
 PROBABILITY_TOLERANCE = 1e-6
 """Largest difference of a probability between machines and batch sizes, for the same weights."""
@@ -36,6 +40,12 @@ class _Json:
             found = sorted(values) if isinstance(values, dict) else type(values).__name__
             raise BundleError(f"{cls.__name__} needs the keys {sorted(known)}, found {found}")
         return cls(**{name: _tuples(value) for name, value in values.items()})
+
+
+def weights_file(directory: Path) -> Path:
+    """The weights of a bundle, which an MLflow model stores as `STATE_DICT`."""
+    renamed = directory / STATE_DICT
+    return renamed if renamed.is_file() else directory / WEIGHTS
 
 
 def _are_counts(values: tuple[Any, ...]) -> bool:

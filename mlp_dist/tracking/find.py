@@ -10,6 +10,7 @@ from typing import Any
 from mlp_dist.config import TrainConfig
 from mlp_dist.console import progress
 from mlp_dist.core.errors import TrackingError, UsageError, did_you_mean
+from mlp_dist.core.spec import STATE_DICT, WEIGHTS
 from mlp_dist.tracking.run_dir import BUNDLE, CONFIG, FINISHED
 from mlp_dist.tracking.store import existing_store, hide_password, load_mlflow
 
@@ -215,7 +216,10 @@ def download_bundle(run: StoredRun, directory: Path) -> Path:
     mlflow = load_mlflow()
     directory.mkdir(parents=True, exist_ok=True)
     try:
-        return Path(mlflow.artifacts.download_artifacts(artifact_uri=run.bundle, dst_path=str(directory)))
+        bundle = Path(mlflow.artifacts.download_artifacts(artifact_uri=run.bundle, dst_path=str(directory)))
+        if (bundle / STATE_DICT).exists():
+            (bundle / STATE_DICT).rename(bundle / WEIGHTS)
+        return bundle
     except (mlflow.MlflowException, OSError) as error:
         raise TrackingError(f"run {run.run_id} ({run.name}) has no bundle to download: {error}") from error
 

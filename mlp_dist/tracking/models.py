@@ -1,87 +1,163 @@
-"""LoggedModels: the weights a run kept, ranked in MLflow's Models tab."""
+"""A run's LoggedModel: its kept weights as an MLflow model, which loads where this package is missing."""
 
+import hashlib
+import json
 import math
-from collections.abc import Iterable
+import platform
+import tempfile
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import mlp_dist
+from mlp_dist.core.spec import GOLDEN, SPEC, STATE_DICT, weights_file
 from mlp_dist.tracking.store import load_mlflow
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
-    from mlflow.entities import LoggedModel, Metric, Run
+    from mlflow.entities import LoggedModel, Run
 
-BEST, LAST = "best", "last"
-MODEL_TYPE = "pytorch_state_dict"
-
-RUN_PARAMS = (
-    *("recipe", "dataset", "model", "layer_sizes", "num_parameters", "optimizer", "lr", "batch_size"),
-    *("epochs", "seed"),
-)
-"""The run's params that its models have, too."""
+BUNDLE_TAG = "mlp_dist.bundle"
+"""Names bundle.json's sha256, and through it the weights."""
 
 FIGURES = ("val/accuracy", "test/accuracy", "val/loss", "test/loss", "train/accuracy", "train/loss")
 """An epoch's metrics that its weights have, too, in the order of the Models tab's columns."""
 
+_INVALID = str.maketrans({"/": "-", ":": "-", "%": "-", ".": "·", "'": "", '"': ""})
+_LONGEST_NAME = 250
+_INPUT = {"type": "any", "name": "image", "required": True}
+_REQUIREMENTS = ("mlflow", "numpy", "Pillow", "torch")
+
 
 def log_model(
-    client: "MlflowClient", run_id: str, name: str, directory: Path, *, epoch: int, points: "Iterable[Metric]"
+    client: "MlflowClient",
+    run_id: str,
+    name: str,
+    bundle: Path,
+    *,
+    step: int,
+    metrics: dict[str, float],
+    timestamp_ms: int,
 ) -> str:
-    """Log the files in `directory` as the run's LoggedModel of `name` and `epoch`; returns its id.
+    """Make the bundle the run's only LoggedModel, called `name` as far as MLflow allows; returns its id.
 
-    Idempotent: a second call finds the model, and completes one interrupted by a crash. `points` are the
-    run's metrics of that epoch; those in FIGURES are linked to the model, without a second point in the run.
-    Non-finite values are left out, since MLflow ranks NaN as 0. The run must already have its params and its
-    data set.
+    Completes a model whose upload was interrupted, and sends files that MLflow lost. The run's other models
+    are deleted unless they are registered. `metrics` are those of the epoch `step`; non-finite ones are left
+    out, since MLflow ranks NaN as 0. The run must already have its params and its data set.
 
     Raises mlflow.MlflowException.
     """
     load_mlflow()
-    from mlflow.entities import LoggedModelOutput, LoggedModelStatus
+    from mlflow.entities import LoggedModelOutput, LoggedModelStatus, Metric
 
-    run = client.get_run(run_id)
-    model = find_model(client, run, name, epoch) or _create(client, run, name, epoch)
-    model_id = str(model.model_id)
-    if model.status == LoggedModelStatus.READY:
-        return model_id
-    # MLflow rejects a second output of the same model.
-    outputs = run.outputs.model_outputs if run.outputs else []
-    if model_id not in [output.model_id for output in outputs]:
-        client.log_outputs(run_id, [LoggedModelOutput(model_id, epoch)])
-    client.log_model_artifacts(model_id, str(directory))
-    _link_metrics(client, run, model_id, points)
-    client.finalize_logged_model(model_id, LoggedModelStatus.READY)
-    return model_id
-
-
-def find_model(client: "MlflowClient", run: "Run", name: str, epoch: int) -> "LoggedModel | None":
-    """The run's model of that name and epoch, READY or not."""
-    wanted = f"source_run_id = '{run.info.run_id}' AND name = '{name}'"
-    found = client.search_logged_models([run.info.experiment_id], filter_string=wanted)
-    return next((model for model in found if model.params.get("epoch") == str(epoch)), None)
-
-
-def _create(client: "MlflowClient", run: "Run", name: str, epoch: int) -> "LoggedModel":
-    params = {param: run.data.params[param] for param in RUN_PARAMS if param in run.data.params}
-    return client.create_logged_model(
+    run, digest = client.get_run(run_id), _digest(bundle)
+    models = _models(client, run)
+    model = next((each for each in models if each.tags.get(BUNDLE_TAG) == digest), None)
+    model = model or client.create_logged_model(
         run.info.experiment_id,
-        name=name,
-        source_run_id=run.info.run_id,
-        params={**params, "epoch": str(epoch)},
-        model_type=MODEL_TYPE,
+        name=name.translate(_INVALID)[:_LONGEST_NAME],
+        source_run_id=run_id,
+        tags={BUNDLE_TAG: digest},
+        params={**run.data.params, "epoch": str(step)},
+        model_type="image_classifier",
     )
+    if not is_complete(client, model, bundle):
+        # MLflow rejects a second output of the same model.
+        outputs = run.outputs.model_outputs if run.outputs else []
+        if model.model_id not in [output.model_id for output in outputs]:
+            client.log_outputs(run_id, [LoggedModelOutput(model.model_id, step)])
+        _upload(client, model, bundle)
+        data = [each.dataset for each in run.inputs.dataset_inputs][:1] if run.inputs else []
+        linked = (model.model_id, *(part for each in data for part in (each.name, each.digest)))
+        finite = {key: value for key, value in metrics.items() if math.isfinite(value)}
+        points = [Metric(key, value, timestamp_ms, step, *linked) for key, value in finite.items()]
+        client.log_batch(run_id, metrics=points)
+        client.finalize_logged_model(model.model_id, LoggedModelStatus.READY)
+    _delete_others(client, run_id, [each for each in models if each.model_id != model.model_id])
+    return str(model.model_id)
 
 
-def _link_metrics(client: "MlflowClient", run: "Run", model_id: str, points: "Iterable[Metric]") -> None:
-    from mlflow.entities import Metric
+def find_model(client: "MlflowClient", run: "Run") -> "LoggedModel | None":
+    """The run's newest READY model, else one whose upload was interrupted."""
+    models = _models(client, run)
+    return next((each for each in models if str(each.status) == "READY"), models[0] if models else None)
 
-    datasets = [each.dataset for each in run.inputs.dataset_inputs] if run.inputs else []
-    linked = {"model_id": model_id}
-    if datasets:
-        linked |= {"dataset_name": datasets[0].name, "dataset_digest": datasets[0].digest}
-    by_name = {point.key: point for point in points if math.isfinite(point.value)}
-    metrics = [
-        Metric(point.key, point.value, point.timestamp, point.step, **linked)
-        for point in (by_name[name] for name in FIGURES if name in by_name)
-    ]
-    client.log_batch(run.info.run_id, metrics=metrics)
+
+def is_complete(client: "MlflowClient", model: "LoggedModel", bundle: Path) -> bool:
+    """True if the model is READY and made of `bundle`, and MLflow lists all its files with their sizes."""
+    if str(model.status) != "READY" or model.tags.get(BUNDLE_TAG) != _digest(bundle):
+        return False
+    stored = _stored_sizes(client, str(model.model_id))
+    return all(stored.get(name) == len(content) for name, content in _files(model, bundle).items())
+
+
+def _models(client: "MlflowClient", run: "Run") -> "list[LoggedModel]":
+    """The run's models, newest first."""
+    of_run = f"source_run_id = '{run.info.run_id}'"
+    found = client.search_logged_models([run.info.experiment_id], filter_string=of_run)
+    return sorted(found, key=lambda model: -model.creation_timestamp)
+
+
+def _delete_others(client: "MlflowClient", run_id: str, others: "list[LoggedModel]") -> None:
+    versions = client.search_model_versions(f"run_id = '{run_id}'") if others else []
+    registered = {version.source for version in versions}
+    for model in others:
+        if model.model_uri not in registered:
+            client.delete_logged_model(model.model_id)
+
+
+def _digest(bundle: Path) -> str:
+    return hashlib.sha256((bundle / SPEC).read_bytes()).hexdigest()
+
+
+def _stored_sizes(client: "MlflowClient", model_id: str, folder: str | None = None) -> dict[str, int]:
+    sizes: dict[str, int] = {}
+    for each in client.list_logged_model_artifacts(model_id, folder):
+        sizes |= (
+            _stored_sizes(client, model_id, each.path) if each.is_dir else {each.path: each.file_size or 0}
+        )
+    return sizes
+
+
+def _upload(client: "MlflowClient", model: "LoggedModel", bundle: Path) -> None:
+    with tempfile.TemporaryDirectory(prefix="mlp_dist-") as directory:
+        for name, content in _files(model, bundle).items():
+            path = Path(directory, name)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content)
+        client.log_model_artifacts(str(model.model_id), directory)
+
+
+def _files(model: "LoggedModel", bundle: Path) -> dict[str, bytes]:
+    """The MLflow model: the bundle, the code that reads it, and what MLflow has to know."""
+    from mlflow.models import Model, ModelSignature
+
+    spec, package = (bundle / SPEC).read_bytes(), Path(mlp_dist.__file__).parent
+    code = [package / "__init__.py", *sorted((package / "core").rglob("*.py"))]
+    outputs = [{"type": "double", "name": name, "required": True} for name in json.loads(spec)["classes"]]
+    schemas = {"inputs": json.dumps([_INPUT]), "outputs": json.dumps(outputs)}
+    about = Model(
+        run_id=model.source_run_id,
+        model_id=model.model_id,
+        model_uuid=model.model_id,
+        utc_time_created=datetime.fromtimestamp(model.creation_timestamp / 1000, UTC).replace(tzinfo=None),
+        signature=ModelSignature.from_dict(schemas),
+    )
+    about.add_flavor(
+        "python_function",
+        loader_module="mlp_dist.core.pyfunc",
+        code="code",
+        config={"output": "probabilities"},
+        env={"virtualenv": "python_env.yaml"},
+        python_version=platform.python_version(),
+    )
+    environment = {"python": platform.python_version(), "dependencies": ["-r requirements.txt"]}
+    return {
+        SPEC: spec,
+        GOLDEN: (bundle / GOLDEN).read_bytes(),
+        STATE_DICT: weights_file(bundle).read_bytes(),
+        "MLmodel": about.to_yaml().encode(),
+        "python_env.yaml": json.dumps(environment).encode(),
+        "requirements.txt": "\n".join(_REQUIREMENTS).encode(),
+        **{f"code/mlp_dist/{path.relative_to(package)}": path.read_bytes() for path in code},
+    }

@@ -9,7 +9,7 @@ from mlp_dist.config import DEFAULT_EXPERIMENT
 from mlp_dist.console import progress
 from mlp_dist.core.errors import PromotionError
 from mlp_dist.tracking.find import StoredRun, best_beside, best_run, download_bundle, stored
-from mlp_dist.tracking.models import BEST, FIGURES, find_model, log_model
+from mlp_dist.tracking.models import FIGURES, find_model, log_model
 from mlp_dist.tracking.store import existing_store, load_mlflow
 
 if TYPE_CHECKING:
@@ -90,7 +90,7 @@ def register(run: StoredRun) -> str:
         client = mlflow.MlflowClient()
         found = client.get_run(run.run_id)
         epoch = int(run.metrics["best_epoch"])
-        model = find_model(client, found, BEST, epoch)
+        model = find_model(client, found)
         if model is None or str(model.status) != "READY":
             model = _log_bundle(client, found, run, epoch)
         versions = client.search_model_versions(f"name = '{MODEL}' AND run_id = '{run.run_id}'")
@@ -110,7 +110,15 @@ def _log_bundle(client: "MlflowClient", found: "Run", run: StoredRun, epoch: int
     points = [point for point in history if point.step == epoch]
     with tempfile.TemporaryDirectory(prefix="mlp_dist-") as directory:
         bundle = download_bundle(run, Path(directory))
-        model_id = log_model(client, run.run_id, BEST, bundle, epoch=epoch, points=points)
+        model_id = log_model(
+            client,
+            run.run_id,
+            run.name,
+            bundle,
+            step=epoch,
+            metrics={point.key: point.value for point in points},
+            timestamp_ms=max((point.timestamp for point in points), default=0),
+        )
     return client.get_logged_model(model_id)
 
 

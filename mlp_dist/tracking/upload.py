@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from mlp_dist.core.errors import TrackingError, UsageError
 from mlp_dist.core.io import try_to_lock
 from mlp_dist.core.spec import SPEC
-from mlp_dist.tracking.models import log_model
+from mlp_dist.tracking.models import FIGURES, log_model
 from mlp_dist.tracking.run_dir import (
     BUNDLE,
     KILLED,
@@ -297,16 +297,18 @@ class _Upload:
 
     def log_models(self) -> None:
         history = {record["epoch"]: record for record in _read_lines(self.directory / METRICS)}
-        for model in self.record.models:
-            name, epoch = model["name"], model["epoch"]
-            if f"{name} {epoch}" not in self.sent.models:
-                self.sent.models[f"{name} {epoch}"] = log_model(
+        for model in self.record.models[:1]:
+            epoch = model["epoch"]
+            if str(epoch) not in self.sent.models:
+                points = _epoch_metrics(history[epoch])
+                self.sent.models[str(epoch)] = log_model(
                     self.client,
                     self.sent.run_id,
-                    name,
-                    self.directory / model["files"],
-                    epoch=epoch,
-                    points=_epoch_metrics(history[epoch]),
+                    self.record.name,
+                    self.directory / BUNDLE,
+                    step=epoch,
+                    metrics={point.key: point.value for point in points if point.key in FIGURES},
+                    timestamp_ms=history[epoch]["timestamp_ms"],
                 )
 
     def log_status(self) -> None:

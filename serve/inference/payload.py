@@ -1,20 +1,18 @@
 """Images inside JSON and text: base64 and data URLs to file bytes, lists of numbers to arrays."""
 
-import base64
-import binascii
 import re
 from dataclasses import dataclass
 from math import prod
 from typing import Any
-from urllib.parse import unquote_to_bytes
 
 import numpy as np
 
+from mlp_dist.core import inputs
+from mlp_dist.core.errors import ImageError
 from mlp_dist.core.spec import ImageSpec
 from serve.inference.request_errors import RequestError
 
 _BASE64 = re.compile(rb"[A-Za-z0-9+/_\-\s]+={0,2}")
-_URL_SAFE = bytes.maketrans(b"-_", b"+/")
 
 _FLOATS = ("FP16", "FP32", "FP64")
 _INTEGERS = ("UINT8", "UINT16", "UINT32", "UINT64", "INT8", "INT16", "INT32", "INT64")
@@ -25,23 +23,11 @@ _MAX_DIMENSIONS = 4
 
 
 def decode_text(text: str | bytes, where: str) -> bytes:
-    """Decode a data URL or base64, standard or URL-safe, with or without line breaks and padding.
-
-    Raises RequestError; its message calls the input `where`.
-    """
-    encoded = (text.encode(errors="replace") if isinstance(text, str) else text).strip()
-    if encoded[:5].lower() == b"data:":
-        head, comma, content = encoded.partition(b",")
-        if not comma:
-            raise RequestError(f"{where} holds a data URL without a comma: it starts with {_start(encoded)}")
-        if not head.rstrip().lower().endswith(b";base64"):
-            return unquote_to_bytes(content)
-        encoded = unquote_to_bytes(content)
-    packed = b"".join(encoded.split()).translate(_URL_SAFE).rstrip(b"=")
+    """`inputs.decode_text`. Raises RequestError."""
     try:
-        return base64.b64decode(packed + b"=" * (-len(packed) % 4), validate=True)
-    except (binascii.Error, ValueError) as error:
-        raise RequestError(f"{where} is not base64 ({error}): it starts with {_start(encoded)}") from error
+        return inputs.decode_text(text, where)
+    except ImageError as error:
+        raise RequestError(str(error)) from error
 
 
 def is_text(data: bytes) -> bool:
@@ -50,10 +36,6 @@ def is_text(data: bytes) -> bool:
         return True
     # Strip first: trailing blanks in the pattern would make it quadratic.
     return len(data) >= 24 and _BASE64.fullmatch(data.strip()) is not None
-
-
-def _start(encoded: bytes) -> str:
-    return repr(encoded[:20].decode(errors="replace"))
 
 
 @dataclass(frozen=True)

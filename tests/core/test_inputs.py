@@ -99,7 +99,7 @@ def test_other_sizes_and_colors_are_converted_as_in_files(mode: str, spec: Image
         (torch.zeros(28, 28).to_sparse(), "a tensor of torch.float32 and torch.sparse_coo holds no image"),
         (torch.zeros(28), r"\(28,\) is not the shape of images; give \(H, W\), .* or \(N, 784\)"),
         ("a\0b", "cannot read a"),
-        (7, "int is not an image; give a path, a PIL image, an array or a tensor"),
+        (7, "int is not an image; give a path, bytes, a PIL image, an array or a tensor"),
         ([torch.zeros(28, 28), "nowhere.png"], "cannot read nowhere.png: No such file or directory"),
     ],
     ids=itertools.count(),

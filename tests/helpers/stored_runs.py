@@ -57,13 +57,13 @@ def digits_run(experiment: str, name: str, *, noise: float, val_accuracy: float,
     points = [Metric(key, val_accuracy, 1000, 3) for key in ("val/accuracy", "val/loss", "train/step_loss")]
     client.log_batch(run_id, [*points, Metric("val/accuracy", val_accuracy - 0.1, 2000, 4)])
     with tempfile.TemporaryDirectory() as directory:
-        test_accuracy = _write_bundle(Path(directory) / "bundle", run_id, noise)
+        test_accuracy = write_bundle(Path(directory) / "bundle", run_id, noise)
         (Path(directory) / "config.json").write_text(json.dumps(config.to_json()))
         client.log_artifacts(run_id, directory)
     return end_run(run_id, best_epoch=3, best_val_accuracy=val_accuracy, test_accuracy=test_accuracy)
 
 
-def _write_bundle(directory: Path, run_id: str, noise: float) -> float:
+def write_bundle(directory: Path, run_id: str, noise: float) -> float:
     data = read_dataset("digits", ROOT)
     spec = ModelSpec((data.image.num_features, len(data.classes)), "module")
     model = build_model(spec)

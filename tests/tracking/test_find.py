@@ -53,7 +53,8 @@ def test_kept_weights_are_a_ranked_model(trained: Trained, stored: Any, tmp_path
     run = stored.get_run(trained.result["run_id"])
     order = [{"field_name": "metrics.val/accuracy", "ascending": False}]
     found = stored.search_logged_models([run.info.experiment_id], order_by=order)
-    assert (found[0].name, found[0].source_run_id) == ("best", run.info.run_id)
+    assert (len(found), found[0].source_run_id) == (1, run.info.run_id)
+    assert found[0].name.replace("·", ".") == run.info.run_name.replace("·", ".")
     values = {point.key: (point.step, point.value) for point in found[0].metrics}
     assert values["val/accuracy"] == (trained.result["best_epoch"], trained.result["val_accuracy"])
     bundle = Path(stored.download_artifacts(run.info.run_id, "bundle", tmp_path))

@@ -1,30 +1,45 @@
-"""LoggedModels of the weights that runs keep."""
+"""A run's LoggedModel: made of its bundle, kept whole, and loaded with MLflow's own tools."""
 
+import base64
+import json
 import math
 import shutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
+from PIL import Image
 
-from mlp_dist.tracking.models import FIGURES, find_model, log_model
+from mlp_dist.core.bundle import load_bundle
+from mlp_dist.core.spec import SPEC, STATE_DICT, check_probabilities
+from mlp_dist.tracking.models import find_model, is_complete, log_model
 from mlp_dist.tracking.store import load_mlflow
+from tests.helpers.stored_runs import write_bundle
 
-pytestmark = pytest.mark.slow
+# mlflow.pyfunc warns about its own type hints when it is imported.
+pytestmark = pytest.mark.filterwarnings("ignore:.*type hint is inferred as AnyType")
 
-EPOCH = {"train/loss": 0.5, "throughput/steps_taken": 9.0, "val/loss": 0.25, "val/accuracy": 0.75}
+FIGURES = {"val/accuracy": 0.75, "val/loss": 0.25}
 HOUR_MS = 3600_000
 
 
 @pytest.fixture(scope="module")
 def client(empty_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    """The client of a store of its own."""
+    """The client of a store of its own, which `mlflow` uses too."""
     directory = tmp_path_factory.mktemp("store")
     shutil.copy(empty_store, directory)
+    mlflow = load_mlflow()
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(directory)
-        yield load_mlflow().MlflowClient(f"sqlite:///{directory}/mlflow.db")
+        # MLflow puts the code of the models it loads there.
+        patch.setattr(sys, "path", [*sys.path])
+        mlflow.set_tracking_uri(f"sqlite:///{directory}/mlflow.db")
+        yield mlflow.MlflowClient()
+        mlflow.set_tracking_uri(None)
 
 
 @pytest.fixture
@@ -32,54 +47,97 @@ def experiment(client: Any, request: pytest.FixtureRequest) -> str:
     return str(client.create_experiment(request.node.name))
 
 
-@pytest.fixture
-def bundle(tmp_path: Path) -> Path:
-    (tmp_path / "bundle").mkdir()
-    (tmp_path / "bundle/weights.pt").write_bytes(b"weights")
-    return tmp_path / "bundle"
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("run") / "bundle"
+    write_bundle(directory, "", noise=0.0)
+    return directory
+
+
+@pytest.fixture(scope="module")
+def logged(client: Any, bundle: Path) -> str:
+    """The address of a registered model."""
+    run_id = new_run(client, str(client.create_experiment("logged")))
+    model_id = log(client, run_id, bundle)
+    client.create_registered_model("mlp")
+    client.create_model_version("mlp", f"models:/{model_id}", run_id, model_id=model_id)
+    client.set_registered_model_alias("mlp", "champion", "1")
+    return "models:/mlp@champion"
+
+
+@pytest.fixture(scope="module")
+def answers(logged: str) -> Any:
+    """A function from the cells of the column `image` to the probabilities of each class."""
+    import mlflow
+    from pandas import DataFrame
+
+    model = mlflow.pyfunc.load_model(logged)
+    return lambda *cells: model.predict(DataFrame({"image": cells})).to_dict("records")
 
 
 def new_run(client: Any, experiment: str) -> str:
-    """A run with two epochs of equal metrics, an hour apart."""
     from mlflow.data.code_dataset_source import CodeDatasetSource
     from mlflow.data.meta_dataset import MetaDataset
     from mlflow.entities import DatasetInput, Metric, Param
 
     run_id = str(client.create_run(experiment).info.run_id)
-    points = [Metric(name, value, step * HOUR_MS, step) for name, value in EPOCH.items() for step in (1, 2)]
-    client.log_batch(run_id, points, [Param("lr", "0.1"), Param("output_dir", "/here")])
+    points = [Metric(name, value, step * HOUR_MS, step) for name, value in FIGURES.items() for step in (1, 2)]
+    client.log_batch(run_id, points, [Param("lr", "0.1")])
     data = MetaDataset(CodeDatasetSource({}), name="mnist", digest="abc")
     client.log_inputs(run_id, [DatasetInput(data._to_mlflow_entity())])
     return run_id
 
 
-def log(client: Any, run_id: str, bundle: Path, name: str = "best", epoch: int = 1, **changed: float) -> str:
-    from mlflow.entities import Metric
-
-    figures = {**EPOCH, **{name.replace("_", "/"): value for name, value in changed.items()}}
-    points = [Metric(name, value, epoch * HOUR_MS, epoch) for name, value in figures.items()]
-    return log_model(client, run_id, name, bundle, epoch=epoch, points=points)
+def log(client: Any, run_id: str, bundle: Path, step: int = 1, **figures: float) -> str:
+    metrics = {**FIGURES, **{name.replace("_", "/"): value for name, value in figures.items()}}
+    name = "lr=0.3 · folder:/a/'b'"
+    return log_model(client, run_id, name, bundle, step=step, metrics=metrics, timestamp_ms=step * HOUR_MS)
 
 
-def test_model_has_its_epochs_metrics(client: Any, experiment: str, bundle: Path) -> None:
+def changed(bundle: Path, directory: Path) -> Path:
+    """A copy of the bundle with other metrics, as after a resumed training."""
+    shutil.copytree(bundle, directory)
+    values = json.loads((directory / SPEC).read_text())
+    (directory / SPEC).write_text(json.dumps({**values, "metrics": {"val_accuracy": 0.5}}))
+    return directory
+
+
+def golden(bundle: Path) -> dict[str, float]:
+    spec = load_bundle(bundle).spec
+    return dict(zip(spec.classes, spec.golden_probabilities, strict=True))
+
+
+def test_model_has_its_run_epoch_and_metrics(client: Any, experiment: str, bundle: Path) -> None:
     run_id = new_run(client, experiment)
     # MLflow would store NaN as 0, the smallest loss.
-    first = [log(client, run_id, bundle, test_loss=math.nan), log(client, run_id, bundle, "last", 2)]
-    assert [log(client, run_id, bundle), log(client, run_id, bundle, "last", 2)] == first
-    best, last = (client.get_logged_model(model_id) for model_id in first)
-    assert {(point.key, point.value, point.timestamp, point.step) for point in best.metrics} == {
-        (name, value, HOUR_MS, 1) for name, value in EPOCH.items() if name in FIGURES
+    model_id = log(client, run_id, bundle, test_loss=math.nan)
+    assert log(client, run_id, bundle) == model_id
+    [model] = client.search_logged_models([experiment])
+    assert {(point.key, point.value, point.timestamp, point.step) for point in model.metrics} == {
+        (name, value, HOUR_MS, 1) for name, value in FIGURES.items()
     }
-    assert {(point.dataset_name, point.dataset_digest) for point in best.metrics} == {("mnist", "abc")}
-    assert (best.name, best.model_type, str(best.status)) == ("best", "pytorch_state_dict", "READY")
-    assert (best.params, last.params) == ({"lr": "0.1", "epoch": "1"}, {"lr": "0.1", "epoch": "2"})
-    outputs = client.get_run(run_id).outputs.model_outputs
-    assert {(output.model_id, output.step) for output in outputs} == set(zip(first, (1, 2), strict=True))
-    # A resumed run has another best epoch and keeps the earlier model.
-    newer = log(client, run_id, bundle, epoch=2)
+    assert {(point.dataset_name, point.dataset_digest) for point in model.metrics} == {("mnist", "abc")}
+    assert (model.name, str(model.status)) == ("lr=0·3 · folder--a-b", "READY")
+    assert model.params == {"lr": "0.1", "epoch": "1"}
     run = client.get_run(run_id)
-    assert [find_model(client, run, "best", epoch).model_id for epoch in (1, 2)] == [first[0], newer]
-    assert find_model(client, run, "best", 3) is None
+    assert [(output.model_id, output.step) for output in run.outputs.model_outputs] == [(model_id, 1)]
+    assert len(client.get_metric_history(run_id, "val/loss")) == 2
+    assert find_model(client, run).model_id == model_id
+
+
+def test_resumed_run_keeps_one_model_and_registered_ones(
+    client: Any, experiment: str, bundle: Path, tmp_path: Path
+) -> None:
+    run_id = new_run(client, experiment)
+    first = log(client, run_id, bundle)
+    second = log(client, run_id, changed(bundle, tmp_path / "second"), step=2)
+    [model] = client.search_logged_models([experiment])
+    assert (model.model_id, model.params["epoch"]) == (second, "2") != (first, "2")
+    client.create_registered_model("kept")
+    client.create_model_version("kept", model.model_uri, run_id, model_id=second)
+    third = log(client, run_id, bundle)
+    assert {each.model_id for each in client.search_logged_models([experiment])} == {second, third}
+    assert find_model(client, client.get_run(run_id)).model_id == third
 
 
 def test_interrupted_model_is_completed(client: Any, experiment: str, bundle: Path) -> None:
@@ -90,9 +148,97 @@ def test_interrupted_model_is_completed(client: Any, experiment: str, bundle: Pa
     (location / "models").touch()
     with pytest.raises(OSError, match="models"):
         log(client, run_id, bundle)
-    [begun] = client.search_logged_models([experiment])
-    assert str(begun.status) == "PENDING"
+    begun = find_model(client, client.get_run(run_id))
+    assert (str(begun.status), is_complete(client, begun, bundle)) == ("PENDING", False)
     (location / "models").unlink()
     assert log(client, run_id, bundle) == begun.model_id
     [model] = client.search_logged_models([experiment])
-    assert (str(model.status), len(model.metrics)) == ("READY", 3)
+    assert (is_complete(client, model, bundle), len(model.metrics)) == (True, len(FIGURES))
+
+
+@pytest.mark.parametrize("lost", [".", "code/mlp_dist/core/model.py", "MLmodel", "golden.png"])
+def test_lost_and_shortened_files_are_sent_again(
+    client: Any, experiment: str, bundle: Path, lost: str
+) -> None:
+    run_id = new_run(client, experiment)
+    log(client, run_id, bundle)
+    model = find_model(client, client.get_run(run_id))
+    place = Path(model.artifact_location) / lost
+    if lost == "golden.png":
+        place.write_bytes(b"")
+    else:
+        shutil.rmtree(place) if place.is_dir() else place.unlink()
+    assert not is_complete(client, model, bundle)
+    assert log(client, run_id, bundle) == model.model_id
+    assert is_complete(client, model, bundle)
+
+
+def test_model_of_another_bundle_is_not_complete(
+    client: Any, experiment: str, bundle: Path, tmp_path: Path
+) -> None:
+    run_id = new_run(client, experiment)
+    log(client, run_id, bundle)
+    model = find_model(client, client.get_run(run_id))
+    assert is_complete(client, model, bundle)
+    assert not is_complete(client, model, changed(bundle, tmp_path / "other"))
+
+
+def test_stored_files_are_a_bundle_and_a_state_dict(logged: str, bundle: Path, tmp_path: Path) -> None:
+    import mlflow
+
+    stored = Path(mlflow.artifacts.download_artifacts(logged, dst_path=str(tmp_path)))
+    load_bundle(stored).check_golden()
+    suffixes = {path.suffix for path in stored.rglob("*") if path.is_file()}
+    assert suffixes <= {"", ".json", ".png", ".pth", ".py", ".txt", ".yaml"}
+    assert len(list(stored.rglob(STATE_DICT))) == 1
+    weights = mlflow.pytorch.load_state_dict(logged)
+    assert all(map(torch.equal, weights.values(), load_bundle(bundle).model.state_dict().values()))
+
+
+def test_pyfunc_answers_the_golden_image(answers: Any, bundle: Path) -> None:
+    file = (bundle / "golden.png").read_bytes()
+    text, pixels = base64.b64encode(file).decode(), np.asarray(Image.open(bundle / "golden.png"))
+    cells = (file, text, f"data:image/png;base64,{text}", pixels, pixels.tolist(), pixels.flatten().tolist())
+    for answer in answers(*cells, pixels[None], (pixels / 255).tolist()):
+        check_probabilities(answer, golden(bundle))
+
+
+def test_arrays_and_lists_pass_the_signature(logged: str, bundle: Path) -> None:
+    import mlflow
+
+    model = mlflow.pyfunc.load_model(logged)
+    pixels, text = (
+        np.asarray(Image.open(bundle / "golden.png")),
+        base64.b64encode((bundle / "golden.png").read_bytes()).decode(),
+    )
+    batch = np.stack([pixels] * 3)
+    for images in (batch, batch.reshape(3, -1), batch[:, None], (batch / 255).astype(np.float32), [text] * 3):
+        rows = model.predict({"image": images}).to_dict("records")
+        assert len(rows) == 3
+        check_probabilities(rows[2], golden(bundle))
+
+
+@pytest.mark.parametrize(
+    ("cell", "message"),
+    [
+        ("*** no base64", "image is not base64"),
+        (b"GIF89a", "the image is damaged|6 bytes are not"),
+        (base64.b64encode(b"%PDF-1.4 and more").decode(), "but PDF; save it as PNG or JPEG"),
+        ([[0.0, 700.0]], "hold values from 0 to 700"),
+        ([[1, 2], [3]], "different lengths"),
+        (None, "an array of object holds no image"),
+    ],
+)
+def test_wrong_images_are_explained(answers: Any, cell: Any, message: str) -> None:
+    from mlflow.exceptions import MlflowException
+
+    with pytest.raises(MlflowException, match=message) as caught:
+        answers(cell)
+    assert caught.value.get_http_status_code() == 400
+
+
+def test_unknown_output_is_refused(logged: str) -> None:
+    import mlflow
+
+    with pytest.raises(mlflow.MlflowException, match="output is 'logits'; it can be probabilities or label"):
+        mlflow.pyfunc.load_model(logged, model_config={"output": "logits"})

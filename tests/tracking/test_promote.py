@@ -80,7 +80,7 @@ def test_first_run_becomes_champion(store: dict[str, str]) -> None:
     [model] = client.search_logged_models([good.experiment_id])
     [version] = client.search_model_versions("name = 'mlp'")
     assert (version.run_id, version.source) == (good.run_id, model.model_uri)
-    assert (model.name, model.params["epoch"], model.source_run_id) == ("best", "3", good.run_id)
+    assert (model.name, model.params["epoch"], model.source_run_id) == ("good", "3", good.run_id)
 
 
 def test_insignificantly_worse_run_replaces_champion(store: dict[str, str]) -> None:
