@@ -15,15 +15,14 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
 IMAGE = "image"  # The input's only column.
-OUTPUT = "output"  # The only key of `model_config`.
-PROBABILITIES, LABEL = OUTPUTS = ("probabilities", "label")
+PROBABILITIES, _ = OUTPUTS = ("probabilities", "label")
 
 
 def _load_pyfunc(path: str, model_config: dict[str, Any] | None = None) -> "ImageClassifier":
     """The model in the directory `path`. Raises BundleError, or MlflowException for an unknown output."""
     bundle = load_bundle(path)
     bundle.check_golden()
-    return ImageClassifier(bundle, (model_config or {}).get(OUTPUT, PROBABILITIES))
+    return ImageClassifier(bundle, (model_config or {}).get("output", PROBABILITIES))
 
 
 class ImageClassifier:
@@ -34,9 +33,7 @@ class ImageClassifier:
             raise _invalid(f"output is {output!r}; it can be {' or '.join(OUTPUTS)}")
         self.bundle, self.output = bundle, output
 
-    def predict(
-        self, model_input: "DataFrame", params: dict[str, Any] | None = None
-    ) -> "DataFrame | np.ndarray":
+    def predict(self, model_input: "DataFrame") -> "DataFrame | np.ndarray":
         """One row for each image: float64 probabilities in columns named after the classes, or labels (N,).
 
         A cell of the column `image` is an image file, as bytes, base64 or a data URL, or pixels: nested lists

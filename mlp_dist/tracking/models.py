@@ -5,7 +5,6 @@ import json
 import math
 import platform
 import tempfile
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -73,7 +72,11 @@ def log_model(
         points = [Metric(key, value, timestamp_ms, step, *linked) for key, value in finite.items()]
         client.log_batch(run_id, metrics=points)
         client.finalize_logged_model(model.model_id, LoggedModelStatus.READY)
-    _delete_others(client, run_id, [each for each in models if each.model_id != model.model_id])
+    others = [each for each in models if each.model_id != model.model_id]
+    versions = client.search_model_versions(f"run_id = '{run_id}'") if others else []
+    for other in others:
+        if other.model_uri not in {version.source for version in versions}:
+            client.delete_logged_model(other.model_id)
     return str(model.model_id)
 
 
@@ -98,24 +101,14 @@ def _models(client: "MlflowClient", run: "Run") -> "list[LoggedModel]":
     return sorted(found, key=lambda model: -model.creation_timestamp)
 
 
-def _delete_others(client: "MlflowClient", run_id: str, others: "list[LoggedModel]") -> None:
-    versions = client.search_model_versions(f"run_id = '{run_id}'") if others else []
-    registered = {version.source for version in versions}
-    for model in others:
-        if model.model_uri not in registered:
-            client.delete_logged_model(model.model_id)
-
-
 def _digest(bundle: Path) -> str:
     return hashlib.sha256((bundle / SPEC).read_bytes()).hexdigest()
 
 
-def _stored_sizes(client: "MlflowClient", model_id: str, folder: str | None = None) -> dict[str, int]:
-    sizes: dict[str, int] = {}
-    for each in client.list_logged_model_artifacts(model_id, folder):
-        sizes |= (
-            _stored_sizes(client, model_id, each.path) if each.is_dir else {each.path: each.file_size or 0}
-        )
+def _stored_sizes(client: "MlflowClient", model_id: str, path: str | None = None) -> dict[str, int | None]:
+    sizes: dict[str, int | None] = {}
+    for each in client.list_logged_model_artifacts(model_id, path):
+        sizes |= _stored_sizes(client, model_id, each.path) if each.is_dir else {each.path: each.file_size}
     return sizes
 
 
@@ -136,13 +129,8 @@ def _files(model: "LoggedModel", bundle: Path) -> dict[str, bytes]:
     code = [package / "__init__.py", *sorted((package / "core").rglob("*.py"))]
     outputs = [{"type": "double", "name": name, "required": True} for name in json.loads(spec)["classes"]]
     schemas = {"inputs": json.dumps([_INPUT]), "outputs": json.dumps(outputs)}
-    about = Model(
-        run_id=model.source_run_id,
-        model_id=model.model_id,
-        model_uuid=model.model_id,
-        utc_time_created=datetime.fromtimestamp(model.creation_timestamp / 1000, UTC).replace(tzinfo=None),
-        signature=ModelSignature.from_dict(schemas),
-    )
+    signature = ModelSignature.from_dict(schemas)
+    about = Model(run_id=model.source_run_id, model_id=model.model_id, signature=signature)
     about.add_flavor(
         "python_function",
         loader_module="mlp_dist.core.pyfunc",

@@ -46,6 +46,7 @@ BATCHES: dict[str, Callable[[torch.Tensor], Any]] = {
     "16-bit array": lambda pixels: pixels.numpy().astype(np.uint16) * 257,
     "big-endian array": lambda pixels: pixels.numpy().astype(">i2"),
     "array with negative strides": lambda pixels: pixels.flip(0).numpy()[::-1],
+    "files' bytes": lambda pixels: [encode_png(each) for each in pixels],
     "mixed list": lambda pixels: [pixels[0], last(pixels[1]), opened(pixels[2]), pixels[3:].float() / 255],
 }
 

@@ -3,9 +3,16 @@
 import base64
 import json
 import math
+import os
 import shutil
+import subprocess
 import sys
+import time
+import urllib.error
+import urllib.request
+import venv
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +22,12 @@ import torch
 from PIL import Image
 
 from mlp_dist.core.bundle import load_bundle
+from mlp_dist.core.image import encode_png
 from mlp_dist.core.spec import SPEC, STATE_DICT, check_probabilities
+from mlp_dist.data.arrays import Dataset
 from mlp_dist.tracking.models import find_model, is_complete, log_model
 from mlp_dist.tracking.store import load_mlflow
+from tests.helpers.launching import environment, free_port, result
 from tests.helpers.stored_runs import write_bundle
 
 # mlflow.pyfunc warns about its own type hints when it is imported.
@@ -107,6 +117,10 @@ def golden(bundle: Path) -> dict[str, float]:
     return dict(zip(spec.classes, spec.golden_probabilities, strict=True))
 
 
+def golden_text(bundle: Path) -> str:
+    return base64.b64encode((bundle / "golden.png").read_bytes()).decode()
+
+
 def test_model_has_its_run_epoch_and_metrics(client: Any, experiment: str, bundle: Path) -> None:
     run_id = new_run(client, experiment)
     # MLflow would store NaN as 0, the smallest loss.
@@ -129,7 +143,10 @@ def test_resumed_run_keeps_one_model_and_registered_ones(
     client: Any, experiment: str, bundle: Path, tmp_path: Path
 ) -> None:
     run_id = new_run(client, experiment)
+    # As version 0.1.0 stored it.
+    client.create_logged_model(experiment, name="best", source_run_id=run_id, params={"epoch": "1"})
     first = log(client, run_id, bundle)
+    assert [each.model_id for each in client.search_logged_models([experiment])] == [first]
     second = log(client, run_id, changed(bundle, tmp_path / "second"), step=2)
     [model] = client.search_logged_models([experiment])
     assert (model.model_id, model.params["epoch"]) == (second, "2") != (first, "2")
@@ -197,7 +214,7 @@ def test_stored_files_are_a_bundle_and_a_state_dict(logged: str, bundle: Path, t
 
 def test_pyfunc_answers_the_golden_image(answers: Any, bundle: Path) -> None:
     file = (bundle / "golden.png").read_bytes()
-    text, pixels = base64.b64encode(file).decode(), np.asarray(Image.open(bundle / "golden.png"))
+    text, pixels = golden_text(bundle), np.asarray(Image.open(bundle / "golden.png"))
     cells = (file, text, f"data:image/png;base64,{text}", pixels, pixels.tolist(), pixels.flatten().tolist())
     for answer in answers(*cells, pixels[None], (pixels / 255).tolist()):
         check_probabilities(answer, golden(bundle))
@@ -207,10 +224,7 @@ def test_arrays_and_lists_pass_the_signature(logged: str, bundle: Path) -> None:
     import mlflow
 
     model = mlflow.pyfunc.load_model(logged)
-    pixels, text = (
-        np.asarray(Image.open(bundle / "golden.png")),
-        base64.b64encode((bundle / "golden.png").read_bytes()).decode(),
-    )
+    pixels, text = np.asarray(Image.open(bundle / "golden.png")), golden_text(bundle)
     batch = np.stack([pixels] * 3)
     for images in (batch, batch.reshape(3, -1), batch[:, None], (batch / 255).astype(np.float32), [text] * 3):
         rows = model.predict({"image": images}).to_dict("records")
@@ -242,3 +256,107 @@ def test_unknown_output_is_refused(logged: str) -> None:
 
     with pytest.raises(mlflow.MlflowException, match="output is 'logits'; it can be probabilities or label"):
         mlflow.pyfunc.load_model(logged, model_config={"output": "logits"})
+
+
+@pytest.fixture(scope="module")
+def elsewhere(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """The variables of an environment with this one's packages, but without this project."""
+    directory = tmp_path_factory.mktemp("elsewhere")
+    venv.create(directory, symlinks=True)
+    [packages] = directory.glob("lib/*/site-packages")
+    # Python does not read the .pth files in a folder that a .pth file names; one of them names this project.
+    (packages / "shared.pth").write_text(str(Path(load_mlflow().__file__).parents[1]))
+    server = directory / "bin/uvicorn"
+    server.write_text(f"#!{directory}/bin/python\nfrom uvicorn.main import main\nmain()\n")
+    server.chmod(0o755)
+    kept = environment(MLFLOW_ALLOW_PICKLE_DESERIALIZATION="false")
+    return {**kept, "PATH": f"{directory}/bin{os.pathsep}{kept['PATH']}"}
+
+
+ELSEWHERE = """
+import importlib.util, json, sys
+assert importlib.util.find_spec("mlp_dist") is None
+import mlflow, pandas
+address, images = sys.argv[1], pandas.read_json(sys.argv[2], dtype=False)
+model = mlflow.pyfunc.load_model(address)
+probabilities = model.predict(images[["image"]])
+import mlp_dist
+print(json.dumps({
+    "code": mlp_dist.__file__,
+    "signature": mlflow.models.get_model_info(address).signature.to_dict(),
+    "golden": probabilities.iloc[0].to_dict(),
+    "right": (probabilities.idxmax(axis=1) == images["label"]).mean(),
+    "evaluated": mlflow.models.evaluate(
+        address, images, targets="label", model_type="classifier", model_config={"output": "label"}
+    ).metrics["accuracy_score"],
+}))
+"""
+
+
+@pytest.mark.slow
+def test_model_loads_without_this_package(
+    client: Any, logged: str, bundle: Path, image_data: Dataset, elsewhere: dict[str, str], tmp_path: Path
+) -> None:
+    files = [base64.b64encode(encode_png(image)).decode() for image in image_data.test.images[:100]]
+    labels = [image_data.classes[label] for label in image_data.test.labels[:100].tolist()]
+    images = [{"image": file, "label": label} for file, label in zip(files, labels, strict=True)]
+    (tmp_path / "images.json").write_text(json.dumps(images))
+    words = ["python", "-c", ELSEWHERE, logged, str(tmp_path / "images.json")]
+    variables = {**elsewhere, "MLFLOW_TRACKING_URI": client.tracking_uri}
+    found = result(subprocess.run(words, cwd=tmp_path, env=variables, capture_output=True, text=True))
+    assert "/artifacts/code/mlp_dist/" in found["code"]
+    # The golden image is the first test image.
+    check_probabilities(found["golden"], golden(bundle))
+    assert found["evaluated"] == found["right"] > 0.8
+    assert json.loads(found["signature"]["inputs"]) == [{"type": "any", "name": "image", "required": True}]
+    assert [each["name"] for each in json.loads(found["signature"]["outputs"])] == list(image_data.classes)
+
+
+def answers_ping(url: str) -> bool:
+    with suppress(OSError), urllib.request.urlopen(f"{url}/ping", timeout=5):
+        return True
+    return False
+
+
+@pytest.mark.slow
+def test_model_is_served_without_this_package(
+    client: Any, logged: str, bundle: Path, elsewhere: dict[str, str], tmp_path: Path
+) -> None:
+    url, text = f"http://127.0.0.1:{free_port()}", golden_text(bundle)
+    words = ["python", "-m", "mlflow", "models", "serve", "-m", logged, "--env-manager", "local"]
+    variables = {**elsewhere, "MLFLOW_TRACKING_URI": client.tracking_uri}
+
+    def ask(body: dict[str, Any]) -> tuple[int, dict[str, Any]]:
+        headers = {"Content-Type": "application/json"}
+        request = urllib.request.Request(f"{url}/invocations", json.dumps(body).encode(), headers)
+        try:
+            with urllib.request.urlopen(request, timeout=30) as answer:
+                return answer.status, json.load(answer)
+        except urllib.error.HTTPError as error:
+            return error.code, json.load(error)
+
+    with (tmp_path / "log").open("wb") as log:
+        server = subprocess.Popen(
+            [*words, "--port", url.rpartition(":")[2]], cwd=tmp_path, env=variables, stdout=log, stderr=log
+        )
+    try:
+        deadline = time.monotonic() + 120
+        while not answers_ping(url):
+            assert server.poll() is None, (tmp_path / "log").read_text()
+            assert time.monotonic() < deadline, (tmp_path / "log").read_text()
+            time.sleep(0.2)
+        for body in (
+            {"dataframe_split": {"columns": ["image"], "data": [[text]]}},
+            {"dataframe_records": [{"image": f"data:image/png;base64,{text}"}]},
+            {"inputs": [text]},
+            {"instances": [{"image": np.asarray(Image.open(bundle / "golden.png")).tolist()}]},
+        ):
+            status, answer = ask(body)
+            assert (status, len(answer["predictions"])) == (200, 1)
+            check_probabilities(answer["predictions"][0], golden(bundle))
+        status, answer = ask({"inputs": ["JVBERi0xLjQgYW5kIG1vcmU="]})
+        assert (status, "but PDF; save it as PNG or JPEG" in answer["message"]) == (400, True)
+        assert "Traceback" not in json.dumps(answer)
+    finally:
+        server.terminate()
+        server.wait(timeout=30)
