@@ -33,7 +33,7 @@ from serve.inference.checksums import MANIFEST, SUMS, sha256_sums
 
 if TYPE_CHECKING:
     from mlp_dist.core.bundle import Bundle
-    from mlp_dist.data.evaluate import Evaluation
+    from mlp_dist.data.scores import Evaluation
 
 HERE = Path(__file__).resolve().parent
 

@@ -9,7 +9,8 @@ from mlp_dist.core.bundle import Bundle, load_bundle
 from mlp_dist.core.errors import BundleError
 from mlp_dist.data.arrays import Dataset
 from mlp_dist.data.datasets import default_data_dir, prepare_dataset, read_dataset
-from mlp_dist.data.evaluate import Evaluation, evaluate, predict
+from mlp_dist.data.evaluate import predict
+from mlp_dist.data.scores import Evaluation, evaluate
 from mlp_dist.tracking.find import StoredRun, download_bundle, load_config
 
 ACCURACY_TOLERANCE = 1e-3
@@ -41,15 +42,14 @@ def export_run(run: StoredRun, directory: Path, data_dir: Path | None = None) ->
         raise BundleError(f"the bundle of run {run.run_id} belongs to another run, {bundle.spec.run_id}")
     bundle.check_golden()
     data = run_dataset(run, data_dir)
-    logits = predict(bundle.model, data.test, bundle.spec.image)
-    accuracy = evaluate(logits, data.test.labels).accuracy
+    logits = predict(bundle.model, data.test, bundle.spec.image).cpu()
+    test = evaluate(logits.numpy(), data.test.labels.numpy(), temperature=bundle.spec.temperature)
     reported = bundle.spec.metrics["test_accuracy"]
-    if reported is None or abs(accuracy - reported) > ACCURACY_TOLERANCE:
+    if reported is None or abs(test.accuracy - reported) > ACCURACY_TOLERANCE:
         raise BundleError(
             f"run {run.run_id} reports a test accuracy of {reported}, but its bundle scores "
-            f"{accuracy}: the weights or the test images are not the ones it was trained with"
+            f"{test.accuracy}: the weights or the test images are not the ones it was trained with"
         )
-    test = evaluate(logits, data.test.labels, temperature=bundle.spec.temperature)
     return Export(bundle_directory, bundle, data.test.labels, logits.argmax(dim=1) == data.test.labels, test)
 
 

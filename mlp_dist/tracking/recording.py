@@ -18,7 +18,6 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from mlp_dist.console import progress
 from mlp_dist.tracking import plots, store
 from mlp_dist.tracking.delivery import CALM, Delivery, Outcome
 
@@ -45,17 +44,11 @@ class Recording:
 
     def changed(self, directory: Path) -> None:
         self._delivery.changed(directory)
+        self._drawing.submit(self._draw, directory)
 
-    def draw(self, directory: Path, name: str, arguments: tuple[Any, ...]) -> None:
-        self._drawing.submit(self._draw, directory, name, arguments)
-
-    def _draw(self, directory: Path, name: str, arguments: tuple[Any, ...]) -> None:
+    def _draw(self, directory: Path) -> None:
         self._may_draw.wait(max(0.0, self._opened + CALM - time.monotonic()))
-        try:
-            plots.save(plots.FIGURES[name](*arguments), directory / "figures" / f"{name}.png")
-        # A missing picture must not cost the run.
-        except Exception as error:
-            progress.tell_beside(f"warning: cannot draw the picture {name}: {error!r}")
+        plots.draw(directory)
         self._delivery.changed(directory)
 
     def settle(self, directory: Path, patience: float) -> "Future[Outcome]":

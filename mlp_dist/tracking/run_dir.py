@@ -13,9 +13,12 @@ RECORD = "run.json"
 SENT = "sent.json"
 PLAN = "sweep.json"  # In a sweep's directory.
 METRICS = "metrics.jsonl"
+SAMPLES = "samples.npz"
+PREDICTIONS = "predictions.npz"
 BUNDLE = "bundle"
 CONFIG = "config.json"
 CHECKPOINTS = "checkpoint"
+FIGURES = "figures"
 TABLES = ("tables/per_class.json", "tables/mistakes.json")
 """In the format of `mlflow.log_table`."""
 

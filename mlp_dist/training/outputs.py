@@ -12,12 +12,13 @@ import torch
 import mlp_dist
 from mlp_dist.core.bundle import load_bundle, save_bundle, to_probabilities
 from mlp_dist.core.io import replacing_file
-from mlp_dist.core.model import build_model, first_layer
+from mlp_dist.core.model import build_model
 from mlp_dist.core.spec import BundleSpec
-from mlp_dist.data.evaluate import Evaluation, evaluate, model_temperature, predict
-from mlp_dist.tracking.run_dir import BUNDLE, CHECKPOINTS, TABLES, write_json
-from mlp_dist.training import artifacts
+from mlp_dist.data.evaluate import model_temperature, predict
+from mlp_dist.data.scores import Evaluation, evaluate
+from mlp_dist.tracking.run_dir import BUNDLE, CHECKPOINTS, FIGURES, TABLES
 from mlp_dist.training.checkpoint import StateDict, cpu_copy
+from mlp_dist.training.predictions import write_predictions
 from mlp_dist.training.recorder import RunTracker
 from mlp_dist.training.state import Record, RunContext, TrainState
 
@@ -30,15 +31,12 @@ def write_outputs(state: TrainState, context: RunContext, run: RunTracker) -> di
     data, history, best = context.data, state.history, state.history[state.kept]
     model = build_model(context.spec).to(context.device).eval()
     model.load_state_dict(state.best)
-    # The recorder draws these while the test images are predicted.
-    run.draw("learning_curves", history, best["epoch"])
-    weights = first_layer(model)
-    if weights is not None and weights.shape[1] == data.image.num_features:
-        run.draw("first_layer", *artifacts.largest_units(weights), data.image)
     temperature = model_temperature(model, context.val_set, data.image)
-    logits = predict(model, context.test_set, data.image)
-    test = evaluate(logits, context.test_set.labels, temperature=temperature)
-    _write_artifacts(context, run, test, to_probabilities(logits, temperature))
+    logits = predict(model, context.test_set, data.image).cpu()
+    test = evaluate(logits.numpy(), data.test.labels.numpy(), temperature=temperature)
+    write_predictions(context.output_dir, model, logits, temperature, data)
+    run.record.add(FIGURES, *TABLES)
+    run.changed()
     for name, state_dict in (("best", state.best), ("last", state.model.state_dict())):
         run.record.add(_write_weights(context.output_dir, name, state_dict))
     run_id = run.run_id()
@@ -75,23 +73,6 @@ def _test_metrics(test: Evaluation) -> dict[str, Any]:
         "test_ece_uncalibrated": test.uncalibrated_ece,
         "temperature": test.temperature,
     }
-
-
-def _write_artifacts(
-    context: RunContext, run: RunTracker, test: Evaluation, probabilities: torch.Tensor
-) -> None:
-    """Figures and tables of the kept weights' predictions for the test images."""
-    images, classes = context.data.test, context.data.classes
-    run.draw("confusion_matrix", artifacts.to_numpy(test.confusion), classes)
-    run.draw("reliability", artifacts.to_numpy(test.calibration))
-    run.draw("class_accuracy", test.class_accuracy, test.class_precision, test.accuracy, classes)
-    run.draw("predictions", *artifacts.first_images(images, probabilities), classes)
-    run.draw("mistakes", *artifacts.mistakes(images, probabilities), classes)
-    by_class, mistakes = TABLES
-    write_json(context.output_dir / by_class, artifacts.class_table(test, classes))
-    write_json(context.output_dir / mistakes, artifacts.mistakes_table(probabilities, images.labels, classes))
-    run.record.add(*TABLES)
-    run.changed()
 
 
 def _summary(best: Record, classes: Sequence[str], test: Evaluation) -> dict[str, float]:

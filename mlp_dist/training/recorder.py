@@ -142,11 +142,6 @@ class RunTracker:
         self._save()
         self._send("changed")
 
-    def draw(self, name: str, *arrays: Any) -> None:
-        """Have a figure of plots.FIGURES drawn; the next `changed` adds it to the run."""
-        self.record.add(f"figures/{name}.png")
-        self._send("draw", name, arrays)
-
     def _send(self, method: str, *arguments: Any) -> "Future[Any]":
         # If the process was killed, a new one uploads what is missing.
         if not self._recorder.is_alive and self._starts_left > 0:

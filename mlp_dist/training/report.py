@@ -7,10 +7,11 @@ from mlp_dist.config import OPTIONS
 from mlp_dist.console import progress
 from mlp_dist.console.process import StopSignals
 from mlp_dist.core.errors import TrackingError
-from mlp_dist.tracking.run_dir import CONFIG, RunRecord, write_json
-from mlp_dist.training import artifacts, identity, recorder
+from mlp_dist.tracking.run_dir import CONFIG, FIGURES, RunRecord, write_json
+from mlp_dist.training import identity, recorder
 from mlp_dist.training.directories import release
 from mlp_dist.training.outputs import write_outputs
+from mlp_dist.training.predictions import write_samples
 from mlp_dist.training.state import Record, RunContext, TrainState
 
 
@@ -30,7 +31,8 @@ class Report(ExitStack):
         record, is_new = self._record()
         self.run = self.enter_context(recorder.open_run(directory, record))
         if is_new:
-            self.run.draw("samples", *artifacts.first_images(data.train), data.classes)
+            write_samples(directory, data.train, data.classes)
+            record.add(FIGURES)
             self.run.changed()
 
     def _record(self) -> tuple[RunRecord, bool]:

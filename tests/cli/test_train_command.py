@@ -53,7 +53,7 @@ def test_the_result_and_the_output_directory(trained: Trained) -> None:
     assert values["test_accuracy"] > 0.9
     output = Path(values["output_dir"])
     assert {path.name for path in output.iterdir()} == {
-        *("last.pt", "previous.pt", "metrics.jsonl", "bundle"),
+        *("last.pt", "previous.pt", "metrics.jsonl", "bundle", "samples.npz", "predictions.npz"),
         *("checkpoint", "figures", "tables", "config.json", "run.json", "sent.json"),
     }
     epochs = records(output)

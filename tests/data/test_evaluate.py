@@ -2,10 +2,8 @@ import math
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from sklearn.metrics import accuracy_score, confusion_matrix, log_loss, precision_recall_fscore_support
 
 from mlp_dist.core.bundle import load_bundle, load_file, save_file
 from mlp_dist.core.errors import BundleError
@@ -14,58 +12,11 @@ from mlp_dist.core.model import build_model
 from mlp_dist.core.spec import ImageSpec, ModelSpec
 from mlp_dist.data.arrays import Dataset, ImageSet
 from mlp_dist.data.batches import generator
-from mlp_dist.data.evaluate import (
-    COLDEST,
-    HOTTEST,
-    calibration,
-    evaluate,
-    fit_temperature,
-    predict,
-)
+from mlp_dist.data.evaluate import COLDEST, HOTTEST, fit_temperature, predict
+from mlp_dist.data.scores import evaluate
 from tests.helpers.launching import Trained
 
 SPEC = ImageSpec(height=2, width=3, channels=1, mean=(0.3,), std=(0.4,))
-
-
-@pytest.mark.parametrize(("number", "classes"), [(1, 2), (500, 10)])
-def test_evaluation_equals_scikit_learn(number: int, classes: int) -> None:
-    logits = 3 * torch.randn(number, classes, generator=generator(number))
-    labels = torch.randint(classes, (number,), generator=generator(number))
-    found = evaluate(logits, labels)
-    names = list(range(classes))
-    predicted = logits.argmax(dim=1).numpy()
-    assert found.accuracy == accuracy_score(labels.numpy(), predicted)
-    assert found.confusion.dtype == torch.int64
-    assert np.array_equal(found.confusion.numpy(), confusion_matrix(labels.numpy(), predicted, labels=names))
-    probabilities = torch.softmax(logits.double(), dim=1).numpy()
-    assert found.loss == pytest.approx(log_loss(labels.numpy(), probabilities, labels=names), rel=1e-12)
-    precision, recall, f1, _ = precision_recall_fscore_support(
-        labels.numpy(), predicted, labels=names, zero_division=math.nan
-    )
-    for ours, theirs in (
-        (found.class_precision, precision),
-        (found.class_accuracy, recall),
-        (found.class_f1, f1),
-    ):
-        expected = [None if math.isnan(value) else pytest.approx(value, rel=1e-12) for value in theirs]
-        assert ours == expected
-
-
-def of_two(*confidences: float) -> torch.Tensor:
-    """Probabilities of two classes; the second has these."""
-    return torch.tensor([[1 - value, value] for value in confidences], dtype=torch.float64)
-
-
-def test_calibration_by_hand() -> None:
-    """The fourteenth of fifteen bins is (13/15, 14/15]; bins weigh by their numbers of images."""
-    probabilities, labels = of_two(0.9, 0.92, 0.55, 1.0), torch.tensor([1, 0, 1, 1])
-    bins = calibration(probabilities, labels)
-    assert (bins.shape, bins.dtype) == ((15, 3), torch.float64)
-    expected = {8: [1, 0.55, 1], 13: [2, 0.9 + 0.92, 1], 14: [1, 1, 1]}
-    for number, row in enumerate(bins.tolist()):
-        assert row == pytest.approx(expected.get(number, [0, 0, 0]))
-    assert evaluate(probabilities.log(), labels).ece == pytest.approx((2 * 0.41 + 0.45 + 0) / 4)
-    assert evaluate(of_two(0.75, 0.75, 0.75, 0.75).log(), labels).ece == pytest.approx(0, abs=1e-15)
 
 
 def test_predict_equals_the_model_on_all_images() -> None:
@@ -91,7 +42,7 @@ def test_temperature_undoes_a_scaling(factor: float, classes: int) -> None:
     logits, labels = calibrated(10_000, classes)
     found = fit_temperature(logits * factor, labels)
     assert found == pytest.approx(factor, rel=0.05)
-    fitted = evaluate(logits * factor, labels, temperature=found)
+    fitted = evaluate((logits * factor).numpy(), labels.numpy(), temperature=found)
     assert fitted.ece < 0.02 < 0.05 < fitted.uncalibrated_ece
 
 
@@ -115,8 +66,8 @@ def test_temperature_of_perfect_and_wrong_predictions() -> None:
 def test_every_way_to_predict_is_calibrated(trained: Trained, image_data: Dataset, tmp_path: Path) -> None:
     bundle, test_set = load_bundle(trained.bundle), image_data.test
     test = evaluate(
-        predict(bundle.model, test_set.images, bundle.spec.image),
-        test_set.labels,
+        predict(bundle.model, test_set.images, bundle.spec.image).numpy(),
+        test_set.labels.numpy(),
         temperature=bundle.spec.temperature,
     )
     assert bundle.spec.temperature == trained.result["temperature"] != 1

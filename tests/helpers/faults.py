@@ -55,7 +55,6 @@ MOMENTS: dict[str, dict[str, tuple[int, int]]] = {
         "torch:save": (1, 3),
         "os:replace": FIRST,
         "os:fsync": (1, 4),
-        "mlp_dist.training.recorder:RunTracker.draw": FIRST,
         "mlp_dist.training.recorder:RunTracker.run_id": FIRST,
         "mlp_dist.training.recorder:RunTracker.end": FIRST,
         "mlp_dist.training.recorder:Recorder._request": (1, 8),
@@ -65,7 +64,7 @@ MOMENTS: dict[str, dict[str, tuple[int, int]]] = {
 
 OUTPUT = {
     *("last.pt", "previous.pt", "metrics.jsonl", "bundle", "checkpoint", "figures", "tables"),
-    *("run.json", "config.json", "sent.json"),
+    *("run.json", "config.json", "sent.json", "samples.npz", "predictions.npz"),
 }
 
 KILLS_PER_CHAIN = 6

@@ -1,19 +1,17 @@
+import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 
-from mlp_dist.core.spec import ImageSpec
-from mlp_dist.tracking.plots import FIGURES, predictions_grid, samples_grid, save
-from mlp_dist.tracking.plots.images import first_layer
-from mlp_dist.tracking.plots.metrics import (
-    MOST_CLASSES,
-    class_accuracy,
+from mlp_dist.data.scores import evaluate
+from mlp_dist.tracking.plots import draw, predictions_grid, samples_grid, save, tables
+from mlp_dist.tracking.plots.pictures import (
     confusion_matrix,
+    first_layer,
     learning_curves,
     reliability_diagram,
 )
@@ -22,24 +20,92 @@ from tests.helpers.drawing import fits, random_images, render
 AWKWARD = ("$5_to_$10", r"a_b^c \alpha %d {}", "Staffordshire bull terrier")
 """Class names that matplotlib could take for mathematics, and one that is cut."""
 
+FIGURES = ("samples", "learning_curves", "confusion_matrix", "reliability", "mistakes", "first_layer")
+ALL = [*(f"figures/{name}.png" for name in FIGURES), "tables/mistakes.json", "tables/per_class.json"]
+
 
 def records(number: int) -> list[dict[str, Any]]:
-    """Epochs with training and validation, and a test in the last one."""
-    splits = {"train": 1.0, "val": 1.1, "test": 1.2}
+    """Epochs with training and validation, and a test in the last one; the best epochs are 2 and 3."""
     history = []
     for epoch in range(1, number + 1):
-        record: dict[str, Any] = {"epoch": epoch}
-        for split, factor in splits.items():
-            known = split != "test" or epoch == number
-            record[f"{split}_loss"] = factor / epoch if known else None
-            record[f"{split}_accuracy"] = 1 - factor / (epoch + 1) if known else None
-        history.append(record)
+        accuracy = 0.5 if epoch in (2, 3) else 0.4
+        record = {"epoch": epoch, "train_loss": 1 / epoch, "train_accuracy": 0.3, "val_loss": 2 / epoch}
+        tested = {"test_loss": 0.1, "test_accuracy": 0.6} if epoch == number else {}
+        history.append(
+            {**record, "val_accuracy": accuracy, "test_loss": None, "test_accuracy": None, **tested}
+        )
     return history
+
+
+def write_run(directory: Path, classes: tuple[str, ...] = ("cat", "dog")) -> None:
+    """The files of a training of a perceptron on 4 images, the last of which it mistakes."""
+    images, labels = random_images(4).numpy(), np.array([0, 1, 0, 1])
+    np.savez(directory / "samples.npz", images=images, labels=labels, classes=classes)
+    np.savez(
+        directory / "predictions.npz",
+        **{"logits": np.eye(2, dtype=np.float32)[[0, 1, 0, 0]], "labels": labels, "temperature": 2.0},
+        **{"classes": classes, "mistakes": np.array([3]), "mistake_images": images[3:]},
+        **{"weights": np.ones((2, 36), np.float32), "units": np.array([7, 4]), "image": (1, 6, 6)},
+    )
+    (directory / "metrics.jsonl").write_text("".join(f"{json.dumps(record)}\n" for record in records(3)))
+
+
+def made(directory: Path) -> dict[str, int]:
+    """The pictures and tables, and their inodes: each is new after it was made again."""
+    paths = [path for folder in ("figures", "tables") for path in directory.glob(f"{folder}/*")]
+    return {str(path.relative_to(directory)): path.stat().st_ino for path in paths}
+
+
+def test_a_run_is_drawn_from_its_files(tmp_path: Path, capfd: Any) -> None:
+    """Only what is missing, or older than its source, is drawn again; copies are drawn, too."""
+    write_run(tmp_path)
+    draw(tmp_path)
+    first = made(tmp_path)
+    assert sorted(first) == sorted(ALL)
+    assert json.loads((tmp_path / "tables/mistakes.json").read_text())["data"][0][:3] == [3, "dog", "cat"]
+    draw(tmp_path)
+    assert made(tmp_path) == first
+    (tmp_path / "figures/mistakes.png").unlink()
+    (tmp_path / "samples.npz").touch()
+    draw(tmp_path)
+    second = made(tmp_path)
+    assert {name for name in ALL if second[name] != first[name]} <= {ALL[0], ALL[4]}
+    assert len(second) == len(ALL)
+    assert capfd.readouterr().err == ""
+
+
+def test_a_picture_that_cannot_be_drawn_costs_one_warning(tmp_path: Path, capfd: Any) -> None:
+    write_run(tmp_path)
+    (tmp_path / "metrics.jsonl").unlink()
+    (tmp_path / "samples.npz").write_bytes(b"")
+    for _ in range(2):
+        draw(tmp_path)
+    errors = capfd.readouterr().err.splitlines()
+    assert [line[: line.index(":", 10)] for line in errors] == [
+        "warning: cannot draw samples.npz",
+        "warning: cannot draw learning_curves.png",
+    ]
+    assert sorted(made(tmp_path)) == sorted(ALL[2:])
+    write_run(tmp_path)
+    draw(tmp_path)
+    assert sorted(made(tmp_path)) == sorted(ALL)
+    assert capfd.readouterr().err == ""
+
+
+def test_the_pictures_of_the_version_before_stay(tmp_path: Path) -> None:
+    write_run(tmp_path)
+    draw(tmp_path)
+    for source in ("samples.npz", "predictions.npz"):
+        (tmp_path / source).unlink()
+    (tmp_path / "metrics.jsonl").touch()
+    before = made(tmp_path)
+    draw(tmp_path)
+    assert made(tmp_path) == before
 
 
 def test_learning_curves_show_every_value_and_the_kept_epoch() -> None:
     history = records(200)
-    figure = learning_curves(history, kept_epoch=2)
+    figure = learning_curves(history)
     (legend,) = figure.legends
     assert [text.get_text() for text in legend.get_texts()] == ["train", "val", "test", "kept: epoch 2"]
     for axes, name in zip(figure.axes, ("loss", "accuracy"), strict=True):
@@ -50,37 +116,31 @@ def test_learning_curves_show_every_value_and_the_kept_epoch() -> None:
             assert list(zip(*line.get_data(), strict=True)) == [p for p in points if p[1] is not None]
         assert set(kept.get_xdata()) == {2}
     assert fits(figure)
+    (_, kept) = learning_curves(
+        [{**each, "val_accuracy": None, "val_loss": None} for each in records(3)]
+    ).axes
+    assert set(kept.get_lines()[-1].get_xdata()) == {3}
 
 
 def test_confusion_matrix_shows_counts_and_shares() -> None:
-    figure = confusion_matrix(torch.tensor([[8, 2, 0], [0, 0, 0], [3, 1, 6]]), ("cat", "cow", "dog"))
+    figure = confusion_matrix([[8, 2, 0], [0, 0, 0], [3, 1, 6]], ("cat", "cow", "dog"))
     axes = figure.axes[0]
     assert axes.get_title() == "test accuracy 70.00%"
     counts = {(*map(round, text.get_position()),): text.get_text() for text in axes.texts}
     assert counts == {(0, 0): "8", (1, 0): "2", (0, 2): "3", (1, 2): "1", (2, 2): "6"}
     (image,) = axes.get_images()
-    assert np.allclose(image.get_array(), [[0.8, 0.2, 0], [0, 0, 0], [0.3, 0.1, 0.6]])
+    assert np.allclose(image.get_array() ** 2, [[0.8, 0.2, 0], [0, 0, 0], [0.3, 0.1, 0.6]])
     assert [tick.get_text() for tick in axes.get_yticklabels()] == ["cat", "cow", "dog"]
-
-
-def test_figures_of_many_classes_fit() -> None:
-    names = [f"a long name of number {number}" for number in range(100)]
-    figure = class_accuracy([number / 100 for number in range(100)], [None] * 100, 0.5, names)
-    assert figure.axes[0].get_xlabel() == f"the worst {MOST_CLASSES} of 100 classes"
-    assert fits(figure)
-    assert fits(confusion_matrix(torch.eye(100, dtype=torch.int64), names))
 
 
 def test_reliability_diagram_matches_hand_computed_values() -> None:
     """Four images at confidence 0.5, three of them correct; one at 0.875, wrong."""
     figure = reliability_diagram([[0, 0, 0], [0, 0, 0], [4, 2.0, 3], [0, 0, 0], [1, 0.875, 0]])
-    upper, lower = figure.axes
-    assert [bar.get_x() + bar.get_width() / 2 for bar in upper.containers[0]] == pytest.approx([0.5, 0.9])
-    bars = [[(bar.get_y(), bar.get_height()) for bar in group] for group in upper.containers]
-    assert bars == [[(0, 0.75), (0, 0)], [(0.75, 0), (0, 0.875)], [(0.75, -0.25), (0, 0)]]
-    assert [bar.get_height() for bar in lower.containers[0]] == [4, 1]
+    (axes,) = figure.axes
+    assert [bar.get_height() for bar in axes.containers[0]] == [0, 0, 0.75, 0, 0]
+    assert [(text.get_position()[0], text.get_text()) for text in axes.texts] == [(0.5, "4"), (0.9, "1")]
     # (4 * |0.75 - 0.5| + 1 * |0 - 0.875|) / 5
-    assert upper.get_title() == "expected calibration error 37.50%\naccuracy 60.00%, mean confidence 57.50%"
+    assert axes.get_title() == "expected calibration error 37.50%\naccuracy 60.00%, mean confidence 57.50%"
     assert fits(figure)
 
 
@@ -88,51 +148,56 @@ def titles(figure: Figure) -> list[str]:
     return [text.get_text() for text in figure.axes[0].texts]
 
 
-def pictures(figure: Figure) -> list[np.ndarray]:
-    """The grid's images, each of which must be below its own title."""
-    images, texts = figure.axes[0].get_images(), figure.axes[0].texts
-    for image, text in zip(images, texts, strict=True):
-        left, right, _, top = image.get_extent()
-        assert left < text.get_position()[0] < right
-        assert 0 < top - text.get_position()[1] < 0.1
-    return [np.asarray(image.get_array()) for image in images]
+def tile(figure: Figure, index: int, height: int = 6, width: int = 6) -> np.ndarray:
+    """The image of this index in a grid whose images are wider than high, found below its title."""
+    (image,) = figure.axes[0].get_images()
+    x, y = figure.axes[0].texts[index].get_position()
+    left, top = int(x + 0.5 - width / 2), int(np.ceil(y + 0.5))
+    return np.asarray(image.get_array())[top : top + height, left : left + width]
 
 
 @pytest.mark.parametrize("channels", [1, 3])
 def test_predictions_show_answer_probability_and_label(channels: int) -> None:
-    images, labels = random_images(30, channels), torch.arange(30) % 2
-    probabilities = torch.tensor([[0.75, 0.25]], dtype=torch.float64).repeat(30, 1)
-    figure = predictions_grid(images, labels, probabilities, ("cat", "dog"))
+    images, labels = random_images(30, channels), np.arange(30) % 2
+    figure = predictions_grid(images, labels, [[0.75, 0.25]] * 30, ("cat", "dog"))
     assert titles(figure) == ["cat (75%)\ntrue: cat", "cat (75%)\ntrue: dog"] * 10
     colors = [to_rgb(text.get_color()) for text in figure.axes[0].texts]
     assert colors == [to_rgb("black"), to_rgb("tab:red")] * 10
-    for picture, pixels in zip(pictures(figure), images, strict=False):
-        assert np.array_equal(picture, pixels.permute(1, 2, 0).squeeze(2).numpy())
+    for index, pixels in enumerate(images[:20].permute(0, 2, 3, 1).squeeze(3).numpy()):
+        assert np.array_equal(tile(figure, index), pixels)
+    assert fits(figure)
+
+
+def test_without_mistakes_the_grid_says_so() -> None:
+    figure = predictions_grid(np.zeros((0, 1, 6, 6), np.uint8), [], [], ("cat", "dog"))
+    assert [text.get_text() for text in figure.texts] == ["no mistakes"]
+    assert fits(figure)
 
 
 @pytest.mark.parametrize("channels", [1, 3])
 def test_first_layer_shows_weights_on_a_common_scale(channels: int) -> None:
-    image = ImageSpec(height=2, width=3, channels=channels, mean=(0.0,) * channels, std=(1.0,) * channels)
-    weights = torch.arange(-6.0 * channels, 6.0 * channels).reshape(2, channels * 6)
-    figure = first_layer(weights, torch.tensor([7, 4]), image)
+    weights = np.arange(-6.0 * channels, 6.0 * channels).reshape(2, channels * 6)
+    figure = first_layer(weights, [7, 4], (channels, 2, 3))
     assert titles(figure) == ["unit 7", "unit 4"]
-    maps, scale = weights.reshape(2, channels, 2, 3).numpy(), 6 * channels
+    maps, scale = weights.reshape(2, channels, 2, 3), 6 * channels
     expected = maps[:, 0] if channels == 1 else 0.5 + maps.transpose(0, 2, 3, 1) / (2 * scale)
-    assert np.allclose(pictures(figure), expected)
+    assert np.allclose([tile(figure, index, 2, 3) for index in range(2)], expected)
+    assert figure.axes[0].get_images()[0].get_clim() == ((-scale, scale) if channels == 1 else (0, 255))
     assert fits(figure)
 
 
-def test_awkward_class_names_are_drawn_literally() -> None:
-    images, labels = random_images(3), torch.arange(3)
-    samples = samples_grid(images, labels, AWKWARD, rows=1, columns=3)
+def test_awkward_and_many_class_names_are_drawn_literally() -> None:
+    images, labels = random_images(3), np.arange(3)
+    samples = samples_grid(images, labels, AWKWARD)
     assert titles(samples) == [*AWKWARD[:2], "Staffordshire bul…"]
     figures = (
         samples,
-        FIGURES["predictions"](images, labels, torch.eye(3), AWKWARD),
-        FIGURES["confusion_matrix"](torch.eye(3, dtype=torch.int64), AWKWARD),
-        FIGURES["class_accuracy"]([1.0] * 3, [1.0] * 3, 1.0, AWKWARD),
+        predictions_grid(images, labels, np.eye(3), AWKWARD),
+        *(confusion_matrix(np.eye(3 * times, dtype=np.int64), AWKWARD * times) for times in (1, 9, 40)),
     )
-    assert all(render(figure).std() > 0 for figure in figures)
+    for figure in figures:
+        assert render(figure).std() > 0
+        assert fits(figure)
 
 
 def test_save_draws_missing_glyphs(tmp_path: Path) -> None:
@@ -142,3 +207,28 @@ def test_save_draws_missing_glyphs(tmp_path: Path) -> None:
     save(figure, path)
     assert path.read_bytes().startswith(b"\x89PNG")
     assert list(path.parent.iterdir()) == [path]
+
+
+def test_class_table() -> None:
+    """No cow, but one predicted; no eel, and none predicted."""
+    answers, labels = np.array([0, 0, 1, 2, 2, 2]), np.array([0, 0, 0, 2, 2, 0])
+    table = tables.per_class(evaluate(np.eye(4)[answers], labels), ("cat", "cow", "dog", "eel"))
+    assert table["columns"] == ["class", "images", "accuracy", "precision", "f1", "confused with", "times"]
+    assert table["data"] == [
+        ["cat", 4, 0.5, 1.0, 0.6667, "cow", 1],
+        ["cow", 0, None, 0.0, 0.0, None, 0],
+        ["dog", 2, 1.0, 0.6667, 0.8, None, 0],
+        ["eel", 0, None, None, None, None, 0],
+    ]
+    assert json.loads(json.dumps(table, allow_nan=False)) == table
+
+
+def test_mistakes_table() -> None:
+    table = tables.mistakes(
+        np.array([[0.75, 0.25], [0.125, 0.875], [0.5, 0.5]]), np.array([1, 0, 0]), ("cat", "cow")
+    )
+    assert table["columns"] == ["image", "true", "predicted", "probability", "probability of true"]
+    assert table["data"] == [[1, "cat", "cow", 0.875, 0.125], [0, "cow", "cat", 0.75, 0.25]]
+    assert json.loads(json.dumps(table, allow_nan=False)) == table
+    many = tables.mistakes(np.eye(2)[[0, 1] * 150], np.array([1, 0] * 150), ("cat", "cow"))
+    assert [row[0] for row in many["data"]] == list(range(tables.MAX_ROWS))

@@ -19,7 +19,7 @@ import pytest
 import torch
 
 from mlp_dist.core.errors import TrackingError
-from mlp_dist.tracking.run_dir import RunRecord
+from mlp_dist.tracking.run_dir import SAMPLES, RunRecord
 from mlp_dist.tracking.upload import sync
 from mlp_dist.training import recorder
 from tests.helpers.calling import Call
@@ -113,9 +113,12 @@ def test_failed_upload_is_kept(mlflow: Any, tmp_path: Path, stderr: Callable[[],
         run.record.add("config.json")
         run.record.summary = {"best_epoch": 1}
         # A picture that cannot be drawn costs a warning only.
-        run.draw("samples", np.zeros((2, 1, 4, 4), np.uint8), np.array([0, 7]), ("cat", "dog"))
+        np.savez(
+            tmp_path / SAMPLES, images=np.zeros((2, 1, 4, 4), np.uint8), labels=[0, 7], classes=["cat", "dog"]
+        )
+        run.changed()
     text = stderr()
-    assert "warning: cannot draw the picture samples: IndexError" in text
+    assert "warning: cannot draw samples.png: IndexError" in text
     assert "Not a directory" in text
     assert text.count("warning") == 2
     assert f"python -m mlp_dist.sync {tmp_path}\n" in text

@@ -18,7 +18,8 @@ from mlp_dist.data import arrays, batches
 from mlp_dist.data.arrays import Dataset, ImageSet
 from mlp_dist.data.batches import epoch_order, split_validation
 from mlp_dist.data.datasets import read_dataset
-from mlp_dist.data.evaluate import evaluate, predict
+from mlp_dist.data.evaluate import predict
+from mlp_dist.data.scores import evaluate
 from mlp_dist.recipes import get_recipe
 from mlp_dist.training.checkpoint import load_checkpoint
 from mlp_dist.training.setup import complete_config
@@ -99,7 +100,8 @@ def test_evaluation_counts_every_image_once(digits: Dataset, make: Make) -> None
     trainer = make(replace(CONFIG, val_size=0))
     found = trainer.evaluate()
     assert found["val_accuracy"] is found["val_loss"] is None
-    expected = evaluate(predict(trainer.state.model, digits.test.images, digits.image), digits.test.labels)
+    logits = predict(trainer.state.model, digits.test.images, digits.image)
+    expected = evaluate(logits.numpy(), digits.test.labels.numpy())
     assert found["test_accuracy"] == pytest.approx(expected.accuracy, abs=1e-12)
     assert found["test_loss"] == pytest.approx(expected.loss, abs=1e-6)
 

@@ -1,0 +1,170 @@
+"""Pictures of a run as matplotlib figures: grids of images, learning curves, confusion, calibration."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+from numpy.typing import ArrayLike
+
+MAX_TILES, COLUMNS = 20, 5
+MAX_NAMED = 30
+"""Classes with names and counts in the confusion matrix: with more they would be illegible."""
+
+_TILE, _TITLE, _GAP, _NOTE = 1.75, 0.4, 0.15, 0.35
+"""Inches: an image's longer side, and the room above it for two lines of title, beside it, and for a note."""
+
+_GRAY: dict[str, Any] = {"cmap": "gray", "vmin": 0, "vmax": 255}
+_LONGEST_NAME = 18
+_COLORS = {"train": "tab:blue", "val": "tab:orange", "test": "tab:green"}
+
+
+def shorten(name: str) -> str:
+    """A class name, cut so that it does not overlap its neighbors."""
+    return name if len(name) <= _LONGEST_NAME else f"{name[: _LONGEST_NAME - 1]}…"
+
+
+def samples_grid(images: ArrayLike, labels: ArrayLike, classes: Sequence[str]) -> Figure:
+    """The first uint8 images (N, C, H, W), titled with the class names of their int64 labels (N,)."""
+    return _grid(images, [(shorten(classes[label]), "black") for label in np.asarray(labels)])
+
+
+def predictions_grid(
+    images: ArrayLike, labels: ArrayLike, probabilities: ArrayLike, classes: Sequence[str]
+) -> Figure:
+    """The first uint8 images (N, C, H, W) with prediction, probability and label; red if wrong.
+
+    `labels` are int64 (N,), `probabilities` float (N, classes).
+    """
+    titles = []
+    for label, row in zip(np.asarray(labels), np.asarray(probabilities), strict=True):
+        predicted = int(row.argmax())
+        text = f"{shorten(classes[predicted])} ({row[predicted]:.0%})\ntrue: {shorten(classes[label])}"
+        titles.append((text, "black" if predicted == label else "tab:red"))
+    return _grid(images, titles, note="" if titles else "no mistakes")
+
+
+def first_layer(weights: ArrayLike, units: ArrayLike, image: Sequence[int]) -> Figure:
+    """Weights of the first layer's units as images on one common scale.
+
+    `weights` are float (N, channels * height * width) in the order of a flattened image, `image` is
+    (channels, height, width), and `units` are the units' int64 numbers (N,).
+    """
+    maps = np.asarray(weights).reshape(-1, *image)
+    scale = float(abs(maps).max()) or 1.0
+    titles = [(f"unit {unit}", "black") for unit in np.asarray(units)]
+    ends = ("blue", "red", "white") if image[0] == 1 else ("dark", "bright", "gray")
+    note = "weights from {3:.2g} ({0}) to {4:.2g} ({1}); 0 is {2}".format(*ends, -scale, scale)
+    if image[0] == 1:
+        return _grid(maps, titles, note=note, fill=0, cmap="RdBu_r", vmin=-scale, vmax=scale)
+    return _grid(0.5 + maps / (2 * scale), titles, note=note, fill=1)
+
+
+def _grid(
+    images: ArrayLike, titles: Sequence[tuple[str, str]], note: str = "", fill: float = 255, **colors: Any
+) -> Figure:
+    """The first MAX_TILES images (N, C, H, W), each below its (title, color), and a note at the bottom.
+
+    They are drawn as one image, around them the value `fill`: one by one would take five times as long.
+    """
+    tiles = np.asarray(images)[:MAX_TILES].transpose(0, 2, 3, 1)
+    number, height, width, channels = tiles.shape
+    rows, longest = max(-(-number // COLUMNS), 1), max(height, width)
+    above, beside = (int(np.ceil(room * longest / _TILE)) for room in (_TITLE, _GAP))
+    cells = np.full((rows * COLUMNS, longest + above, longest + beside, channels), fill, tiles.dtype)
+    left = (longest + beside - width) // 2
+    cells[:number, above : above + height, left : left + width] = tiles
+    cells = cells.reshape(rows, COLUMNS, *cells.shape[1:]).swapaxes(1, 2)
+    picture = cells.reshape(rows * (longest + above), -1, channels)
+    inches = np.array(picture.shape[:2]) * _TILE / longest
+    figure = Figure(figsize=(inches[1], inches[0] + _NOTE * bool(note)))
+    share = inches[0] / figure.get_figheight()
+    axes = figure.add_axes((0, 1 - share, 1, share))
+    axes.imshow(picture if channels > 1 else picture[..., 0], aspect="auto", **(_GRAY | colors))
+    axes.axis("off")
+    style: dict[str, Any] = {"fontsize": 9, "ha": "center", "va": "bottom", "parse_math": False}
+    for index, (title, color) in enumerate(titles[:number]):
+        row, column = divmod(index, COLUMNS)
+        x, y = (column + 0.5) * (longest + beside), row * (longest + above) + 0.9 * above
+        axes.text(x - 0.5, y - 0.5, title, color=color, **style)
+    figure.text(0.5, 0.3 * (1 - share), note, **style)
+    return figure
+
+
+def kept_epoch(history: Sequence[dict[str, Any]]) -> int:
+    """The first epoch with the best validation accuracy; without validation, the last epoch."""
+    is_chosen = history[-1]["val_accuracy"] is not None
+    kept = max(history, key=lambda record: record["val_accuracy"]) if is_chosen else history[-1]
+    return int(kept["epoch"])
+
+
+def learning_curves(history: Sequence[dict[str, Any]]) -> Figure:
+    """Loss and accuracy by epoch; marks the kept epoch.
+
+    `history` has a record per epoch. Splits without values are left out.
+    """
+    figure, kept = Figure(figsize=(10, 4.2)), kept_epoch(history)
+    figure.subplots_adjust(left=0.07, right=0.98, bottom=0.12, top=0.9, wspace=0.18)
+    for axes, name in zip(figure.subplots(1, 2), ("loss", "accuracy"), strict=True):
+        for split, color in _COLORS.items():
+            values = [(each["epoch"], each[f"{split}_{name}"]) for each in history]
+            if points := [point for point in values if point[1] is not None]:
+                marker = "o" if len(points) <= 50 else ""
+                axes.plot(*zip(*points, strict=True), color=color, label=split, marker=marker, markersize=3)
+        axes.axvline(kept, color="gray", linestyle=":", label=f"kept: epoch {kept}", zorder=1)
+        axes.set(xlabel="epoch", ylabel=name)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1, steps=[1, 2, 5, 10]))
+        axes.grid(alpha=0.3)
+    handles, labels = axes.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="upper center", ncols=len(labels), frameon=False)
+    return figure
+
+
+def confusion_matrix(confusion: ArrayLike, classes: Sequence[str]) -> Figure:
+    """Counts by (true class, predicted class), int64; the color is the share of the true class."""
+    counts, number = np.asarray(confusion), len(classes)
+    names = [shorten(name) for name in classes] if number <= MAX_NAMED else []
+    side = min(max(0.5 * number, 5.0), 10.0)
+    # The longest name's approximate width, in inches. matplotlib's layout engines double the drawing time.
+    room = max(map(len, names), default=0) * 0.086
+    is_upright = room > side / number
+    left, bottom = 0.6 + room, 0.6 + (room if is_upright else 0.15)
+    width, height = left + side + 0.2, bottom + side + 0.45
+    figure = Figure(figsize=(width, height))
+    axes = figure.add_axes((left / width, bottom / height, side / width, side / height))
+    shares = counts / counts.sum(axis=1, keepdims=True).clip(min=1)
+    # The square root makes shares of a few percent visible.
+    axes.imshow(shares**0.5, cmap="Blues", vmin=0, vmax=1)
+    for true, predicted in zip(*counts.nonzero(), strict=True) if names else ():
+        color = "white" if shares[true, predicted] > 0.3 else "black"
+        axes.text(predicted, true, counts[true, predicted], color=color, fontsize=9, ha="center", va="center")
+    axes.set(xlabel="predicted", ylabel="true", title=f"test accuracy {counts.trace() / counts.sum():.2%}")
+    axes.set_yticks(range(len(names)), names, parse_math=False)
+    axes.set_xticks(range(len(names)), names, parse_math=False, rotation=90 if is_upright else 0)
+    return figure
+
+
+def reliability_diagram(bins: ArrayLike) -> Figure:
+    """Accuracy and number of images by confidence.
+
+    `bins` are float (bins, 3) of equal width: number of images, sum of confidences, number of correct
+    answers, as `scores.calibration` returns them. After Guo et al. 2017, arXiv:1706.04599.
+    """
+    table = np.asarray(bins, dtype=np.float64)
+    total, total_confidence, total_correct = table.sum(axis=0)
+    error = np.abs(table[:, 1] - table[:, 2]).sum() / total
+    centers = (np.arange(len(table)) + 0.5) / len(table)
+    accuracies = table[:, 2] / table[:, 0].clip(min=1)
+    figure = Figure(figsize=(7, 6))
+    axes = figure.add_axes((0.1, 0.1, 0.87, 0.76))
+    axes.bar(centers, accuracies, width=1 / len(table), edgecolor="white", label="accuracy, number of images")
+    axes.plot((0, 1), (0, 1), color="black", linestyle="--", label="perfectly calibrated")
+    for center, accuracy, number in zip(centers, accuracies, table[:, 0], strict=True):
+        if number:
+            axes.text(center, accuracy + 0.01, f"{number:,.0f}", fontsize=8, ha="center")
+    axes.set(xlim=(0, 1), ylim=(0, 1.05), xlabel="confidence (probability of the answer)", ylabel="accuracy")
+    shares = f"accuracy {total_correct / total:.2%}, mean confidence {total_confidence / total:.2%}"
+    axes.set_title(f"expected calibration error {error:.2%}\n{shares}", fontsize=11, pad=26)
+    axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=2, frameon=False)
+    return figure
