@@ -19,21 +19,20 @@ def digits() -> Dataset:
     return read_dataset("digits", Path("unused"))
 
 
-def test_samples_are_the_first_training_images(digits: Dataset, tmp_path: Path) -> None:
-    write_samples(tmp_path, digits.train, digits.classes)
-    with np.load(tmp_path / "samples.npz", allow_pickle=False) as file:
-        assert np.array_equal(file["images"], digits.train.images[:20].numpy())
-        assert file["labels"].tolist() == digits.train.labels[:20].tolist()
-        assert file["classes"].tolist() == list(digits.classes)
-
-
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
-def test_predictions_of_the_test_images(digits: Dataset, tmp_path: Path, device: str) -> None:
+def test_samples_and_predictions(digits: Dataset, tmp_path: Path, device: str) -> None:
     model = build_model(ModelSpec((digits.image.num_features, 24, 10)), generator=generator(0)).to(device)
     with torch.no_grad():
         first = next(model.parameters())
         first *= torch.arange(24, device=device).reshape([-1 if size == 24 else 1 for size in first.shape])
     logits = predict(model, digits.test.images.to(device), digits.image)
+    write_samples(tmp_path, digits.train, digits.classes)
+    with np.load(tmp_path / "samples.npz", allow_pickle=False) as file:
+        assert np.array_equal(file["images"], digits.train.images[:20].numpy())
+        assert (file["labels"].tolist(), *file["classes"]) == (
+            digits.train.labels[:20].tolist(),
+            *digits.classes,
+        )
     write_predictions(tmp_path, model, logits, 1.5, digits)
     with np.load(tmp_path / "predictions.npz", allow_pickle=False) as file:
         assert np.array_equal(file["logits"], logits.cpu().numpy())
