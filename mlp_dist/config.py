@@ -15,7 +15,8 @@ from mlp_dist.core.errors import CheckpointError, UsageError, unknown
 from mlp_dist.core.kinds import KINDS
 from mlp_dist.core.spec import LARGEST_SIZE
 
-DEFAULT_EXPERIMENT = "mlp_dist"
+EXPERIMENTS = "mlp_dist"
+"""Without --experiment, a run's experiment is this, a slash, and its data set."""
 
 TO_TENSOR = (0.0, 1.0)
 """The `normalize` that leaves images as ToTensor gives them."""
@@ -160,7 +161,7 @@ class Output:
     )
     """Directory of the run."""
 
-    experiment: str = option(DEFAULT_EXPERIMENT, changes_training=False)
+    experiment: str | None = option(None, names={"mlp_dist/DATASET": None}, changes_training=False)
     """The MLflow experiment."""
 
     run_name: str | None = option(None, names={"recipe, changes, seed": None}, changes_training=False)
@@ -202,8 +203,12 @@ class TrainConfig(Output, Data, Regularization, Precision, Optimization, Model):
             ("patience", self.patience == 0 or self.val_size != 0, "0 without validation images, val-size 0"),
             ("gradient_dtype", not (is_exact and self.compile), "float32 with --compile"),
             ("gradient_dtype", not is_exact or self.mixed_precision == "no", "float32 with mixed precision"),
-            ("experiment", len(self.experiment) <= _MAX_EXPERIMENT, f"at most {_MAX_EXPERIMENT} characters"),
-            ("experiment", _is_name(self.experiment), _NAME),
+            (
+                "experiment",
+                len(self.experiment or "") <= _MAX_EXPERIMENT,
+                f"at most {_MAX_EXPERIMENT} characters",
+            ),
+            ("experiment", _is_name(self.experiment or "-"), _NAME),
             ("run_name", _is_name(self.run_name or "-"), _NAME),
         ):
             if not holds:

@@ -22,7 +22,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import mlp_dist
-from mlp_dist.config import DEFAULT_EXPERIMENT
 from mlp_dist.console import command, progress
 from mlp_dist.core.errors import BundleError, PackagingError, UsageError
 from mlp_dist.core.io import replacing_file
@@ -170,7 +169,7 @@ def _parse() -> argparse.Namespace:
     run = parser.add_argument_group("run (the champion, else the best by val_accuracy)")
     run.add_argument("--run-id", metavar="ID", help="run by ID, ID prefix or name")
     run.add_argument(
-        "--experiment", metavar="NAME", help=f"best run of the experiment ({DEFAULT_EXPERIMENT})"
+        "--experiment", metavar="NAME", help="best run of the experiment (of the latest run's data set)"
     )
     run.add_argument("--metric", metavar="NAME", help="best run by val_accuracy (default) or val_loss")
     run.add_argument("--data-dir", metavar="DIR", type=Path, help="directory of the test images (the run's)")

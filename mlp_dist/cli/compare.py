@@ -10,7 +10,6 @@ are on MLflow's pages: mlflow ui
 
 from pathlib import Path
 
-from mlp_dist.config import DEFAULT_EXPERIMENT
 from mlp_dist.console import command, progress
 from mlp_dist.core.errors import PromotionError, UsageError
 
@@ -35,8 +34,7 @@ def main() -> None:
     which.add_argument(
         "--experiment",
         metavar="NAME",
-        default=DEFAULT_EXPERIMENT,
-        help=f"MLflow experiment ({DEFAULT_EXPERIMENT})",
+        help="MLflow experiment (those of all data sets)",
     )
     which.add_argument(
         "--metric", metavar="NAME", default="best_val_accuracy", help="metric to rank by (best_val_accuracy)"

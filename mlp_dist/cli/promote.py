@@ -1,7 +1,7 @@
 """Make a run the champion, the model that python -m serve.package takes.
 
-  python -m mlp_dist.promote "mnist seed=0"            by name, id or prefix
-  python -m mlp_dist.promote "mnist seed=0" --force    even if it is worse
+  python -m mlp_dist.promote "seed=0 · mnist"            by name, id or prefix
+  python -m mlp_dist.promote "seed=0 · mnist" --force    even if it is worse
 
 The model becomes a version of MLflow's registered model mlp, and the alias champion moves to it. A
 run that is significantly worse than the champion on the same test images is refused (McNemar's

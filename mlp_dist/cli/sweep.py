@@ -17,12 +17,11 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mlp_dist.config import DEFAULT_EXPERIMENT
 from mlp_dist.console import command, progress
 from mlp_dist.console.process import StopSignals
 from mlp_dist.core.errors import TrainingError, UsageError
 from mlp_dist.tracking import next_steps
-from mlp_dist.training import recorder
+from mlp_dist.tracking.follow import Follower, followed
 
 if TYPE_CHECKING:
     from mlp_dist.sweep.plan import Plan
@@ -49,7 +48,7 @@ def _parse() -> argparse.Namespace:
     add("--workers", type=int, metavar="N", help=workers)
     add("--data-dir", type=Path, metavar="DIR", help=data_dir)
     add("--output-dir", type=Path, metavar="DIR", default=None, help="(a new one under outputs)")
-    add("--experiment", metavar="NAME", help=f"MLflow experiment ({DEFAULT_EXPERIMENT})")
+    add("--experiment", metavar="NAME", help="MLflow experiment (mlp_dist/DATASET)")
     add("--resume", action="store_true", default=False, help=resume)
     return parser.parse_args()
 
@@ -93,7 +92,7 @@ def _follow(pool: "WorkerPool", study: "Study", signals: StopSignals) -> None:
                 pool.stop()
 
 
-def _search(plan: "Plan", lock: int, num_workers: int) -> dict[str, Any]:
+def _search(plan: "Plan", lock: int, num_workers: int, follower: Follower) -> dict[str, Any]:
     """Run the trials; returns the final JSON. Raises TrainingError if not all trials could be started."""
     from mlp_dist.sweep import outcome
     from mlp_dist.sweep.study import Study
@@ -101,16 +100,16 @@ def _search(plan: "Plan", lock: int, num_workers: int) -> dict[str, Any]:
 
     study = Study(plan)
     record = outcome.load_or_create_record(plan)
-    with StopSignals() as signals, recorder.open_run(plan.directory, record) as run:
+    with StopSignals() as signals, followed(plan.directory, record, follower):
         print(f"{plan.num_trials} trials, {num_workers} at a time, in {plan.directory}", flush=True)
         with WorkerPool(plan.directory, num_workers, lock) as pool:
             _follow(pool, study, signals)
         results = study.results()
-        outcome.record_results(study, results, run)
+        outcome.record_results(study, results, record)
         print(outcome.results_table(plan, results), flush=True)
         signals.check()
         outcome.check_results(plan, results)
-        return outcome.summary(plan, results, run.run_id())
+    return outcome.summary(plan, results)
 
 
 def main() -> None:
@@ -118,13 +117,13 @@ def main() -> None:
     if getattr(args, "workers", 1) < 1:
         raise UsageError(f"workers is {args.workers}; it must be 1 or more")
     plan, lock = _plan(args)
-    # The recorder's process imports mlflow while this one imports torch.
-    recorder.start()
+    # It imports mlflow while this process imports torch.
+    follower = Follower(plan.directory)
     from mlp_dist.sweep.workers import visible_gpus
 
     num_workers = getattr(args, "workers", 0) or max(1, len(visible_gpus()))
     try:
-        result = _search(plan, lock, min(num_workers, plan.num_trials))
+        result = _search(plan, lock, min(num_workers, plan.num_trials), follower)
     except (KeyboardInterrupt, TrainingError) as stop:
         directory = shlex.quote(str(plan.directory))
         stop.add_note(f"continue with: python -m mlp_dist.sweep --resume --output-dir {directory}")

@@ -20,10 +20,23 @@ def main() -> int:
     parser.add_argument(
         "directories", metavar="OUTPUT_DIR", type=Path, nargs="+", help="of trainings or sweeps"
     )
+    parser.add_argument(
+        "--follow",
+        action="store_true",
+        help="beside a training, which starts it: upload again and again until the run has ended",
+    )
     args = parser.parse_args()
+    if args.follow:
+        from mlp_dist.tracking.follow import follow
+
+        if len(args.directories) > 1:
+            raise UsageError(f"--follow takes one directory, not {len(args.directories)}")
+        return 0 if follow(args.directories[0]) else 1
     # Importing mlflow takes seconds.
     with progress.stages("starting"):
-        from mlp_dist.tracking.upload import runs_in, sync
+        from mlp_dist.tracking.run_dir import runs_in
+        from mlp_dist.tracking.store import TrashedError
+        from mlp_dist.tracking.upload import sync
 
     run_ids: list[str] = []
     directories: list[Path] = []
@@ -37,14 +50,15 @@ def main() -> int:
     with progress.bar("uploading", len(directories), " runs") as bar:
         for directory in directories:
             try:
-                record, run_id = sync(directory)
+                record, run_id, sent = sync(directory)
+            except TrashedError as error:
+                progress.tell(f"note: {error}")
             except MlpDistError as error:
                 problems.append(error)
             else:
                 run_ids.append(run_id)
-                progress.tell(
-                    f"{record.name}: {record.status}, {run_id} in the experiment {record.experiment}"
-                )
+                what = f"sent {', '.join(sent)}" if sent else "MLflow has all of it"
+                progress.tell(f"{record.name}: {record.status}, {run_id}; {what}")
             bar.update()
     if problems and not run_ids:
         raise problems[0]

@@ -14,6 +14,7 @@ import json
 import shlex
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Literal
@@ -26,7 +27,9 @@ from mlp_dist.console.process import Interrupted, end_with_launcher, is_main, la
 from mlp_dist.core.errors import ProcessLostError
 from mlp_dist.recipes import get_recipe, recipe_table
 from mlp_dist.tracking import next_steps
-from mlp_dist.training import distributed, recorder
+from mlp_dist.tracking.follow import Follower
+from mlp_dist.tracking.run_dir import choose_output_dir, output_name
+from mlp_dist.training import distributed
 
 _DEVICES = (
     "the launcher chooses devices and processes: accelerate launch --cpu, --gpu_ids 0 or --multi_gpu "
@@ -96,9 +99,13 @@ def main() -> None:
         print(recipe_table())
         return
     distributed.choose_interface()
+    follower, made = None, None
     if is_main():
-        # The recorder imports mlflow while this process imports torch.
-        recorder.start()
+        directory = choose_output_dir(config.output_dir, output_name(config), asked.resume)
+        made = directory if directory != config.output_dir else None
+        config = replace(config, output_dir=directory)
+        # It imports mlflow while this process imports torch.
+        follower = Follower(directory)
     # Imported objects are never garbage; collecting during imports takes a second.
     gc.disable()
     try:
@@ -106,14 +113,23 @@ def main() -> None:
         with progress.stages("starting"):
             from mlp_dist.training.setup import start_training
         training = start_training(config, resume=asked.resume, given=given)
+    except BaseException:
+        if follower is not None:
+            follower.stop()
+        if made is not None:
+            # One that holds a run stays.
+            with suppress(OSError):
+                made.rmdir()
+                made.parent.rmdir()
+        raise
     finally:
         gc.freeze()
         gc.enable()
     try:
-        result = training.fit()
+        result = training.fit(follower=follower)
     except (Interrupted, ProcessLostError) as stop:
-        directory = shlex.quote(str(training.context.output_dir))
-        stop.add_note(f"resume with: {launch_command()} --resume --output-dir {directory}")
+        place = shlex.quote(str(training.context.output_dir))
+        stop.add_note(f"resume with: {launch_command()} --resume --output-dir {place}")
         raise
     if training.accelerator.is_main_process:
         experiment = training.state.config.experiment

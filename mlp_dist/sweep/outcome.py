@@ -11,13 +11,12 @@ from typing import Any
 from mlp_dist.config import OPTIONS
 from mlp_dist.core.errors import TrackingError, TrainingError
 from mlp_dist.recipes import changes
-from mlp_dist.sweep.plan import SPACE, Plan
+from mlp_dist.sweep.plan import Plan
 from mlp_dist.sweep.study import COMPLETE, FAILED, PRUNED, STATES, Study, TrialResult
-from mlp_dist.tracking.run_dir import RunRecord
+from mlp_dist.tracking.run_dir import FIGURES, RunRecord, Uploaded
 from mlp_dist.training import identity
-from mlp_dist.training.recorder import RunTracker
 
-FIGURE = "figures/parallel_coordinates.png"
+FIGURE = f"{FIGURES}/parallel_coordinates.png"
 _MOST_ROWS = 10
 
 
@@ -70,13 +69,15 @@ def check_results(plan: Plan, results: Sequence[TrialResult]) -> None:
         raise TrainingError(f"no trial completed: {next(iter(problems), 'all were interrupted')}")
 
 
-def summary(plan: Plan, results: Sequence[TrialResult], run_id: str | None) -> dict[str, Any]:
+def summary(plan: Plan, results: Sequence[TrialResult]) -> dict[str, Any]:
     """The last line on stdout. At least one trial must be complete."""
     best = ranked(results)[0]
+    directories = (plan.config(best.number, best.values).output_dir or plan.directory, plan.directory)
+    best_run_id, run_id = (Uploaded.load(each).run_id or None for each in directories)
     return {
         "best_value": best.value,
         "best_trial": best.number,
-        "best_run_id": best.facts["run_id"],
+        "best_run_id": best_run_id,
         "run_id": run_id,
         "num_trials": len(results),
         **_count(results),
@@ -93,7 +94,7 @@ def load_or_create_record(plan: Plan) -> RunRecord:
         return record
     base, parameters = plan.space.base, plan.space.parameters
     return RunRecord(
-        experiment=plan.experiment,
+        experiment=plan.experiment or identity.default_experiment(plan.dataset),
         name=f"sweep {base.recipe}: {', '.join(parameter.name for parameter in parameters)}",
         key=uuid.uuid4().hex,
         description=_description(plan),
@@ -107,7 +108,6 @@ def load_or_create_record(plan: Plan) -> RunRecord:
             "pruner": "median",
             **{f"space.{parameter.name}": str(parameter) for parameter in parameters},
         },
-        artifacts=[SPACE],
     )
 
 
@@ -116,25 +116,23 @@ def _description(plan: Plan) -> str:
     return "\n".join([f"A sweep of the recipe {plan.space.base.recipe}:\n", *lines])
 
 
-def record_results(study: Study, results: Sequence[TrialResult], run: RunTracker) -> None:
+def record_results(study: Study, results: Sequence[TrialResult], record: RunRecord) -> None:
     """Add the best trial and a figure of all trials to the sweep's run."""
     # Imports matplotlib.
     from mlp_dist.tracking.plots import save
 
-    plan, record = study.plan, run.record
+    plan = study.plan
     if ranked(results):
-        found = summary(plan, results, None)
+        found = summary(plan, results)
         record.description = (
             f"{_description(plan)}\n\nThe best of {len(results)} trials is trial {found['best_trial']}, "
             f"with a validation accuracy of {found['best_value']:.4f}:\n\n    {found['command']}"
         )
         record.summary = {
-            "best_trial_val_accuracy": found["best_value"],
+            "best_val_accuracy": found["best_value"],
             "best_trial": found["best_trial"],
             "num_trials": found["num_trials"],
             "num_pruned": found[PRUNED],
             "num_failed": found[FAILED],
         }
         save(study.figure(), plan.directory / FIGURE)
-        record.add(FIGURE)
-    run.changed()

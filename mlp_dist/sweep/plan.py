@@ -4,19 +4,24 @@ import json
 import shutil
 import time
 from dataclasses import dataclass, replace
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from mlp_dist.config import DEFAULT_EXPERIMENT, OPTIONS, TrainConfig
+from mlp_dist.config import OPTIONS, TrainConfig
 from mlp_dist.core.catalog import CATALOG
 from mlp_dist.core.errors import DownloadError, UsageError
 from mlp_dist.core.io import try_to_lock
 from mlp_dist.recipes import training_command
 from mlp_dist.sweep.space import Space, read_space
-from mlp_dist.tracking.run_dir import PLAN, RECORD, write_json
-
-SPACE = "space.toml"
+from mlp_dist.tracking.run_dir import (
+    PLAN,
+    RECORD,
+    SPACE,
+    make_output_dir,
+    newest_output_dir,
+    stamped,
+    write_json,
+)
 
 _EXIT_SECONDS = 10.0
 
@@ -33,7 +38,7 @@ class Plan:
     space: Space
     num_trials: int = 20
     seed: int = 0
-    experiment: str = DEFAULT_EXPERIMENT
+    experiment: str | None = None
     dataset: str
     data_dir: str | None = None
 
@@ -84,11 +89,8 @@ def new_plan(space: Path, output_dir: Path | None, options: dict[str, Any]) -> t
             )
     plan = Plan(directory=Path(), space=read, dataset=read.base.dataset, **options)
     plan = replace(plan, dataset=_prepare_data(plan))
-    # Imports torch.
-    from mlp_dist.training.directories import OUTPUTS, make_new
-
     if output_dir is None:
-        output_dir = make_new(OUTPUTS / f"sweep-{space.stem}-{datetime.now():%Y%m%d-%H%M%S}")
+        output_dir = make_output_dir(stamped(f"sweep-{space.stem}"))
     try:
         output_dir.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(space, output_dir / SPACE)
@@ -144,7 +146,7 @@ def resumed_plan(space: Path | None, output_dir: Path | None, options: dict[str,
 
     Raises UsageError if there is none, or if an option other than the number of trials differs.
     """
-    plan = load_plan(_newest() if output_dir is None else output_dir)
+    plan = load_plan(output_dir or newest_output_dir(PLAN, "sweep"))
     if space is not None and space.read_text() != (plan.directory / SPACE).read_text():
         raise UsageError(f"{space} is not the search space of the sweep in {plan.directory}: leave it out")
     for name in options.keys() - {"num_trials"}:
@@ -157,12 +159,3 @@ def resumed_plan(space: Path | None, output_dir: Path | None, options: dict[str,
     plan = replace(plan, **options)
     plan.save()
     return plan, lock
-
-
-def _newest() -> Path:
-    from mlp_dist.training.directories import OUTPUTS
-
-    found = sorted(OUTPUTS.glob(f"*/{PLAN}"), key=lambda path: path.stat().st_mtime)
-    if not found:
-        raise UsageError(f"there is no sweep under {OUTPUTS.absolute()} to resume; name it with --output-dir")
-    return found[-1].parent

@@ -15,7 +15,6 @@ from mlp_dist.console import command
 from mlp_dist.console.process import end_with
 from mlp_dist.core.errors import TrainingError
 from mlp_dist.sweep.plan import Plan, load_plan
-from mlp_dist.training import recorder
 
 if TYPE_CHECKING:
     from mlp_dist.sweep.study import Trial
@@ -29,8 +28,6 @@ class Pruned(KeyboardInterrupt):
 def main() -> None:
     directory, session, parent = sys.argv[1:]
     end_with(int(parent))
-    # The recorder's process imports mlflow while this one imports torch.
-    recorder.start()
     from mlp_dist.sweep.study import Study
 
     plan = load_plan(Path(directory))
@@ -58,13 +55,16 @@ def train(trial: "Trial", plan: Plan) -> None:
         print(f"trial {trial.number} failed: {error}", flush=True)
         trial.fail(str(error))
     else:
-        facts = {name: result[name] for name in ("best_epoch", "test_accuracy", "run_id")}
-        trial.complete(result["val_accuracy"], **facts)
+        trial.complete(
+            result["val_accuracy"],
+            best_epoch=result["best_epoch"],
+            test_accuracy=result["test_accuracy"],
+        )
 
 
 def prune_if_hopeless(trial: "Trial", report: "Report") -> None:
     """Report an epoch; raise Pruned if the pruner says so, except after the last epoch."""
-    state, record = report.state, report.run.record
+    state, record = report.state, report.record
     best, epoch = state.history[state.kept], len(state.history)
     record.tags["trial"] = str(trial.number)
     is_hopeless = trial.report(epoch, state.history[-1]["val_accuracy"])

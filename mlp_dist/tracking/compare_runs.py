@@ -64,18 +64,18 @@ def rank_runs(
 def _full_name(metric: str, runs: Sequence[StoredRun]) -> str:
     """Expands val_accuracy, as serve.package spells it, to best_val_accuracy."""
     names = {name for run in runs for name in run.metrics}
-    for name in (metric, f"best_{metric}"):
+    for name in (f"best_{metric}", metric):
         if name in names or name == DEFAULT_METRIC:
             return name
-    known = sorted(name for name in names if "/" not in name)
-    hint = did_you_mean(metric, names if "/" in metric else known)
+    known = sorted(names)
+    hint = did_you_mean(metric, known)
     raise UsageError(f"no run here has the metric {metric!r}{hint} (there are: {', '.join(known) or 'none'})")
 
 
 def _rank(runs: list[StoredRun], metric: str, champion: str) -> Ranking:
     params = {name: [_param(run, name) for run in runs] for name in _DEFAULTS}
     params = {name: values for name, values in params.items() if len(set(values)) > 1}
-    metrics = sorted({name for run in runs for name in run.metrics if _is_summary(name)} | {metric})
+    metrics = sorted({name for run in runs for name in run.metrics} | {metric})
     frame = pd.DataFrame(
         {
             "dataset": runs[0].dataset,
@@ -100,10 +100,6 @@ def _param(run: StoredRun, name: str) -> str:
     if name == "hidden_sizes":
         return "-".join(re.findall(r"\d+", value)) or "none"
     return "" if value == "None" else value
-
-
-def _is_summary(name: str) -> bool:
-    return "/" not in name or name.startswith("test_class_accuracy/")
 
 
 def format_ranking(ranking: Ranking, *, top: int | None = None) -> str:

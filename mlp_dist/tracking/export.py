@@ -7,6 +7,7 @@ import torch
 
 from mlp_dist.core.bundle import Bundle, load_bundle
 from mlp_dist.core.errors import BundleError
+from mlp_dist.core.spec import BundleSpec
 from mlp_dist.data.arrays import Dataset
 from mlp_dist.data.datasets import default_data_dir, prepare_dataset, read_dataset
 from mlp_dist.data.evaluate import predict
@@ -41,7 +42,7 @@ def export_run(run: StoredRun, directory: Path, data_dir: Path | None = None) ->
     if bundle.spec.run_id != run.run_id:
         raise BundleError(f"the bundle of run {run.run_id} belongs to another run, {bundle.spec.run_id}")
     bundle.check_golden()
-    data = run_dataset(run, data_dir)
+    data = run_dataset(run, bundle.spec, data_dir)
     logits = predict(bundle.model, data.test, bundle.spec.image).cpu()
     test = evaluate(logits.numpy(), data.test.labels.numpy(), temperature=bundle.spec.temperature)
     reported = bundle.spec.metrics["test_accuracy"]
@@ -53,17 +54,18 @@ def export_run(run: StoredRun, directory: Path, data_dir: Path | None = None) ->
     return Export(bundle_directory, bundle, data.test.labels, logits.argmax(dim=1) == data.test.labels, test)
 
 
-def run_dataset(run: StoredRun, data_dir: Path | None = None, *, download: bool = True) -> Dataset:
-    """The data set of a training, from `data_dir` or else the directory the training used.
+def run_dataset(
+    run: StoredRun, spec: BundleSpec, data_dir: Path | None = None, *, download: bool = True
+) -> Dataset:
+    """The data set of the run's bundle, from `data_dir` or else the directory the training used.
 
     Missing files are downloaded if `download`. Raises DataError if they are not available.
     """
     config = load_config(run)
     if data_dir is None:
-        trained_from = config.data_dir
+        trained_from = config.data_dir if config else None
         data_dir = trained_from if trained_from and trained_from.is_dir() else default_data_dir()
     if download:
-        prepare_dataset(config.dataset, data_dir)
-    return read_dataset(
-        config.dataset, data_dir, image_size=config.image_size, skip_bad_images=config.skip_bad_images
-    )
+        prepare_dataset(spec.dataset, data_dir)
+    # Without any, all were read.
+    return read_dataset(spec.dataset, data_dir, image_size=spec.image.height, skip_bad_images=True)

@@ -1,18 +1,23 @@
-"""Finds runs in MLflow: the best one of an experiment, or one by id or name."""
+"""Finds runs in MLflow: the best one, or one by id or name."""
 
 import math
+import os
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from mlp_dist.config import TrainConfig
+from mlp_dist.config import EXPERIMENTS, TrainConfig
 from mlp_dist.console import progress
 from mlp_dist.core.errors import TrackingError, UsageError, did_you_mean
 from mlp_dist.core.spec import STATE_DICT, WEIGHTS
+from mlp_dist.tracking.models import find_model
 from mlp_dist.tracking.run_dir import BUNDLE, CONFIG, FINISHED
-from mlp_dist.tracking.store import existing_store, hide_password, load_mlflow
+from mlp_dist.tracking.store import TrashedError, existing_store, hide_password, load_mlflow
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
 
 VALIDATION_METRICS: dict[str, Callable[..., "StoredRun"]] = {"val_accuracy": max, "val_loss": min}
 """Metrics that may choose a model, and how. A model chosen by a test metric would have no unbiased test
@@ -24,16 +29,17 @@ _PARENT = "mlflow.parentRunId"
 
 @dataclass(frozen=True)
 class StoredRun:
-    """A run in MLflow. `metrics` are the last values; `bundle` is the URI of its bundle.
+    """A run in MLflow. `metrics` are the last values, by the names in the training's result.
 
-    `digest` is that of the images of `dataset`, at the image size of the training; "" if unknown.
+    `bundle` is the URI of its bundle; "" means the run's kept weights. `digest` is that of the images of
+    `dataset`, at the image size of the training; "" if unknown.
     """
 
     run_id: str
     name: str
     dataset: str
     metrics: dict[str, float]
-    bundle: str
+    bundle: str = ""
     status: str = FINISHED
     experiment_id: str = ""
     digest: str = ""
@@ -46,16 +52,17 @@ class StoredRun:
 
     def is_on_data_of(self, other: "StoredRun") -> bool:
         """True if both were trained on the same images, as far as the digests of equal sizes tell."""
-        same_size = self.params.get("image_size") == other.params.get("image_size")
-        unchanged = not same_size or self.digest == other.digest or "" in (self.digest, other.digest)
+        # A param at its default is not logged.
+        sizes = {run.params.get("image_size", "28") for run in (self, other)}
+        unchanged = len(sizes) > 1 or self.digest == other.digest or "" in (self.digest, other.digest)
         return self.dataset == other.dataset and unchanged
 
 
 # The best run
 
 
-def best_run(experiment: str, metric: str = "val_accuracy") -> StoredRun:
-    """The finished run of `experiment` with the best validation metric; of equal runs the latest.
+def best_run(experiment: str | None, metric: str = "val_accuracy") -> StoredRun:
+    """The finished run of `experiment_runs` with the best validation metric; of equal runs the latest.
 
     Only runs on the data set of the latest run compete. If none of them has validation images, the latest
     is returned. Both cases print a note.
@@ -72,14 +79,15 @@ def best_run(experiment: str, metric: str = "val_accuracy") -> StoredRun:
     runs = [run for run in experiment_runs(experiment) if run.has_model]
     if not runs:
         train = "accelerate launch -m mlp_dist.train"
-        raise TrackingError(f"the experiment {experiment!r} has no finished run; train one: {train}")
+        where = f"the experiment {experiment!r}" if experiment else "MLflow"
+        raise TrackingError(f"{where} has no finished run; train one: {train}")
     latest = runs[0]
     comparable = [run for run in runs if run.is_on_data_of(latest)]
     if others := [run for run in runs if not run.is_on_data_of(latest)]:
         names = sorted({run.dataset for run in others} - {latest.dataset}) or ["an earlier version of it"]
         _note(
-            f"in the experiment {experiment!r} only runs on {latest.dataset}, the latest run's data set, are "
-            f"compared, not those on {', '.join(names)}"
+            f"only runs on {latest.dataset}, the latest run's data set, are compared, "
+            f"not those on {', '.join(names)}"
         )
     best = _best(comparable, metric)
     if best is None:
@@ -94,7 +102,7 @@ def best_run(experiment: str, metric: str = "val_accuracy") -> StoredRun:
 
 def best_beside(run: StoredRun) -> StoredRun | None:
     """The best finished run by validation accuracy in `run`'s experiment, on its data set."""
-    others = [other for other in _runs_in(run.experiment_id) if other.has_model]
+    others = [other for other in _runs_in([run.experiment_id]) if other.has_model]
     return _best([other for other in others if other.is_on_data_of(run)], "val_accuracy")
 
 
@@ -116,28 +124,34 @@ def _note(text: str) -> None:
 # Search
 
 
-def experiment_runs(experiment: str) -> list[StoredRun]:
+def experiment_runs(experiment: str | None) -> list[StoredRun]:
     """All trainings of an experiment, finished or not, the latest first. Parents of nested runs are left out.
 
+    None: the experiment that MLflow's environment variables name, else all that trainings make by default.
     Raises UsageError for an unknown experiment.
     """
-    mlflow = load_mlflow()
+    mlflow, environ = load_mlflow(), os.environ
+    experiment = experiment or environ.get("MLFLOW_EXPERIMENT_NAME")
     with existing_store() as uri:
-        found = mlflow.get_experiment_by_name(experiment)
-        if found is None:
-            names = sorted(experiment.name for experiment in mlflow.search_experiments())
+        if experiment is None and (given := environ.get("MLFLOW_EXPERIMENT_ID")):
+            return _runs_in([given])
+        known = {each.name: each.experiment_id for each in mlflow.search_experiments()}
+        usual = [name for name in known if name == EXPERIMENTS or name.startswith(f"{EXPERIMENTS}/")]
+        if experiment is not None and experiment not in known:
             raise UsageError(
                 f"MLflow at {hide_password(uri)} has no experiment {experiment!r}"
-                f"{did_you_mean(experiment, names)} (there are: {', '.join(names)}); "
+                f"{did_you_mean(experiment, known)} (there are: {', '.join(sorted(known))}); "
                 "train first: accelerate launch -m mlp_dist.train"
             )
-    return _runs_in(found.experiment_id)
+    return _runs_in([known[name] for name in ([experiment] if experiment else usual)])
 
 
-def _runs_in(experiment_id: str) -> list[StoredRun]:
+def _runs_in(experiment_ids: list[str]) -> list[StoredRun]:
+    if not experiment_ids:
+        return []
     with existing_store():
         found = load_mlflow().search_runs(
-            [experiment_id], order_by=["attributes.start_time DESC"], output_format="list"
+            experiment_ids, order_by=["attributes.start_time DESC"], output_format="list"
         )
     runs = list(map(stored, found))
     parents = {run.tags.get(_PARENT) for run in runs}
@@ -145,15 +159,18 @@ def _runs_in(experiment_id: str) -> list[StoredRun]:
 
 
 def get_run(run_id: str) -> StoredRun:
-    """Raises UsageError for an unknown id, TrackingError for a run without a model."""
+    """Raises UsageError for an unknown id, TrackingError for a run in the trash or without a model."""
     mlflow = load_mlflow()
     with existing_store() as uri:
         try:
-            run = stored(mlflow.get_run(run_id))
+            found = mlflow.get_run(run_id)
         except mlflow.MlflowException as error:
             if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
                 raise
             raise UsageError(f"MLflow at {hide_password(uri)} has no run {run_id!r}") from error
+    run = stored(found)
+    if found.info.lifecycle_stage == "deleted":
+        raise TrashedError(run_id, run.name)
     if run.status != FINISHED:
         raise TrackingError(f"run {run_id} is {run.status}, not FINISHED: it has no model to use")
     if not run.has_model:
@@ -198,8 +215,7 @@ def stored(run: Any) -> StoredRun:
         run_id=run.info.run_id,
         name=run.info.run_name,
         dataset=run.data.params.get("dataset", "unknown"),
-        metrics=run.data.metrics,
-        bundle=f"runs:/{run.info.run_id}/{BUNDLE}",
+        metrics=result_metrics(run.data.metrics),
         status=run.info.status,
         experiment_id=run.info.experiment_id,
         digest=datasets[0].digest if datasets else "",
@@ -208,26 +224,48 @@ def stored(run: Any) -> StoredRun:
     )
 
 
+def result_metrics(metrics: dict[str, float]) -> dict[str, float]:
+    """MLflow's best/val_accuracy as best_val_accuracy, which runs of 0.1.0 have as it is."""
+    named = {name.replace("/", "_"): value for name, value in metrics.items() if "/" in name}
+    return named | {name: value for name, value in metrics.items() if "/" not in name}
+
+
 # Artifacts
 
 
 def download_bundle(run: StoredRun, directory: Path) -> Path:
-    """Download the run's bundle under `directory`; returns the bundle's own directory."""
+    """Download the run's bundle under `directory`; returns the bundle's own directory.
+
+    Raises TrackingError if it is not in MLflow.
+    """
     mlflow = load_mlflow()
     directory.mkdir(parents=True, exist_ok=True)
     try:
-        bundle = Path(mlflow.artifacts.download_artifacts(artifact_uri=run.bundle, dst_path=str(directory)))
+        uri = run.bundle or _bundle_uri(mlflow.MlflowClient(), run.run_id)
+        bundle = Path(mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=str(directory)))
+        # An MLflow model has the weights under MLflow's name.
         if (bundle / STATE_DICT).exists():
             (bundle / STATE_DICT).rename(bundle / WEIGHTS)
         return bundle
     except (mlflow.MlflowException, OSError) as error:
-        raise TrackingError(f"run {run.run_id} ({run.name}) has no bundle to download: {error}") from error
+        raise TrackingError(
+            f"run {run.run_id} ({run.name}) has no bundle to download: {error}; if you still have the "
+            "training's directory, python -m mlp_dist.sync DIR sends it again"
+        ) from error
 
 
-def load_config(run: StoredRun) -> TrainConfig:
-    """The configuration of the training."""
+def _bundle_uri(client: "MlflowClient", run_id: str) -> str:
+    # 0.1.0 stored it among the run's artifacts.
+    if client.list_artifacts(run_id, BUNDLE):
+        return f"runs:/{run_id}/{BUNDLE}"
+    model = find_model(client, client.get_run(run_id))
+    return f"runs:/{run_id}/{BUNDLE}" if model is None else str(model.model_uri)
+
+
+def load_config(run: StoredRun) -> TrainConfig | None:
+    """The configuration of the training; None if the run is not in MLflow any more."""
     mlflow = load_mlflow()
     try:
         return TrainConfig.from_json(mlflow.artifacts.load_dict(f"runs:/{run.run_id}/{CONFIG}"))
-    except (mlflow.MlflowException, OSError) as error:
-        raise TrackingError(f"run {run.run_id} ({run.name}) has no {CONFIG}: {error}") from error
+    except (mlflow.MlflowException, OSError):
+        return None

@@ -5,6 +5,7 @@ import json
 import math
 import platform
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,11 +17,11 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import LoggedModel, Run
 
+Point = tuple[str, float, int, int]
+"""A metric's name, value, milliseconds since 1970, step."""
+
 BUNDLE_TAG = "mlp_dist.bundle"
 """Names bundle.json's sha256, and through it the weights."""
-
-FIGURES = ("val/accuracy", "test/accuracy", "val/loss", "test/loss", "train/accuracy", "train/loss")
-"""An epoch's metrics that its weights have, too, in the order of the Models tab's columns."""
 
 _INVALID = str.maketrans({"/": "-", ":": "-", "%": "-", ".": "·", "'": "", '"': ""})
 _LONGEST_NAME = 250
@@ -35,14 +36,14 @@ def log_model(
     bundle: Path,
     *,
     step: int,
-    metrics: dict[str, float],
-    timestamp_ms: int,
+    points: "Iterable[Point]",
 ) -> str:
     """Make the bundle the run's only LoggedModel, called `name` as far as MLflow allows; returns its id.
 
     Completes a model whose upload was interrupted, and sends files that MLflow lost. The run's other models
-    are deleted unless they are registered. `metrics` are those of the epoch `step`; non-finite ones are left
-    out, since MLflow ranks NaN as 0. The run must already have its params and its data set.
+    are deleted unless they are registered. `step` is the epoch, and `points` are metrics that the run has,
+    too; non-finite ones are left out, since MLflow ranks NaN as 0. The run must already have its params and
+    its data set.
 
     Raises mlflow.MlflowException.
     """
@@ -68,9 +69,8 @@ def log_model(
         _upload(client, model, bundle)
         data = [each.dataset for each in run.inputs.dataset_inputs][:1] if run.inputs else []
         linked = (model.model_id, *(part for each in data for part in (each.name, each.digest)))
-        finite = {key: value for key, value in metrics.items() if math.isfinite(value)}
-        points = [Metric(key, value, timestamp_ms, step, *linked) for key, value in finite.items()]
-        client.log_batch(run_id, metrics=points)
+        metrics = [Metric(*point, *linked) for point in points if math.isfinite(point[1])]
+        client.log_batch(run_id, metrics=metrics)
         client.finalize_logged_model(model.model_id, LoggedModelStatus.READY)
     others = [each for each in models if each.model_id != model.model_id]
     versions = client.search_model_versions(f"run_id = '{run_id}'") if others else []

@@ -5,7 +5,6 @@ import shlex
 from collections.abc import Mapping
 from pathlib import Path
 
-from mlp_dist.config import DEFAULT_EXPERIMENT
 from mlp_dist.tracking.run_dir import has_record
 from mlp_dist.tracking.store import hide_password
 
@@ -14,10 +13,10 @@ SERVE = "python -m serve.server start"
 _STORE = "MLFLOW_TRACKING_URI"
 
 
-def after_training(run_id: str | None, output_dir: str, experiment: str) -> str:
+def after_training(run_id: str | None, output_dir: str, experiment: str | None) -> str:
     """Compare, package and serve; `run_id` None: first send the run to MLflow, which assigns the id."""
     compare = ["python", "-m", "mlp_dist.compare"]
-    if experiment != DEFAULT_EXPERIMENT:
+    if experiment is not None:
         compare += ["--experiment", experiment]
     steps = {"compare": _with_store(compare)}
     if run_id is None:

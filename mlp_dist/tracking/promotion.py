@@ -33,7 +33,7 @@ def promote(run: StoredRun, *, force: bool = False, data_dir: Path | None = None
                 raise PromotionError(f"{problem}; the champion stays, --force replaces it anyway")
             if problem:
                 progress.tell(f"note: {problem}; replaced anyway")
-    version = registry.register(run)
+    version = registry.register(run, exported.bundle.spec.weights_sha256)
     registry.set_champion(version)
     return {
         "run_id": run.run_id,

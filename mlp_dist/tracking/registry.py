@@ -1,21 +1,24 @@
 """The registered model `mlp`: one version per promoted run, and the alias `champion` on one of them."""
 
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
-from mlp_dist.config import DEFAULT_EXPERIMENT
 from mlp_dist.console import progress
-from mlp_dist.core.errors import PromotionError
+from mlp_dist.core.bundle import load_bundle
+from mlp_dist.core.errors import PromotionError, TrackingError
 from mlp_dist.tracking.find import StoredRun, best_beside, best_run, download_bundle, stored
-from mlp_dist.tracking.models import FIGURES, find_model, log_model
-from mlp_dist.tracking.store import existing_store, load_mlflow
+from mlp_dist.tracking.models import log_model
+from mlp_dist.tracking.store import TrashedError, existing_store, load_mlflow
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
-    from mlflow.entities import LoggedModel, Run
+    from mlflow.entities import LoggedModel
     from mlflow.entities.model_registry import ModelVersion
+
+T = TypeVar("T")
 
 MODEL = "mlp"
 CHAMPION = "champion"
@@ -24,6 +27,9 @@ _DESCRIPTION = (
     "Models that were promoted. python -m serve.package takes the one with the alias champion; "
     "python -m mlp_dist.promote moves the alias."
 )
+_RATED = ("best_val_accuracy", "test_accuracy", "best_epoch")
+"""Metrics of a run that its version keeps as tags."""
+
 _NOT_FOUND = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
 """MLflow's error codes for an absent registered model, alias or run."""
 
@@ -44,7 +50,7 @@ def chosen_run(experiment: str | None = None, metric: str | None = None) -> Stor
     """
     champion = None if experiment or metric else find_champion()
     if champion is None:
-        return best_run(experiment or DEFAULT_EXPERIMENT, metric or "val_accuracy")
+        return best_run(experiment, metric or "val_accuracy")
     run, best = champion.run, best_beside(champion.run)
     note = f"this is the champion, version {champion.version} of {MODEL}"
     if best is not None and best.run_id != run.run_id:
@@ -58,68 +64,73 @@ def chosen_run(experiment: str | None = None, metric: str | None = None) -> Stor
 
 
 def find_champion() -> Champion | None:
-    """None if no run was promoted yet. Raises PromotionError if the champion's run is gone."""
+    """None if no run was promoted yet. Raises PromotionError if the champion's run is in MLflow's trash.
+
+    A run that `mlflow gc` removed has left its version.
+    """
     mlflow = load_mlflow()
     with existing_store():
         client = mlflow.MlflowClient()
-        try:
-            version = client.get_model_version_by_alias(MODEL, CHAMPION)
-        except mlflow.MlflowException as error:
-            if error.error_code not in _NOT_FOUND:
-                raise
+        version = _unless_absent(lambda: client.get_model_version_by_alias(MODEL, CHAMPION))
+        if version is None:
             return None
-        try:
-            run = stored(client.get_run(version.run_id or "none"))
-        except mlflow.MlflowException as error:
-            if error.error_code not in _NOT_FOUND:
-                raise
-            raise PromotionError(
-                f"the run of the champion, version {version.version} of {MODEL}, is not in MLflow; "
-                "python -m mlp_dist.promote RUN --force replaces the champion"
-            ) from error
+        found = _unless_absent(lambda: client.get_run(version.run_id or "none"))
+    if found is None and "dataset" not in version.tags:
+        raise PromotionError(
+            f"the run of the champion, version {version.version} of {MODEL}, is not in MLflow; "
+            "python -m mlp_dist.promote RUN --force replaces the champion"
+        )
+    if found is not None and found.info.lifecycle_stage == "deleted":
+        trashed = TrashedError(version.run_id, found.info.run_name)
+        raise PromotionError(
+            f"version {version.version} of {MODEL} is the champion, but {trashed}; "
+            "python -m mlp_dist.promote RUN --force replaces it"
+        )
+    run = _run_of(version) if found is None else stored(found)
     return Champion(str(version.version), replace(run, bundle=f"models:/{MODEL}/{version.version}"))
 
 
-def register(run: StoredRun) -> str:
-    """The registered model's version with the run's kept weights, created if necessary.
+def _unless_absent(ask: Callable[[], T]) -> T | None:
+    try:
+        return ask()
+    except load_mlflow().MlflowException as error:
+        if error.error_code not in _NOT_FOUND:
+            raise
+        return None
 
-    A run without a LoggedModel gets one from its bundle. Raises TrackingError.
+
+def _run_of(version: "ModelVersion") -> StoredRun:
+    """What the version says about its run, which `mlflow gc` removed."""
+    metrics = {name: float(version.tags[name]) for name in _RATED if name in version.tags}
+    dataset = version.tags.get("dataset", "unknown")
+    return StoredRun(str(version.run_id), str(version.description).split(",")[0], dataset, metrics)
+
+
+def register(run: StoredRun, weights_sha256: str) -> str:
+    """The registered model's version with the run's kept weights, created if necessary, and read back.
+
+    Raises TrackingError, BundleError if the version does not hold these weights.
     """
     mlflow = load_mlflow()
-    with existing_store("cannot register the run"):
-        client = mlflow.MlflowClient()
-        found = client.get_run(run.run_id)
-        epoch = int(run.metrics["best_epoch"])
-        model = find_model(client, found)
-        if model is None or str(model.status) != "READY":
-            model = _log_bundle(client, found, run, epoch)
+    with existing_store("cannot register the run"), tempfile.TemporaryDirectory(prefix="mlp_dist-") as name:
+        client, directory = mlflow.MlflowClient(), Path(name)
+        bundle, step = download_bundle(run, directory / "run"), int(run.metrics["best_epoch"])
+        model_id = log_model(client, run.run_id, run.name, bundle, step=step, points=())
+        model = client.get_logged_model(model_id)
         versions = client.search_model_versions(f"name = '{MODEL}' AND run_id = '{run.run_id}'")
         known = next((str(each.version) for each in versions if each.source == model.model_uri), None)
-        return known or _create_version(client, run, model)
+        version = known or _create_version(client, run, model)
+        copy = replace(run, bundle=f"models:/{MODEL}/{version}")
+        found = load_bundle(download_bundle(copy, directory / "version")).spec.weights_sha256
+        if found != weights_sha256:
+            raise TrackingError(f"version {version} of {MODEL} has other weights than run {run.run_id}")
+    return version
 
 
 def set_champion(version: str) -> None:
     """Move the alias `champion` to a version. Raises TrackingError."""
     with existing_store("cannot move the champion's alias"):
         load_mlflow().MlflowClient().set_registered_model_alias(MODEL, CHAMPION, version)
-
-
-def _log_bundle(client: "MlflowClient", found: "Run", run: StoredRun, epoch: int) -> "LoggedModel":
-    names = [name for name in FIGURES if name in found.data.metrics]
-    history = [point for name in names for point in client.get_metric_history(run.run_id, name)]
-    points = [point for point in history if point.step == epoch]
-    with tempfile.TemporaryDirectory(prefix="mlp_dist-") as directory:
-        bundle = download_bundle(run, Path(directory))
-        model_id = log_model(
-            client,
-            run.run_id,
-            run.name,
-            bundle,
-            step=epoch,
-            metrics={point.key: point.value for point in points},
-            timestamp_ms=max((point.timestamp for point in points), default=0),
-        )
-    return client.get_logged_model(model_id)
 
 
 def _create_version(client: "MlflowClient", run: StoredRun, model: "LoggedModel") -> str:
@@ -129,14 +140,16 @@ def _create_version(client: "MlflowClient", run: StoredRun, model: "LoggedModel"
     except mlflow.MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
-    names = [name for name in ("best_val_accuracy", "test_accuracy") if name in run.metrics]
-    accuracies = [f"{name.removeprefix('best_')} {run.metrics[name]:.4f}" for name in names]
+    metrics = {name: run.metrics[name] for name in _RATED if name in run.metrics}
+    accuracies = [
+        f"{name.removeprefix('best_')} {metrics[name]:.4f}" for name in metrics if "accuracy" in name
+    ]
     version: ModelVersion = client.create_model_version(
         MODEL,
         model.model_uri,
         run.run_id,
         description=", ".join([run.name, run.dataset, *accuracies]),
-        tags={"dataset": run.dataset, **{name: str(run.metrics[name]) for name in names}},
+        tags={"dataset": run.dataset, **{name: str(value) for name, value in metrics.items()}},
         model_id=model.model_id,
     )
     return str(version.version)

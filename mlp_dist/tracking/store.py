@@ -4,18 +4,28 @@ import hashlib
 import logging
 import os
 import re
+import sqlite3
 import tempfile
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from mlp_dist.console import progress
 from mlp_dist.core.errors import MlpDistError, TrackingError, UsageError
 from mlp_dist.core.io import locked, replacing_file
 
 _DATABASE_TRIES = 3
+
+_LOCATIONS = (
+    ("experiments", "artifact_location"),
+    ("runs", "artifact_uri"),
+    ("logged_models", "artifact_location"),
+    ("model_versions", "storage_location"),
+)
+"""Tables and columns in which MLflow keeps places of artifacts."""
 
 _DEFAULTS = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
@@ -29,6 +39,16 @@ _DEFAULTS = {
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
 }
 """Environment variables set before mlflow is imported, unless the user set them."""
+
+
+class TrashedError(TrackingError):
+    """A run that was deleted in MLflow, where it is kept until `mlflow gc`."""
+
+    def __init__(self, run_id: str, name: str) -> None:
+        super().__init__(
+            f"the run {name} ({run_id}) is in MLflow's trash and stays there; to bring it back: "
+            f"mlflow runs restore --run-id {run_id}"
+        )
 
 
 def load_mlflow() -> ModuleType:
@@ -62,8 +82,9 @@ def tracking_errors(problem: str) -> Iterator[str]:
         raise
     # A damaged database raises SQLAlchemy's errors.
     except Exception as error:
-        message = f"MLflow at {hide_password(uri)} {problem}: {_reason(error)}; see MLFLOW_TRACKING_URI"
-        raise TrackingError(message) from error
+        shown = hide_password(uri)
+        reason = _reason(error).replace("<database_uri>", shown)
+        raise TrackingError(f"MLflow at {shown} {problem}: {reason}; see MLFLOW_TRACKING_URI") from error
 
 
 @contextmanager
@@ -81,8 +102,11 @@ def creating_tables(uri: str) -> Iterator[None]:
     databases: Any = import_module("mlflow.store.db.utils")
     databases.MAX_RETRY_COUNT = _DATABASE_TRIES
     with machine_lock(uri):
-        if (missing := _missing_file(uri)) is not None:
-            _create_database(uri, missing)
+        if (file := _file(uri)) is not None:
+            if file.exists():
+                _follow_move(file)
+            else:
+                _create_database(uri, file)
         yield
 
 
@@ -95,23 +119,44 @@ def _create_database(uri: str, path: Path) -> None:
         load_mlflow().MlflowClient(url.render_as_string(hide_password=False))
 
 
-def _missing_file(uri: str) -> Path | None:
-    """The SQLite file that `uri` names, if it does not exist."""
+def _file(uri: str) -> Path | None:
+    """The SQLite file that `uri` names."""
     from sqlalchemy.engine import make_url
 
     database = make_url(uri).database if uri.startswith("sqlite:") else None
-    if database in (None, "", ":memory:") or Path(database).exists():
-        return None
-    return Path(database)
+    return None if database in (None, "", ":memory:") else Path(database)
+
+
+def _follow_move(database: Path) -> None:
+    """Let a database that was moved or copied together with its mlruns find the artifacts there.
+
+    MLflow keeps their locations as absolute paths, and has no command that changes them.
+    """
+    home = database.absolute().parent / "mlruns"
+    with closing(sqlite3.connect(database, timeout=20)) as connection, connection:
+        found = connection.execute("SELECT artifact_location FROM experiments").fetchall()
+        locations = [Path(each) for (each,) in found if each and Path(each).parent.name == "mlruns"]
+        for location in locations:
+            root, there = location.parent, home / location.name
+            # Another project's experiments may be in the same database.
+            if root == home or (root.exists() and not there.exists()):
+                continue
+            for table, column in _LOCATIONS:
+                connection.execute(
+                    f"UPDATE {table} SET {column} = ? || substr({column}, ?) "
+                    f"WHERE {column} = ? OR substr({column}, 1, ?) = ?",
+                    (str(there), len(str(location)) + 1, str(location), len(f"{location}/"), f"{location}/"),
+                )
+            progress.tell_beside(f"note: MLflow kept the artifacts' old place {location}; it is {there} now")
 
 
 @contextmanager
 def existing_store(problem: str = "cannot be read") -> Iterator[str]:
     """Like `tracking_errors`, but raises UsageError rather than create a database that does not exist."""
     with tracking_errors(problem) as uri:
-        if (missing := _missing_file(uri)) is not None:
+        if (file := _file(uri)) is not None and not file.exists():
             raise UsageError(
-                f"there are no runs in {missing.absolute().parent}: it has no {missing.name}; "
+                f"there are no runs in {file.absolute().parent}: it has no {file.name}; "
                 "change to the directory the training was started in, or set MLFLOW_TRACKING_URI"
             )
         with creating_tables(uri):
@@ -131,4 +176,16 @@ def _reason(error: BaseException) -> str:
         if isinstance(cause, OSError) and cause.strerror and not cause.filename:
             return cause.strerror
         cause = cause.__cause__ or cause.__context__
-    return (str(error) or repr(error)).splitlines()[0]
+    text = str(error) or repr(error)
+    if (found := re.search(r"schema \(found version (\w+),", text)) and _is_newer(found[1]):
+        return "a newer version of MLflow wrote this database; upgrade it: pip install --upgrade mlflow"
+    if "error code 401" in text:
+        return "it asks for a user and a password; set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
+    return text.splitlines()[0]
+
+
+def _is_newer(revision: str) -> bool:
+    """Whether this MLflow does not know a revision of its database's tables."""
+    migrations = Path(load_mlflow().__file__ or "").parent / "store/db_migrations/versions"
+    known = {path.name.partition("_")[0] for path in migrations.glob("*.py")}
+    return bool(known) and revision not in known

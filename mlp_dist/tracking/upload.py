@@ -1,55 +1,52 @@
-"""Uploads a run's directory to MLflow; sent.json remembers what MLflow already has.
+"""Makes MLflow's run equal to a run's directory.
 
-Uploading again changes nothing, even without sent.json: MLflow keeps one point of a metric for each step,
-time and value, and the run is found by its key.
+What MLflow lacks is asked of MLflow each time, so it does not matter what happened to either since.
 """
 
 import json
 import os
-from collections.abc import Callable
-from dataclasses import asdict
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mlp_dist.core.errors import TrackingError, UsageError
 from mlp_dist.core.io import try_to_lock
 from mlp_dist.core.spec import SPEC
-from mlp_dist.tracking.models import FIGURES, log_model
+from mlp_dist.tracking import models, plots
+from mlp_dist.tracking.models import Point
 from mlp_dist.tracking.run_dir import (
     BUNDLE,
     KILLED,
-    METRICS,
-    RECORD,
     RUNNING,
+    TABLES,
     RunRecord,
-    Sent,
-    has_record,
+    Uploaded,
+    files_of,
+    last_written_ms,
+    parent_of,
+    read_history,
     write_json,
 )
-from mlp_dist.tracking.store import creating_tables, hide_password, load_mlflow, machine_lock, tracking_errors
+from mlp_dist.tracking.store import TrashedError, creating_tables, load_mlflow, machine_lock, tracking_errors
 
 if TYPE_CHECKING:
-    from mlflow.entities import Metric
+    from mlflow import MlflowClient
+    from mlflow.entities import Experiment, Run
 
 KEY = "mlp_dist.key"
 
 EPOCH_METRICS = {
-    "train_loss": "train/loss",
-    "train_accuracy": "train/accuracy",
-    "learning_rate": "train/learning_rate",
-    "val_loss": "val/loss",
-    "val_accuracy": "val/accuracy",
-    "test_loss": "test/loss",
-    "test_accuracy": "test/accuracy",
-    "samples_per_second": "throughput/samples_per_second",
-    "train_seconds": "throughput/train_seconds",
-    "evaluate_seconds": "throughput/evaluate_seconds",
-    "images_seen": "throughput/images_seen",
-    "steps_taken": "throughput/steps_taken",
+    "train_loss": "train_loss",
+    "train_accuracy": "train_accuracy",
+    "val_loss": "val_loss",
+    "val_accuracy": "val_accuracy",
+    "learning_rate": "training/learning_rate",
+    "samples_per_second": "training/samples_per_second",
 }
-"""Names in metrics.jsonl and in MLflow, which groups charts by prefix. `test_accuracy` without a prefix is
-that of the kept weights.
-"""
+"""Names in metrics.jsonl and in MLflow, whose page shows names without a slash first."""
+
+STEP_LOSS = "training/step_loss"
 
 _EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}
 """Otherwise MLflow's page treats the experiment as one with language models."""
@@ -57,25 +54,20 @@ _EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}
 _LONGEST_NAME = 250
 """Characters of a run's name that MLflow's PostgreSQL column holds."""
 
-
-def runs_in(directory: Path) -> list[Path]:
-    """The directories of the run in `directory` and of those nested in it, parents first.
-
-    Raises UsageError if there is none.
-    """
-    found = sorted(path.parent.absolute() for path in directory.rglob(RECORD))
-    if not found:
-        raise UsageError(
-            f"{directory} holds no run: there is no {RECORD} in it; name a training's --output-dir"
-        )
-    return found
+Part = tuple[str, Callable[[], object]]
+"""What MLflow lacks of a run, and what sends it."""
 
 
-def sync(directory: Path) -> tuple[RunRecord, str]:
-    """Upload one run that no training works on; returns its record and its id in MLflow.
+def summary_metric(name: str) -> str:
+    """The name in MLflow of a figure in a record's summary: best/val_accuracy for best_val_accuracy."""
+    return name.replace("_", "/", 1)
+
+
+def sync(directory: Path) -> tuple[RunRecord, str, list[str]]:
+    """Upload one run that no training works on; returns its record, its id in MLflow, and what was sent.
 
     A run that is RUNNING, although no process holds its lock, was killed: it becomes KILLED, at the time of
-    its last write. Raises UsageError if a training runs there, TrackingError if the upload fails.
+    its last write. Raises UsageError if a training runs there, and the errors of `upload`.
     """
     lock = try_to_lock(directory)
     if lock is None:
@@ -83,270 +75,231 @@ def sync(directory: Path) -> tuple[RunRecord, str]:
     try:
         record = RunRecord.load(directory)
         if record.status == RUNNING:
-            written = max(path.stat().st_mtime_ns for path in directory.iterdir() if path.is_file())
-            record.end(KILLED, written // 1_000_000)
+            record.end(KILLED, reason="the process was killed", at_ms=last_written_ms(directory))
             record.save(directory)
-        return record, send(directory)
+        sent: list[str] = []
+        return record, upload(directory, sent.append), sent
     finally:
         os.close(lock)
 
 
-def send(directory: Path, progressed: Callable[[], None] = lambda: None) -> str:
-    """Upload what MLflow does not have yet; returns the run's id there.
+def upload(directory: Path, progressed: Callable[[str], None] = lambda part: None) -> str:
+    """Draw the run's pictures and send what MLflow lacks; returns the run's id there.
 
-    `progressed` is called after each part. Raises TrackingError if a part fails; finished parts are
-    remembered.
+    A run that has ended is read back. `progressed` is called with each part that was sent. Raises
+    TrackingError if a part fails, TrashedError if MLflow's run is in its trash.
     """
+    plots.draw(directory)
     record = RunRecord.load(directory)
     with tracking_errors("cannot take the run") as uri:
-        uploading = _Upload(directory, record, Sent.load(directory, hide_password(uri), record.key))
-        try:
-            for part in uploading.parts():
-                part()
-                progressed()
-        finally:
-            uploading.remember()
-    return uploading.sent.run_id
-
-
-class _Upload:
-    def __init__(self, directory: Path, record: RunRecord, sent: Sent) -> None:
         mlflow = load_mlflow()
-        self.directory, self.record, self.sent = directory, record, sent
-        self._remembered = asdict(sent)
-        with creating_tables(mlflow.get_tracking_uri()):
-            self.client = mlflow.MlflowClient()
+        with creating_tables(uri):
+            client = mlflow.MlflowClient()
+        run = _run(client, directory, record)
+        found = Uploaded(record.key, run_id := str(run.info.run_id), run.info.experiment_id)
+        if Uploaded.load(directory).run_id != run_id:
+            found.save(directory)
+        for what, send in list(_lacking(client, directory, record, run_id)):
+            send()
+            progressed(what)
+        if record.status != RUNNING:
+            if left := [what for what, _ in _lacking(client, directory, record, run_id)]:
+                raise TrackingError(f"MLflow accepted the run {run_id}, but does not have its {left[0]}")
+            replace(found, ended_ms=record.ended_ms).save(directory)
+    return run_id
 
-    def parts(self) -> tuple[Callable[[], None], ...]:
-        """In the order MLflow requires: a model copies the run's params and data set."""
-        return (
-            self.open,
-            self.log_tags,
-            self.log_params,
-            self.log_dataset,
-            self.log_epochs,
-            self.log_files,
-            self.log_models,
-            self.log_summary,
-            self.log_status,
-        )
 
-    def remember(self) -> None:
-        if asdict(self.sent) != self._remembered:
-            self.sent.save(self.directory)
+# The run
 
-    # The run
 
-    def open(self) -> None:
-        if self.sent.run_id and not self._exists(self.sent.run_id):
-            # The store was emptied, or the run was deleted.
-            self.sent = Sent(self.sent.uri, self.sent.key)
-        if not self.sent.run_id:
-            parent = self._parent()
-            tags = {"mlflow.parentRunId": self._id_of(parent)} if parent is not None else {}
-            # Processes of nested runs may create their parent, too.
-            with machine_lock(self.record.key):
-                self.sent.run_id = self._find() or self._create(tags)
-            self.remember()
+def _run(client: "MlflowClient", directory: Path, record: RunRecord) -> "Run":
+    """The run, which is created if necessary. Raises TrashedError."""
+    tags, parent = {KEY: record.key}, parent_of(directory, record)
+    if parent is not None:
+        tags["mlflow.parentRunId"] = _run(client, parent, RunRecord.load(parent)).info.run_id
+    # Processes of nested runs may create their parent, too.
+    with machine_lock(record.key):
+        run = _find_run(client, record)
+        if run is None:
+            experiment_id = _experiment(client, record).experiment_id
+            run = client.create_run(experiment_id, record.started_ms, tags, record.name[:_LONGEST_NAME])
+    if run.info.lifecycle_stage == "deleted":
+        raise TrashedError(run.info.run_id, record.name)
+    return run
 
-    def _exists(self, run_id: str) -> bool:
+
+def _find_run(client: "MlflowClient", record: RunRecord) -> "Run | None":
+    """The run with the record's id or key, also in the trash."""
+    mlflow = load_mlflow()
+    if record.run_id:
+        return client.get_run(record.run_id)
+    experiment, everywhere = _experiment(client, record), mlflow.entities.ViewType.ALL
+    found = client.search_runs([experiment.experiment_id], f"tags.`{KEY}` = '{record.key}'", everywhere)
+    return next(iter(found), None)
+
+
+def _experiment(client: "MlflowClient", record: RunRecord) -> "Experiment":
+    """The run's experiment, after it was created if necessary. Raises TrackingError if it was deleted."""
+    name = record.experiment
+    found: Experiment | None
+    if record.experiment_id:
+        found = client.get_experiment(record.experiment_id)
+    else:
+        found = client.get_experiment_by_name(name)
+    if found is None:
         try:
-            return bool(self.client.get_run(run_id).info.lifecycle_stage == "active")
-        except load_mlflow().MlflowException as error:
-            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
-                raise
-            return False
-
-    def _parent(self) -> Path | None:
-        """The directory of the parent: the enclosing one, even if both were moved."""
-        if self.record.parent is None:
-            return None
-        enclosing = self.directory.parent
-        return enclosing if has_record(enclosing) else Path(self.record.parent)
-
-    def _id_of(self, directory: Path) -> str:
-        record = RunRecord.load(directory)
-        other = _Upload(directory, record, Sent.load(directory, self.sent.uri, record.key))
-        other.open()
-        return other.sent.run_id
-
-    def _experiment(self) -> str:
-        name = self.record.experiment
-        found = self.client.get_experiment_by_name(name)
-        if found is None:
-            try:
-                return str(self.client.create_experiment(name, tags=_EXPERIMENT_TAGS))
-            # Another training created it in the meantime.
-            except load_mlflow().MlflowException:
-                found = self.client.get_experiment_by_name(name)
-                if found is None:
-                    raise
-        if found.lifecycle_stage != "active":
-            raise TrackingError(
-                f"MLflow cannot take the run: its experiment {name!r} was deleted; restore it by "
-                f"mlflow experiments restore --experiment-id {found.experiment_id}"
-            )
-        return str(found.experiment_id)
-
-    def _find(self) -> str:
-        """The run's id, if it was created before and the answer was lost."""
-        found = self.client.search_runs([self._experiment()], f"tags.`{KEY}` = '{self.record.key}'")
-        return str(found[0].info.run_id) if found else ""
-
-    def _create(self, tags: dict[str, str]) -> str:
-        record = self.record
-        tags, name = {KEY: record.key, **tags}, record.name[:_LONGEST_NAME]
-        run = self.client.create_run(self._experiment(), record.started_ms, tags, name)
-        self.sent.name = record.name
-        return str(run.info.run_id)
-
-    def log_tags(self) -> None:
-        from mlflow.entities import RunTag
-
-        record, sent = self.record, self.sent
-        if sent.name != record.name:
-            self.client.update_run(sent.run_id, name=record.name[:_LONGEST_NAME])
-            sent.name = record.name
-        tags = {**record.tags, "mlflow.note.content": record.description}
-        tables = [{"path": name, "type": "table"} for name in record.artifacts if name.startswith("tables/")]
-        if tables:
-            tags["mlflow.loggedArtifacts"] = json.dumps(tables)
-        new = sorted(tags.items() - sent.tags.items())
-        self.client.log_batch(sent.run_id, tags=[RunTag(*each) for each in new])
-        sent.tags = tags
-
-    def log_params(self) -> None:
-        """New params only, since MLflow rejects a changed value."""
-        from mlflow.entities import Param
-
-        new = [name for name in self.record.params if name not in self.sent.params]
-        params = [Param(name, str(self.record.params[name])) for name in new]
-        self.client.log_batch(self.sent.run_id, params=params)
-        self.sent.params += new
-
-    def log_dataset(self) -> None:
-        data = self.record.dataset
-        if data is None or "dataset" in self.sent.files:
-            return
-        from mlflow.entities import Dataset, DatasetInput, InputTag
-
-        # MLflow's limits: 500 characters of a name, 36 of a digest.
-        dataset = Dataset(
-            name=data["name"][:500],
-            digest=data["digest"][:32],
-            source_type="code",
-            source=json.dumps({"tags": {"dataset": data["name"]}}),
-            profile=json.dumps({name: data[name] for name in data if name not in ("name", "digest")}),
-        )
-        inputs = [DatasetInput(dataset, [InputTag("mlflow.data.context", "training")])]
-        try:
-            self.client.log_inputs(self.sent.run_id, inputs)
-        # Another training stored the same data set in the meantime; now MLflow finds it.
+            return client.get_experiment(client.create_experiment(name, tags=_EXPERIMENT_TAGS))
+        # Another training created it in the meantime.
         except load_mlflow().MlflowException:
-            self.client.log_inputs(self.sent.run_id, inputs)
-        self.sent.files["dataset"] = []
-
-    # Metrics
-
-    def log_epochs(self) -> None:
-        """Steps before epochs: with several batches, an epoch's point shows that its steps are complete."""
-        history = _read_lines(self.directory / METRICS)
-        new = history[self.sent.epochs :]
-        steps = [
-            ("train/step_loss", step["loss"], step["timestamp_ms"], step["step"])
-            for record in new
-            for step in record.get("steps", [])
-        ]
-        epochs = [point for record in new for point in _epoch_metrics(record)]
-        self.client.log_batch(self.sent.run_id, metrics=[*_metrics(steps), *epochs])
-        self.sent.epochs = max(self.sent.epochs, len(history))
-
-    def log_summary(self) -> None:
-        record = self.record
-        if record.ended_ms is not None:
-            new = dict(record.summary.items() - self.sent.summary.items())
-            metrics = _metrics([(name, value, record.ended_ms, 0) for name, value in new.items()])
-            self.client.log_batch(self.sent.run_id, metrics=metrics)
-            self.sent.summary |= new
-
-    # Files
-
-    def log_files(self) -> None:
-        self._write_run_id()
-        for path in self._files():
-            name = str(path.relative_to(self.directory))
-            stat = path.stat()
-            if self.sent.files.get(name) != (state := [stat.st_size, stat.st_mtime_ns]):
-                parent = str(path.parent.relative_to(self.directory))
-                self.client.log_artifact(self.sent.run_id, str(path), None if parent == "." else parent)
-                self.sent.files[name] = state
-
-    def _files(self) -> list[Path]:
-        """The artifacts that exist; hidden files are still being written."""
-        named = [self.directory / name for name in self.record.artifacts]
-        found = [path for each in named for path in (sorted(each.rglob("*")) if each.is_dir() else [each])]
-        return [path for path in found if path.is_file() and not path.name.startswith(".")]
-
-    def _write_run_id(self) -> None:
-        """Add to the bundle the run id, which was unknown if MLflow could not be reached in time."""
-        path = self.directory / BUNDLE / SPEC
-        if BUNDLE in self.record.artifacts and path.is_file():
-            values = json.loads(path.read_text())
-            if values["run_id"] != self.sent.run_id:
-                write_json(path, {**values, "run_id": self.sent.run_id})
-
-    def log_models(self) -> None:
-        history = {record["epoch"]: record for record in _read_lines(self.directory / METRICS)}
-        for model in self.record.models[:1]:
-            epoch = model["epoch"]
-            if str(epoch) not in self.sent.models:
-                points = _epoch_metrics(history[epoch])
-                self.sent.models[str(epoch)] = log_model(
-                    self.client,
-                    self.sent.run_id,
-                    self.record.name,
-                    self.directory / BUNDLE,
-                    step=epoch,
-                    metrics={point.key: point.value for point in points if point.key in FIGURES},
-                    timestamp_ms=history[epoch]["timestamp_ms"],
-                )
-
-    def log_status(self) -> None:
-        record = self.record
-        if record.status != (self.sent.status or RUNNING):
-            if record.status == RUNNING:
-                self.client.update_run(self.sent.run_id, RUNNING)
-            else:
-                self.client.set_terminated(self.sent.run_id, record.status, record.ended_ms)
-        self.sent.status = record.status
+            found = client.get_experiment_by_name(name)
+            if found is None:
+                raise
+    if found.lifecycle_stage != "active":
+        raise TrackingError(
+            f"MLflow cannot take the run: its experiment {found.name!r} was deleted; restore it by "
+            f"mlflow experiments restore --experiment-id {found.experiment_id}"
+        )
+    return found
 
 
-def _epoch_metrics(record: dict[str, Any]) -> list["Metric"]:
-    """The metrics of a line of metrics.jsonl."""
-    return _metrics(
-        [
-            (metric, record[name], record["timestamp_ms"], record["epoch"])
-            for name, metric in EPOCH_METRICS.items()
-            if record.get(name) is not None
-        ]
+# What MLflow lacks
+
+
+def _lacking(client: "MlflowClient", directory: Path, record: RunRecord, run_id: str) -> Iterator[Part]:
+    """In the order MLflow requires: a model copies the run's params and data set, and the status is last."""
+    from mlflow.entities import Param, RunTag
+
+    run, history = client.get_run(run_id), read_history(directory)
+    # The status is sent last: where it is right, so are the files that were sent before.
+    is_over = (run.info.status, run.info.end_time) == (record.status, record.ended_ms)
+    # A run of MLFLOW_RUN_ID has its name already.
+    if not record.run_id and (name := record.name[:_LONGEST_NAME]) != run.info.run_name:
+        yield "name", lambda: client.update_run(run_id, name=name)
+    if tags := sorted(_tags(directory, record).items() - run.data.tags.items()):
+        yield "tags", lambda: client.log_batch(run_id, tags=[RunTag(*each) for each in tags])
+    # MLflow keeps the first value of a param.
+    if params := [name for name in record.params if name not in run.data.params]:
+        new = [Param(name, str(record.params[name])) for name in params]
+        yield "params", lambda: client.log_batch(run_id, params=new)
+    if record.dataset is not None and not (run.inputs and run.inputs.dataset_inputs):
+        yield "data set", lambda: _log_dataset(client, run_id, record.dataset or {})
+    if points := _new_points(client, run_id, record, history):
+        yield "metrics", lambda: _log_points(client, run_id, points)
+    sizes = dict(_artifact_sizes(client, run_id))
+    for path in files_of(directory):
+        name = path.relative_to(directory).as_posix()
+        if sizes.get(name) != path.stat().st_size or not (is_over or record.status == RUNNING):
+            yield name, lambda path=path: _log_file(client, run_id, directory, path)  # type: ignore[misc]
+    if record.status != RUNNING and (directory / BUNDLE / SPEC).is_file() and "best_epoch" in record.summary:
+        yield from _lacking_model(client, directory, record, run, history)
+    if not is_over:
+        yield "status", lambda: _set_status(client, run_id, record)
+
+
+def _tags(directory: Path, record: RunRecord) -> dict[str, str]:
+    failed = f"\n\n{record.status}: {record.reason}" if record.reason else ""
+    tags = {KEY: record.key, **record.tags, "mlflow.note.content": f"{record.description}{failed}"}
+    if record.reason:
+        tags["error"] = record.reason
+    names = sorted(path.name for path in (directory / TABLES).glob("*.json"))
+    if names:
+        tables = [{"path": f"{TABLES}/{name}", "type": "table"} for name in names]
+        tags["mlflow.loggedArtifacts"] = json.dumps(tables)
+    return tags
+
+
+def _log_dataset(client: "MlflowClient", run_id: str, data: dict[str, Any]) -> None:
+    from mlflow.entities import Dataset, DatasetInput, InputTag
+
+    # MLflow's limits: 500 characters of a name, 36 of a digest.
+    dataset = Dataset(
+        name=data["name"][:500],
+        digest=data["digest"][:32],
+        source_type="code",
+        source=json.dumps({"tags": {"dataset": data["name"]}}),
+        profile=json.dumps({name: data[name] for name in data if name not in ("name", "digest")}),
     )
+    inputs = [DatasetInput(dataset, [InputTag("mlflow.data.context", "training")])]
+    try:
+        client.log_inputs(run_id, inputs)
+    # Another training stored the same data set in the meantime; now MLflow finds it.
+    except load_mlflow().MlflowException:
+        client.log_inputs(run_id, inputs)
 
 
-def _metrics(points: list[tuple[str, float, int, int]]) -> list["Metric"]:
+def _new_points(
+    client: "MlflowClient", run_id: str, record: RunRecord, history: list[dict[str, Any]]
+) -> list[Point]:
+    points = [*_epoch_points(history), *_summary_points(record, history)]
+    known = {
+        (name, point.step)
+        for name in {name for name, *_ in points}
+        for point in client.get_metric_history(run_id, name)
+    }
+    return [point for point in points if (point[0], point[3]) not in known]
+
+
+def _epoch_points(history: Iterable[dict[str, Any]]) -> Iterator[Point]:
+    for line in history:
+        for step in line.get("steps", []):
+            yield STEP_LOSS, step["loss"], step["timestamp_ms"], step["step"]
+        # Without validation images the last epoch's weights are kept, so these lead up to the run's own.
+        tests = () if line.get("val_loss") is not None else ("test_loss", "test_accuracy")
+        names = {**EPOCH_METRICS, **{name: summary_metric(name) for name in tests}}
+        for name, metric in names.items():
+            if line.get(name) is not None:
+                yield metric, line[name], line["timestamp_ms"], line["epoch"]
+
+
+def _summary_points(record: RunRecord, history: list[dict[str, Any]]) -> Iterator[Point]:
+    if record.ended_ms is not None:
+        for name, value in record.summary.items():
+            # 0.1.0 had a metric for each class.
+            if "/" not in name:
+                yield summary_metric(name), value, record.ended_ms, len(history)
+
+
+def _log_points(client: "MlflowClient", run_id: str, points: list[Point]) -> None:
     from mlflow.entities import Metric
 
-    return [Metric(*point) for point in points]
+    client.log_batch(run_id, metrics=[Metric(*point) for point in points])
 
 
-def _read_lines(path: Path) -> list[dict[str, Any]]:
-    """The objects in the complete lines of a file that may still be written. Raises TrackingError."""
-    lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
-    found = []
-    for number, line in enumerate(lines, start=1):
-        try:
-            found.append(dict(json.loads(line.decode())))
-        except (ValueError, TypeError) as error:
-            raise TrackingError(
-                f"{path}:{number}: the line is damaged ({error}); remove it and run the command again"
-            ) from error
-    return found
+def _artifact_sizes(
+    client: "MlflowClient", run_id: str, directory: str | None = None
+) -> Iterator[tuple[str, int]]:
+    for each in client.list_artifacts(run_id, directory):
+        if each.is_dir:
+            yield from _artifact_sizes(client, run_id, each.path)
+        else:
+            yield each.path, each.file_size or 0
+
+
+def _log_file(client: "MlflowClient", run_id: str, directory: Path, path: Path) -> None:
+    parent = path.parent.relative_to(directory).as_posix()
+    client.log_artifact(run_id, str(path), None if parent == "." else parent)
+
+
+def _lacking_model(
+    client: "MlflowClient", directory: Path, record: RunRecord, run: "Run", history: list[dict[str, Any]]
+) -> Iterator[Part]:
+    bundle, run_id, epoch = directory / BUNDLE, str(run.info.run_id), int(record.summary["best_epoch"])
+    spec = json.loads((bundle / SPEC).read_text())
+    # The id was unknown when the bundle was written.
+    if spec["run_id"] != run_id:
+        write_json(bundle / SPEC, {**spec, "run_id": run_id})
+    model = models.find_model(client, run)
+    if model is None or not models.is_complete(client, model, bundle):
+        points = [*_epoch_points(line for line in history if line["epoch"] == epoch)]
+        points = [*(point for point in points if point[0] != STEP_LOSS), *_summary_points(record, history)]
+        yield (
+            "model",
+            lambda: models.log_model(client, run_id, record.name, bundle, step=epoch, points=points),
+        )
+
+
+def _set_status(client: "MlflowClient", run_id: str, record: RunRecord) -> None:
+    if record.status == RUNNING:
+        client.update_run(run_id, RUNNING)
+    else:
+        client.set_terminated(run_id, record.status, record.ended_ms)

@@ -14,12 +14,10 @@ import mlp_dist
 from mlp_dist.config import TrainConfig
 from mlp_dist.core.errors import CheckpointError, UsageError
 from mlp_dist.core.io import replacing_file
+from mlp_dist.tracking.run_dir import CHECKPOINT, METRICS
 
-CHECKPOINT = "last.pt"
 PREVIOUS = "previous.pt"
 """The checkpoint before the last, in case the last one is damaged."""
-
-METRICS = "metrics.jsonl"
 
 _FORMAT = "mlp_dist checkpoint 1"
 _VERSION_WITHOUT_FIELD = "0.1.0"

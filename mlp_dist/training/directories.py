@@ -1,21 +1,17 @@
 """A run's output directory: a new one, or the one to resume. Used on the main process."""
 
-import contextlib
-import itertools
 import os
 import shlex
 import sys
 from collections.abc import Set
 from dataclasses import replace
-from datetime import datetime
 from pathlib import Path
 
 from mlp_dist.config import OPTIONS, TrainConfig
 from mlp_dist.core.errors import CheckpointError, UsageError
 from mlp_dist.core.io import remove_left, try_to_lock
-from mlp_dist.tracking.run_dir import PLAN, has_record, is_sent
+from mlp_dist.tracking.run_dir import PLAN, choose_output_dir, has_record, is_uploaded, output_name
 from mlp_dist.training.checkpoint import (
-    CHECKPOINT,
     Checkpoint,
     has_checkpoint,
     load_checkpoint,
@@ -23,11 +19,6 @@ from mlp_dist.training.checkpoint import (
     write_history,
 )
 from mlp_dist.training.distributed import remembered_output_dir
-
-OUTPUTS = Path("outputs")
-
-_LONGEST_NAME = 200
-"""Bytes; file systems allow 255, and a number may be appended."""
 
 _claims: dict[Path, int] = {}
 """The directories that this process has locked -> their descriptors."""
@@ -38,11 +29,8 @@ def new_output_dir(config: TrainConfig) -> Path:
 
     Raises UsageError if it is in use, holds a sweep, or a run that is unfinished or not yet in MLflow.
     """
-    name = config.run_name or f"{config.recipe}-{datetime.now():%Y%m%d-%H%M%S}"
-    directory = config.output_dir or OUTPUTS / _file_name(name)
+    directory = choose_output_dir(config.output_dir, output_name(config), "no")
     try:
-        if config.output_dir is None:
-            directory = make_new(directory)
         directory.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UsageError(
@@ -55,21 +43,6 @@ def new_output_dir(config: TrainConfig) -> Path:
     if has_checkpoint(directory):
         _check_finished(directory)
     return directory.absolute()
-
-
-def _file_name(name: str) -> str:
-    return name.replace(os.sep, "-").encode()[:_LONGEST_NAME].decode(errors="ignore")
-
-
-def make_new(wanted: Path) -> Path:
-    """Make `wanted`, or, if it exists, `wanted-2`, `wanted-3`, ..."""
-    wanted.parent.mkdir(parents=True, exist_ok=True)
-    for number in itertools.count(1):
-        directory = wanted if number == 1 else wanted.with_name(f"{wanted.name}-{number}")
-        with contextlib.suppress(FileExistsError):
-            directory.mkdir()
-            break
-    return directory
 
 
 def _claim(directory: Path) -> None:
@@ -100,7 +73,7 @@ def _check_finished(directory: Path) -> None:
             f"{directory} holds a run that stopped after {before.progress} of {before.config.epochs}: "
             "continue it with --resume, or choose another --output-dir"
         )
-    if before.has_begun and has_record(directory) and not is_sent(directory):
+    if before.has_begun and has_record(directory) and not is_uploaded(directory):
         raise UsageError(
             f"{directory} holds a run that is not fully uploaded to MLflow: upload it with "
             f"python -m mlp_dist.sync {shlex.quote(str(directory))}, or choose another --output-dir"
@@ -109,18 +82,13 @@ def _check_finished(directory: Path) -> None:
 
 def find_checkpoint(config: TrainConfig, *, resume: str) -> tuple[Path | None, Checkpoint | None]:
     """The directory to resume and its checkpoint; (None, None) for a new run."""
-    directory = config.output_dir
-    if (before := remembered_output_dir()) is not None:
-        directory = before
-    elif resume == "no":
-        return None, None
-    elif resume == "auto":
-        if directory is None:
-            raise UsageError("resume is auto; it needs --output-dir, where there may be a run to resume")
-        if not has_checkpoint(directory):
+    directory = remembered_output_dir()
+    if directory is None:
+        if resume == "no":
             return None, None
-    elif directory is None:
-        directory = _newest_output_dir()
+        directory = choose_output_dir(config.output_dir, output_name(config), resume)
+        if resume == "auto" and not has_checkpoint(directory):
+            return None, None
     checkpoint, damage = load_checkpoint(directory)
     _claim(directory)
     if damage:
@@ -128,15 +96,6 @@ def find_checkpoint(config: TrainConfig, *, resume: str) -> tuple[Path | None, C
         set_aside_damaged(directory)
     write_history(checkpoint, directory)
     return directory.absolute(), checkpoint
-
-
-def _newest_output_dir() -> Path:
-    found = sorted(OUTPUTS.glob(f"*/{CHECKPOINT}"), key=lambda path: path.stat().st_mtime)
-    if not found:
-        raise UsageError(
-            f"there is no run under {OUTPUTS.absolute()} to resume; name its directory with --output-dir"
-        )
-    return found[-1].parent
 
 
 def resumed_config(checkpoint: Checkpoint, config: TrainConfig, given: Set[str]) -> TrainConfig:

@@ -1,5 +1,6 @@
-"""Run name, description, tags and git state."""
+"""What describes a run: experiment, name, description, params and tags."""
 
+import json
 import os
 import platform
 import shlex
@@ -8,22 +9,70 @@ import subprocess
 import sys
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import torch
 
 import mlp_dist
-from mlp_dist.config import OPTIONS, TrainConfig
+from mlp_dist.config import EXPERIMENTS, OPTIONS, TrainConfig
 from mlp_dist.console.process import launch_command
+from mlp_dist.core.errors import UsageError
 from mlp_dist.data.batches import usual_val_size
 from mlp_dist.recipes import changes, training_command
+from mlp_dist.tracking.run_dir import RunRecord
 from mlp_dist.training.state import RunContext, TrainState
 
 _VERSIONS = ("torch", "accelerate")
+_SHOWN_PARAMS = ("optimizer", "lr", "schedule", "batch_size", "seed", "dropout", "weight_decay")
 _GIT_SECONDS = 5.0
 
 
+def describe(state: TrainState, context: RunContext) -> RunRecord:
+    """The run's record before its first epoch. MLflow's environment variables act as they do elsewhere."""
+    config, data, environ = state.config, context.data, os.environ
+    given = environ.get("MLFLOW_EXPERIMENT_NAME") or ""
+    is_named = config.experiment is not None
+    return RunRecord(
+        experiment=config.experiment or given or default_experiment(data.name),
+        experiment_id="" if is_named or given else environ.get("MLFLOW_EXPERIMENT_ID") or "",
+        run_id="" if context.parent is not None else environ.get("MLFLOW_RUN_ID") or "",
+        name=config.run_name or run_name(config, len(data.train)),
+        key=state.run_key,
+        description=description(state, context),
+        parent=None if context.parent is None else str(context.parent.absolute()),
+        tags=tags(config, context),
+        params=params(state),
+        # The sizes before the split: MLflow keeps the first run's, and runs split differently.
+        dataset={
+            "name": data.name,
+            "digest": state.data_digest,
+            "num_train": len(data.train),
+            "num_test": len(data.test),
+        },
+    )
+
+
+def params(state: TrainState) -> dict[str, Any]:
+    """What a resumed training cannot change: MLflow keeps the first value of a param.
+
+    Of the options that few trainings set, those at their default are left out.
+    """
+    shown: dict[str, Any] = {"num_parameters": state.num_parameters}
+    for name, option in OPTIONS.items():
+        value = getattr(state.config, name)
+        is_shown = name in _SHOWN_PARAMS or value != option.default
+        if is_shown and option.changes_training and not option.free_on_resume:
+            shown[name] = option.text(value)
+    return shown
+
+
+def default_experiment(dataset: str) -> str:
+    """mlp_dist/mnist; mlp_dist/pets for folder:/data/pets. MLflow ranks the runs of one experiment."""
+    return f"{EXPERIMENTS}/{Path(dataset.rpartition(':')[2]).name}"
+
+
 def run_name(config: TrainConfig, num_images: int) -> str:
-    """The recipe, what differs from it, and the seed: "mnist lr=0.05 seed=1".
+    """What differs from the recipe, the seed, and the recipe: "lr=0.05 seed=1 · mnist".
 
     `num_images` is the number of training images before the validation images are held out.
     """
@@ -35,7 +84,8 @@ def run_name(config: TrainConfig, num_images: int) -> str:
         kind, colon, path = config.dataset.rpartition(":")
         named["dataset"] = f"{kind}{colon}{Path(path).name}"
     named = {**named, "seed": config.seed}
-    return " ".join([config.recipe, *(f"{name}={OPTIONS[name].text(named[name])}" for name in named)])
+    changed = " ".join(f"{name}={OPTIONS[name].text(value)}" for name, value in named.items())
+    return f"{changed} · {config.recipe}"
 
 
 def description(state: TrainState, context: RunContext) -> str:
@@ -61,10 +111,20 @@ def tags(config: TrainConfig, context: RunContext) -> dict[str, str]:
     """The run's command, machine, versions and git state."""
     return {
         **started_by(command(config, context)),
-        "recipe": config.recipe,
+        **_environment_tags(),
+        "epochs": str(config.epochs),
         "device": _device(context.device),
         "num_processes": str(context.world_size),
     }
+
+
+def _environment_tags() -> dict[str, str]:
+    """Those in MLFLOW_TAGS. Raises UsageError if they are not a JSON object."""
+    text = os.environ.get("MLFLOW_TAGS") or "{}"
+    try:
+        return {str(name): str(value) for name, value in dict(json.loads(text)).items()}
+    except (ValueError, TypeError) as error:
+        raise UsageError(f"MLFLOW_TAGS is {text!r}; it must be a JSON object of tags") from error
 
 
 def started_by(words: list[str]) -> dict[str, str]:

@@ -18,6 +18,7 @@ from mlp_dist.core.model import build_model
 from mlp_dist.data.arrays import Dataset, ImageSet
 from mlp_dist.data.batches import prefetch, training_order
 from mlp_dist.data.evaluate import loss_and_correct
+from mlp_dist.tracking.follow import Follower
 from mlp_dist.training.checkpoint import Checkpoint, save_checkpoint
 from mlp_dist.training.distributed import Peers, remember_output_dir
 from mlp_dist.training.engines.accelerated import AcceleratedEngine
@@ -69,27 +70,35 @@ class Trainer:
         self.evaluated = build_model(self.context.spec).to(accelerator.device).eval()
         self.pace, self.bar = Pace(), progress.no_bar()
 
-    def fit(self, after_epoch: Callable[[Report], None] = lambda report: None) -> Record:
+    def fit(
+        self,
+        after_epoch: Callable[[Report], None] = lambda report: None,
+        *,
+        follower: Follower | None = None,
+    ) -> Record:
         """Train the remaining steps, then test the kept weights and write the bundle.
 
         `after_epoch` is called on the main process after each epoch's checkpoint; an exception in it ends the
-        training. Returns the command's result, on every process. Raises Interrupted on one of STOP_SIGNALS,
-        once all processes have stopped at the same step and a checkpoint is written; TrainingError if the
-        loss is not finite; ProcessLostError if a process has died.
+        training. `follower` is the process that uploads the run, if one was started. Returns the command's
+        result, on every process. Raises Interrupted on one of STOP_SIGNALS, once all processes have stopped
+        at the same step and a checkpoint is written; TrainingError if the loss is not finite;
+        ProcessLostError if a process has died.
         """
         state, peers = self.state, self.peers
-        with StopSignals() as signals, Report(state, self.context) as report, peers.watched(signals):
-            if not state.saved:
-                self.save()
-            peers.on_main(lambda: remember_output_dir(self.context.output_dir))
-            peers.on_main(report.open)
-            with self._progress_bar() as self.bar:
-                while not state.is_over:
-                    state.end_epoch(self.train_epoch(signals) | self.evaluate())
+        with StopSignals() as signals, peers.watched(signals):
+            with Report(state, self.context, follower) as report:
+                if not state.saved:
                     self.save()
-                    peers.on_main(report.epoch)
-                    peers.on_main(lambda: after_epoch(report))
-            return peers.on_main(lambda: report.result(signals))
+                peers.on_main(lambda: remember_output_dir(self.context.output_dir))
+                peers.on_main(report.open)
+                with self._progress_bar() as self.bar:
+                    while not state.is_over:
+                        state.end_epoch(self.train_epoch(signals) | self.evaluate())
+                        self.save()
+                        peers.on_main(report.epoch)
+                        peers.on_main(lambda: after_epoch(report))
+                result = peers.on_main(lambda: report.result(signals))
+            return {"run_id": peers.on_main(report.run_id), **result}
 
     def train_epoch(self, signals: StopSignals) -> Record:
         """Take the remaining steps of one pass over the training images; returns the epoch's metrics."""

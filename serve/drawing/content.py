@@ -21,7 +21,7 @@ def examples_of(archive: Archive) -> list[Example]:
     Downloads nothing.
     """
     try:
-        data = export.run_dataset(find.get_run(archive.spec.run_id), download=False)
+        data = export.run_dataset(find.get_run(archive.spec.run_id), archive.spec, download=False)
     except (MlpDistError, OSError):
         return [Example(archive.golden, "")]
     first: dict[int, int] = {}

@@ -25,7 +25,7 @@ MISTAKES = {
     # Wrong directory
     "mlp_dist.compare": (2, "it has no mlflow.db; change to the directory the training was started in"),
     "serve.package": (2, "it has no mlflow.db; change to the directory the training was started in"),
-    "mlp_dist.promote 'mnist seed=0'": (
+    "mlp_dist.promote 'seed=0 · mnist'": (
         2,
         "it has no mlflow.db; change to the directory the training was started in",
     ),

@@ -10,8 +10,28 @@ from pathlib import Path
 import pytest
 
 from mlp_dist.console import command
+from mlp_dist.core.errors import MlpDistError
+from mlp_dist.tracking.run_dir import has_record, runs_in
+from mlp_dist.tracking.upload import upload
 
 Call = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+class UploadAtEnd:
+    """In place of the process that follows a training, whose imports would take seconds in each test."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory.absolute()
+
+    def wait(self) -> None:
+        for directory in runs_in(self.directory) if has_record(self.directory) else []:
+            try:
+                upload(directory)
+            except MlpDistError as error:
+                print(f"warning: {error}", file=sys.stderr)
+
+    def stop(self) -> None:
+        pass
 
 
 def main_of(module: str) -> Callable[[], int | None]:
@@ -39,6 +59,8 @@ def call(
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(cwd)
         patch.setattr(sys, "argv", words)
+        for module in ("mlp_dist.cli.train", "mlp_dist.cli.sweep", "mlp_dist.training.report"):
+            patch.setattr(f"{module}.Follower", UploadAtEnd)
         for name in ("MLFLOW_TRACKING_URI", "ACCELERATE_MIXED_PRECISION"):
             patch.delenv(name, raising=False)
         for name, value in variables.items():

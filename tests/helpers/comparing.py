@@ -4,7 +4,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from mlp_dist.tracking.upload import EPOCH_METRICS
+from mlp_dist.tracking.run_dir import files_of
+from mlp_dist.tracking.upload import EPOCH_METRICS, STEP_LOSS, summary_metric
 
 
 def client_of(directory: Path) -> Any:
@@ -24,7 +25,7 @@ def statuses(directory: Path) -> list[str]:
     return [run.info.status for run in runs_of(directory)]
 
 
-def logged(directory: Path, run_id: str, metric: str = "train/loss") -> list[tuple[int, float]]:
+def logged(directory: Path, run_id: str, metric: str = "train_loss") -> list[tuple[int, float]]:
     """Step and value of each point of a metric."""
     points = client_of(directory).get_metric_history(run_id, metric)
     return sorted((point.step, point.value) for point in points)
@@ -47,8 +48,11 @@ def check_all_is_there(client: Any, run_id: str, output: Path, status: str = "FI
     }
     steps = [step for line in history for step in line.get("steps", [])]
     if steps:
-        expected["train/step_loss"] = [(step["step"], step["loss"], step["timestamp_ms"]) for step in steps]
-    expected |= {name: [(0, value, record["ended_ms"])] for name, value in record["summary"].items()}
+        expected[STEP_LOSS] = [(step["step"], step["loss"], step["timestamp_ms"]) for step in steps]
+    expected |= {
+        summary_metric(name): [(len(history), value, record["ended_ms"])]
+        for name, value in record["summary"].items()
+    }
     assert set(found.data.metrics) == set(expected)
     for metric, points in expected.items():
         logged = [(p.step, p.value, p.timestamp) for p in client.get_metric_history(run_id, metric)]
@@ -56,7 +60,13 @@ def check_all_is_there(client: Any, run_id: str, output: Path, status: str = "FI
     runs = client.search_runs([found.info.experiment_id], f"tags.`mlp_dist.key` = '{record['key']}'")
     assert [each.info.run_id for each in runs] == [run_id]
     if status == "FINISHED":
-        for folder in ("bundle", "figures", "tables", "checkpoint/best"):
-            names = {Path(item.path).name for item in client.list_artifacts(run_id, folder)}
-            assert names == {path.name for path in (output / folder).iterdir()}
+        stored = {
+            item.path
+            for folder in (None, "figures", "tables")
+            for item in client.list_artifacts(run_id, folder)
+            if not item.is_dir
+        }
+        assert stored == {path.relative_to(output).as_posix() for path in files_of(output)}
+        [model] = client.search_logged_models([found.info.experiment_id])
+        assert str(model.status) == "READY"
         assert json.loads((output / "bundle/bundle.json").read_text())["run_id"] == run_id

@@ -18,7 +18,7 @@ PHASES = {
     "training": "mlp_dist.training.trainer:Trainer.train_epoch",
     "saving": "mlp_dist.training.trainer:save_checkpoint",
     "evaluating": "mlp_dist.training.trainer:Trainer.evaluate",
-    "logging": "mlp_dist.training.recorder:RunTracker.changed",
+    "reporting": "mlp_dist.training.report:Report.epoch",
     "finishing": "mlp_dist.training.report:write_outputs",
 }
 """Phase -> the function that marks it; "starting" begins here."""

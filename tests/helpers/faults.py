@@ -49,22 +49,22 @@ MOMENTS: dict[str, dict[str, tuple[int, int]]] = {
     "training": {"": FIRST},
     "saving": {"": ANY, "torch:save": ANY, "os:link": ANY, "os:replace": (1, 24), "os:fsync": (1, 48)},
     "evaluating": {"": (1, 2), "torch.nn.functional:cross_entropy": (1, 4)},
-    "logging": {"": (1, 3), "mlp_dist.training.recorder:Recorder._request": (1, 2)},
+    "reporting": {"": (1, 3)},
     "finishing": {
         "": FIRST,
         "torch:save": (1, 3),
         "os:replace": FIRST,
         "os:fsync": (1, 4),
-        "mlp_dist.training.recorder:RunTracker.run_id": FIRST,
-        "mlp_dist.training.recorder:RunTracker.end": FIRST,
-        "mlp_dist.training.recorder:Recorder._request": (1, 8),
+        "mlp_dist.training.outputs:write_predictions": FIRST,
+        "mlp_dist.tracking.run_dir:RunRecord.save": FIRST,
+        "mlp_dist.tracking.follow:Follower.wait": FIRST,
     },
 }
 """Phase -> functions -> the range of n: the kill is at the n-th call; "": the phase's own function."""
 
 OUTPUT = {
-    *("last.pt", "previous.pt", "metrics.jsonl", "bundle", "checkpoint", "figures", "tables"),
-    *("run.json", "config.json", "sent.json", "samples.npz", "predictions.npz"),
+    *("last.pt", "previous.pt", "metrics.jsonl", "bundle", "samples.npz", "predictions.npz"),
+    *("run.json", "config.json", "figures", "tables", "uploaded.json"),
 }
 
 KILLS_PER_CHAIN = 6
@@ -177,12 +177,12 @@ def read_ending(directory: Path) -> Ending:
     client = MlflowClient(f"sqlite:///{directory}/mlflow.db")
     runs = client.search_runs([each.experiment_id for each in client.search_experiments()])
     # A training that was killed before its first checkpoint has left an empty run.
-    runs = [run for run in runs if "train/loss" in run.data.metrics]
+    runs = [run for run in runs if "train_loss" in run.data.metrics]
     if [run.data.tags["mlp_dist.key"] for run in runs] != [state["run_key"]]:
         raise FaultError(f"{len(runs)} runs of MLflow have losses, not only {state['run_key']}")
     if (status := runs[0].info.status) != "FINISHED":
         raise FaultError(f"the run is {status}")
-    points = client.get_metric_history(runs[0].info.run_id, "train/loss")
+    points = client.get_metric_history(runs[0].info.run_id, "train_loss")
     if (steps := sorted(point.step for point in points)) != [record["epoch"] for record in history]:
         raise FaultError(f"MLflow has losses of the epochs {steps}")
     return Ending(parts, history)

@@ -166,4 +166,4 @@ def test_lost_trials_do_not_fail_the_sweep(plan: Plan) -> None:
     for trial in iter(study.take, None):
         train(trial, 0.5)
     check_results(plan, study.results())
-    assert summary(plan, study.results(), None)[UNFINISHED] == 1
+    assert summary(plan, study.results())[UNFINISHED] == 1

@@ -96,7 +96,8 @@ def new_run(client: Any, experiment: str) -> str:
 def log(client: Any, run_id: str, bundle: Path, step: int = 1, **figures: float) -> str:
     metrics = {**FIGURES, **{name.replace("_", "/"): value for name, value in figures.items()}}
     name = "lr=0.3 · folder:/a/'b'"
-    return log_model(client, run_id, name, bundle, step=step, metrics=metrics, timestamp_ms=step * HOUR_MS)
+    points = [(key, value, step * HOUR_MS, step) for key, value in metrics.items()]
+    return log_model(client, run_id, name, bundle, step=step, points=points)
 
 
 def changed(bundle: Path, directory: Path) -> Path:

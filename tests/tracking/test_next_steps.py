@@ -16,7 +16,7 @@ def parse(text: str) -> dict[str, str]:
 def test_after_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     monkeypatch.chdir(tmp_path)
-    assert parse(next_steps.after_training("8f3a", str(tmp_path / "outputs/one"), "mlp_dist")) == {
+    assert parse(next_steps.after_training("8f3a", str(tmp_path / "outputs/one"), None)) == {
         "compare": "python -m mlp_dist.compare",
         "package": "python -m serve.package --run-id 8f3a",
         "serve": "python -m serve.server start",
@@ -29,10 +29,10 @@ def test_after_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     }
     # Nested runs are sent together, with their parent.
     RunRecord(experiment="x", name="sweep", key="k").save(tmp_path)
-    steps = parse(next_steps.after_training(None, str(tmp_path / "trial-0002"), "mlp_dist"))
+    steps = parse(next_steps.after_training(None, str(tmp_path / "trial-0002"), None))
     assert steps["send to MLflow"] == f"{store} python -m mlp_dist.sync ."
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:secret@127.0.0.1:5000")
-    assert "secret" not in next_steps.after_training("8f3a", str(tmp_path), "mlp_dist")
+    assert "secret" not in next_steps.after_training("8f3a", str(tmp_path), None)
 
 
 def test_other_archives_and_models() -> None:

@@ -1,21 +1,24 @@
-"""Uploads of runs whose directory or store has changed."""
+"""MLflow's runs are made equal to run directories, whatever happened to either."""
 
 import json
 import os
 import shutil
-import sys
+import sqlite3
 from pathlib import Path
 from typing import Any
 
 import pytest
-from mlflow.utils.validation import _validate_metric_name
+from mlflow.tracking._tracking_service import utils
 
-from mlp_dist.cli import sync as sync_command
 from mlp_dist.core.errors import TrackingError, UsageError
 from mlp_dist.core.io import try_to_lock
-from mlp_dist.tracking.run_dir import FINISHED, RunRecord
-from mlp_dist.tracking.upload import runs_in, send, sync
-from mlp_dist.training.outputs import metric_names
+from mlp_dist.tracking.find import download_bundle, get_run
+from mlp_dist.tracking.run_dir import FAILED, FINISHED, RunRecord, Uploaded, is_uploaded, runs_in
+from mlp_dist.tracking.store import TrashedError, creating_tables
+from mlp_dist.tracking.upload import sync, upload
+from tests.helpers.calling import Call
+from tests.helpers.comparing import check_all_is_there, client_of
+from tests.helpers.launching import Trained, result
 
 
 def write_run(directory: Path, name: str = "a run", **changes: Any) -> RunRecord:
@@ -31,32 +34,104 @@ def stored_runs(mlflow: Any) -> dict[str, Any]:
     return {each.info.run_name: each for each in found}
 
 
-@pytest.mark.parametrize("how", ["run deleted", pytest.param("store removed", marks=pytest.mark.slow)])
-def test_lost_run_is_uploaded_again(mlflow: Any, tmp_path: Path, how: str) -> None:
-    directory = tmp_path / "one"
-    write_run(directory)
-    _, first = sync(directory)
-    assert sync(directory)[1] == first
-    if how == "run deleted":
-        mlflow.delete_run(first)
-    else:
-        uri = f"sqlite:///{tmp_path}/other.db"
-        mlflow.set_tracking_uri(uri)
-        sent = json.loads((directory / "sent.json").read_text())
-        (directory / "sent.json").write_text(json.dumps({**sent, "uri": uri}))
-    _, second = sync(directory)
-    assert second != first
-    found = stored_runs(mlflow)["a run"]
-    assert (found.info.run_id, found.info.status, found.data.params) == (second, FINISHED, {"lr": "0.1"})
+@pytest.fixture
+def project(trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of a project with a finished training; this process works in it."""
+    copy = tmp_path / "project"
+    shutil.copytree(trained.directory, copy, ignore=shutil.ignore_patterns("model_store"))
+    monkeypatch.chdir(copy)
+    uri = f"sqlite:///{copy}/mlflow.db"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    # MLflow remembers where the artifacts of a run are, and the tests share one.
+    utils._artifact_repos_cache.clear()
+    # Leaves the place of the copy's original.
+    with creating_tables(uri):
+        return copy
+
+
+def output_of(project: Path) -> Path:
+    [output] = (project / "outputs").iterdir()
+    return output
+
+
+def test_uploading_again_changes_nothing(project: Path) -> None:
+    output = output_of(project)
+    record, run_id, sent = sync(output)
+    assert (record.status, sent) == (FINISHED, [])
+    check_all_is_there(client_of(project), run_id, output)
+    found = client_of(project).get_run(run_id)
+    assert len(found.data.params) <= 20
+    assert len(found.data.metrics) <= 14
+    assert found.data.params["lr"] == "0.1"
+
+
+@pytest.mark.parametrize("lost", ["mlruns", "mlruns/*/*/artifacts/figures", "mlruns/*/models", "mlflow.db"])
+def test_what_was_lost_is_sent_again(lost: str, project: Path) -> None:
+    output, before = output_of(project), Uploaded.load(output_of(project)).run_id
+    for path in project.glob(lost):
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    _, run_id, sent = sync(output)
+    assert sent
+    assert (run_id == before) == (lost != "mlflow.db")
+    check_all_is_there(client_of(project), run_id, output)
+    assert (download_bundle(get_run(run_id), project / "downloaded") / "weights.pt").exists()
+
+
+@pytest.mark.parametrize("has_mlruns", [True, False])
+def test_a_project_that_was_moved_works_in_its_new_place(
+    has_mlruns: bool, project: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    moved = project.rename(project.with_name("elsewhere"))
+    monkeypatch.chdir(moved)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{moved}/mlflow.db")
+    if not has_mlruns:
+        shutil.rmtree(moved / "mlruns")
+    utils._artifact_repos_cache.clear()
+    capfd.readouterr()
+    _, run_id, sent = sync(output_of(moved))
+    assert bool(sent) != has_mlruns
+    note = f"the artifacts' old place {project}/mlruns/1; it is {moved}/mlruns/1 now"
+    assert note in capfd.readouterr().err
+    assert not project.exists()
+    check_all_is_there(client_of(moved), run_id, output_of(moved))
+    download_bundle(get_run(run_id), moved / "downloaded")
+
+
+def test_a_deleted_run_stays_deleted(project: Path, call: Call) -> None:
+    output, client = output_of(project), client_of(project)
+    run_id = Uploaded.load(output).run_id
+    write_run(project / "outputs/other", "other")
+    client.delete_run(run_id)
+    with pytest.raises(TrashedError, match=f"mlflow runs restore --run-id {run_id}"):
+        sync(output)
+    store = {"MLFLOW_TRACKING_URI": f"sqlite:///{project}/mlflow.db"}
+    done = call(f"mlp_dist.sync {output} {project}/outputs/other", project, **store)
+    assert len(result(done)["run_ids"]) == 1
+    assert f"({run_id}) is in MLflow's trash and stays there" in done.stdout
+    for command in ("serve.package --run-id", "mlp_dist.promote"):
+        refused = call(f"{command} {run_id}", project, **store)
+        assert (refused.returncode, "is in MLflow's trash" in refused.stderr) == (1, True)
+    client.restore_run(run_id)
+    assert sync(output)[1:] == (run_id, [])
+
+
+def test_a_failed_run_says_why(mlflow: Any, tmp_path: Path) -> None:
+    record = write_run(tmp_path / "one", description="Some words.")
+    record.end(FAILED, reason="the loss of step 3 is not finite")
+    record.save(tmp_path / "one")
+    found = mlflow.get_run(upload(tmp_path / "one"))
+    assert found.info.status == FAILED
+    assert found.data.tags["error"] == "the loss of step 3 is not finite"
+    assert found.data.tags["mlflow.note.content"].endswith("FAILED: the loss of step 3 is not finite")
 
 
 def test_renamed_run(mlflow: Any, tmp_path: Path) -> None:
-    record = write_run(tmp_path / "one", "mnist epochs=2 seed=0")
-    run_id = send(tmp_path / "one")
-    record.name = "mnist epochs=6 seed=0"
+    record = write_run(tmp_path / "one", "epochs=2 seed=0 · mnist")
+    run_id = upload(tmp_path / "one")
+    record.name = "epochs=6 seed=0 · mnist"
     record.save(tmp_path / "one")
-    assert send(tmp_path / "one") == run_id
-    assert mlflow.get_run(run_id).info.run_name == "mnist epochs=6 seed=0"
+    assert upload(tmp_path / "one") == run_id
+    assert mlflow.get_run(run_id).info.run_name == "epochs=6 seed=0 · mnist"
 
 
 def test_nested_runs_that_moved_stay_nested(mlflow: Any, tmp_path: Path) -> None:
@@ -74,18 +149,15 @@ def test_nested_runs_that_moved_stay_nested(mlflow: Any, tmp_path: Path) -> None
     assert found["child"].data.tags["mlflow.parentRunId"] == found["parent"].info.run_id
 
 
-def test_command_uploads_the_others_if_one_fails(
-    mlflow: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_command_uploads_the_others_if_one_fails(mlflow: Any, tmp_path: Path, call: Call) -> None:
     for name in ("a", "c"):
         write_run(tmp_path / name, name)
     (tmp_path / "b").mkdir()
     (tmp_path / "b/run.json").write_text("{")
-    monkeypatch.setattr(sys, "argv", ["sync", "a", "b", "c"])
-    assert sync_command.main() == 1
-    out, err = capsys.readouterr()
-    assert len(json.loads(out.splitlines()[-1])["run_ids"]) == 2
-    assert "b/run.json cannot be read" in err
+    done = call("mlp_dist.sync a b c", MLFLOW_TRACKING_URI=mlflow.get_tracking_uri())
+    assert done.returncode == 1
+    assert len(json.loads(done.stdout.splitlines()[-1])["run_ids"]) == 2
+    assert "b/run.json cannot be read" in done.stderr
 
 
 def test_running_training_uploads_itself(tmp_path: Path) -> None:
@@ -103,16 +175,60 @@ def test_damaged_line(line: bytes, mlflow: Any, tmp_path: Path) -> None:
     good = json.dumps({"epoch": 1, "timestamp_ms": 1, "train_loss": 0.5, "num_images": 9}).encode()
     (tmp_path / "one/metrics.jsonl").write_bytes(good + b"\n" + line + b"\n")
     with pytest.raises(TrackingError, match=r"one/metrics\.jsonl:2: the line is damaged .*; remove it"):
-        send(tmp_path / "one")
+        upload(tmp_path / "one")
     # Without its end of line it is still being written.
     (tmp_path / "one/metrics.jsonl").write_bytes(good + b"\n" + line)
-    send(tmp_path / "one")
-    assert stored_runs(mlflow)["a run"].data.metrics["train/loss"] == 0.5
+    upload(tmp_path / "one")
+    assert stored_runs(mlflow)["a run"].data.metrics["train_loss"] == 0.5
 
 
-def test_class_names_become_metric_names() -> None:
-    classes = ["7", "c#", "c+", "a/../b", "..", "/", "日本 \N{CAT}", "a b"]
-    names = metric_names(classes)
-    assert len(set(names)) == len(classes)
-    for name in names:
-        _validate_metric_name(f"test_class_accuracy/{name}")
+def test_a_run_of_the_version_before(mlflow: Any, project: Path, tmp_path: Path) -> None:
+    """It listed its files, kept a record of what it had sent, and had a metric for each class."""
+    old = tmp_path / "old"
+    shutil.copytree(output_of(project), old)
+    values = json.loads((old / "run.json").read_text())
+    for name in ("reason", "run_id", "experiment_id"):
+        del values[name]
+    values |= {"key": "old", "artifacts": ["config.json", "bundle"], "models": [{"name": "best"}]}
+    values["summary"]["test_class_accuracy/7"] = 0.5
+    (old / "run.json").write_text(json.dumps(values))
+    (old / "sent.json").write_text(json.dumps({"key": "old", "run_id": "gone", "status": "FINISHED"}))
+    for name in ("uploaded.json", "samples.npz", "predictions.npz"):
+        (old / name).unlink()
+    assert not is_uploaded(old)
+    run_id = upload(old)
+    run = get_run(run_id)
+    assert run.metrics["best_val_accuracy"] == values["summary"]["best_val_accuracy"]
+    assert "figures" in {each.path for each in mlflow.MlflowClient().list_artifacts(run_id)}
+    download_bundle(run, tmp_path / "downloaded")
+
+
+def test_mlflow_s_variables_do_what_they_do_elsewhere(train_here: Call, tmp_path: Path) -> None:
+    client, flags = client_of(tmp_path), "--dataset digits --epochs 1 --hidden-sizes none"
+    tags = {"MLFLOW_TAGS": '{"team": "vision", "mlflow.note.content": "ours"}'}
+    named = result(train_here(flags, MLFLOW_EXPERIMENT_NAME="theirs", **tags))["run_id"]
+    found = client.get_run(named)
+    assert client.get_experiment(found.info.experiment_id).name == "theirs"
+    assert found.data.tags["team"] == "vision"
+    begun = client.create_run(client.create_experiment("by id"), run_name="begun elsewhere").info
+    by_id = result(train_here(flags, MLFLOW_EXPERIMENT_ID=begun.experiment_id))["run_id"]
+    assert client.get_run(by_id).info.experiment_id == begun.experiment_id
+    assert result(train_here(flags, MLFLOW_RUN_ID=begun.run_id))["run_id"] == begun.run_id
+    assert client.get_run(begun.run_id).info.run_name == "begun elsewhere"
+    flag = result(train_here(f"{flags} --experiment mine", MLFLOW_EXPERIMENT_NAME="theirs"))["run_id"]
+    assert client.get_experiment(client.get_run(flag).info.experiment_id).name == "mine"
+    wrong = train_here(flags, MLFLOW_TAGS="team=vision")
+    assert wrong.returncode == 2
+    assert "MLFLOW_TAGS is 'team=vision'; it must be a JSON object" in wrong.stderr
+
+
+@pytest.mark.parametrize(
+    ("revision", "message"),
+    [("ffffffffffff", "a newer version of MLflow"), ("451aebb31d03", "mlflow db upgrade")],
+)
+def test_the_schema_of_another_mlflow(revision: str, message: str, mlflow: Any, tmp_path: Path) -> None:
+    write_run(tmp_path / "one")
+    with sqlite3.connect(tmp_path / "mlflow.db") as connection:
+        connection.execute("UPDATE alembic_version SET version_num = ?", (revision,))
+    with pytest.raises(TrackingError, match=message):
+        upload(tmp_path / "one")

@@ -12,12 +12,12 @@ from mlp_dist.training.identity import git_state, run_name
 @pytest.mark.parametrize(
     ("changes", "name"),
     [
-        ({}, "mnist seed=0"),
-        ({"hidden_sizes": (256, 64), "lr": 0.05, "seed": 1}, "mnist hidden_sizes=256,64 lr=0.05 seed=1"),
-        ({"hidden_sizes": (), "normalize": None}, "mnist hidden_sizes=none seed=0"),
-        ({"val_size": 50}, "mnist val_size=50 seed=0"),
-        ({"dataset": "folder:/data/pets"}, "mnist dataset=folder:pets seed=0"),
-        ({"output_dir": Path("/there"), "experiment": "x", "log_every": 5}, "mnist seed=0"),
+        ({}, "seed=0 · mnist"),
+        ({"hidden_sizes": (256, 64), "lr": 0.05, "seed": 1}, "hidden_sizes=256,64 lr=0.05 seed=1 · mnist"),
+        ({"hidden_sizes": (), "normalize": None}, "hidden_sizes=none seed=0 · mnist"),
+        ({"val_size": 50}, "val_size=50 seed=0 · mnist"),
+        ({"dataset": "folder:/data/pets"}, "dataset=folder:pets seed=0 · mnist"),
+        ({"output_dir": Path("/there"), "experiment": "x", "log_every": 5}, "seed=0 · mnist"),
     ],
 )
 def test_run_names(changes: dict[str, Any], name: str) -> None:
