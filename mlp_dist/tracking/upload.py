@@ -187,9 +187,9 @@ def _lacking(client: "MlflowClient", directory: Path, record: RunRecord, run_id:
         yield "metrics", lambda: _log_points(client, run_id, points)
     sizes = dict(_artifact_sizes(client, run_id))
     for path in files_of(directory):
-        name = path.relative_to(directory).as_posix()
-        if sizes.get(name) != path.stat().st_size or not (is_over or record.status == RUNNING):
-            yield name, lambda path=path: _log_file(client, run_id, directory, path)  # type: ignore[misc]
+        file = path.relative_to(directory).as_posix()
+        if sizes.get(file) != path.stat().st_size or not (is_over or record.status == RUNNING):
+            yield file, lambda path=path: _log_file(client, run_id, directory, path)  # type: ignore[misc]
     if record.status != RUNNING and (directory / BUNDLE / SPEC).is_file() and "best_epoch" in record.summary:
         yield from _lacking_model(client, directory, record, run, history)
     if not is_over:
