@@ -173,8 +173,8 @@ def _lacking(client: "MlflowClient", directory: Path, record: RunRecord, run_id:
     # The status is sent last: where it is right, so are the files that were sent before.
     is_over = (run.info.status, run.info.end_time) == (record.status, record.ended_ms)
     # A run of MLFLOW_RUN_ID has its name already.
-    if not record.run_id and (name := record.name[:_LONGEST_NAME]) != run.info.run_name:
-        yield "name", lambda: client.update_run(run_id, name=name)
+    if not record.run_id and (title := record.name[:_LONGEST_NAME]) != run.info.run_name:
+        yield "name", lambda: client.update_run(run_id, name=title)
     if tags := sorted(_tags(directory, record).items() - run.data.tags.items()):
         yield "tags", lambda: client.log_batch(run_id, tags=[RunTag(*each) for each in tags])
     # MLflow keeps the first value of a param.

@@ -127,6 +127,7 @@ def test_a_failed_run_says_why(mlflow: Any, tmp_path: Path) -> None:
 
 def test_renamed_run(mlflow: Any, tmp_path: Path) -> None:
     record = write_run(tmp_path / "one", "epochs=2 seed=0 · mnist")
+    (tmp_path / "one/config.json").write_text("{}")
     run_id = upload(tmp_path / "one")
     record.name = "epochs=6 seed=0 · mnist"
     record.save(tmp_path / "one")
