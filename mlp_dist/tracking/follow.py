@@ -36,12 +36,12 @@ from mlp_dist.tracking.run_dir import (
     runs_in,
 )
 
-PATIENCE = 10.0
-"""Seconds after a run's end in which an MLflow that cannot be reached is tried again."""
+PATIENCE, STUCK = 10.0, 60.0
+"""Seconds without progress, after a run's end, in which an MLflow that cannot be reached is tried again, and
+in which one that raises no error is waited for: a database may hang."""
 
-STUCK, _IDLE = 60.0, 0.5
-"""Seconds without progress after which an upload is given up, and seconds of processor time that count as
-progress: a database may hang without an error."""
+_IDLE = 0.2
+"""Seconds of processor time that count as progress."""
 
 _CALM = 3.0
 """Seconds at the start of a run without uploads, which would slow a short training."""
@@ -54,6 +54,9 @@ _FIRST_WAIT, _LONGEST_WAIT = 1.0, 30.0
 
 _POLL = 0.05
 _NICENESS = 10
+_TRAINING = "MLP_DIST_TRAINING"
+"""Passes the training's process id to its follower, which may find no parent when it starts."""
+
 _SYSTEM_METRICS = "MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING"
 """MLflow's own switch, which `mlflow.enable_system_metrics_logging()` sets."""
 
@@ -77,7 +80,7 @@ class Follower:
                 # stdout is for the training's result.
                 stdout=2,
                 # Jupyter exports an MPLBACKEND that this Python may lack.
-                env={**os.environ, "PYTHONPATH": path, "MPLBACKEND": "agg"},
+                env={**os.environ, "PYTHONPATH": path, "MPLBACKEND": "agg", _TRAINING: str(os.getpid())},
             )
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
@@ -128,7 +131,7 @@ def follow(directory: Path) -> bool:
     Ends early if the parent process dies during the training, which may be resumed.
     """
     os.nice(_NICENESS)
-    parent = os.getppid()
+    parent = int(os.environ.get(_TRAINING, os.getppid()))
     # A failure here is repeated, and reported, when the module is used.
     with suppress(Exception):
         _import_ahead()
@@ -166,19 +169,26 @@ class _Following:
         self.directory, self.has_ended, self.problem = directory, False, ""
         self._seen: dict[Path, list[int]] = {}
         self._monitored: set[str] = set()
-        self._note_progress()
-        self._not_before, self._wait, self._give_up = time.monotonic() + _CALM, 0.0, math.inf
+        self._progressed, self._used = time.time(), 0.0
+        self._not_before, self._wait = time.monotonic() + _CALM, 0.0
         threading.Thread(target=self._watch, daemon=True).start()
 
     def is_behind(self) -> bool:
-        """True until the outer run has ended and all runs are uploaded, or PATIENCE is over."""
-        self._note_progress()
+        """True until the outer run has ended and all runs are uploaded, or it is hopeless."""
+        self._used = time.process_time()
+        if not self.problem:
+            self._progressed = time.time()
         ended = RunRecord.load(self.directory).status != RUNNING
         if ended and not self.has_ended:
-            self._not_before, self._give_up = 0.0, time.monotonic() + PATIENCE
+            self._not_before = 0.0
         self.has_ended = ended
-        is_hopeless = bool(self.problem) and time.monotonic() > self._give_up
-        return not ended or (bool(self._changed()) and not is_hopeless)
+        return not ended or (bool(self._changed()) and not self._is_hopeless())
+
+    def _is_hopeless(self) -> bool:
+        """True if an ended run's upload has made no progress for too long."""
+        ended_ms = RunRecord.load(self.directory).ended_ms
+        last = max(self._progressed, math.inf if ended_ms is None else ended_ms / 1000)
+        return time.time() - last > (PATIENCE if self.problem else STUCK)
 
     def _changed(self) -> list[Path]:
         return [each for each in runs_in(self.directory) if self._seen.get(each) != _times(each)]
@@ -213,18 +223,17 @@ class _Following:
         self._wait = _FIRST_WAIT if self.has_ended else min(2 * self._wait or _FIRST_WAIT, _LONGEST_WAIT)
         self._not_before = time.monotonic() + self._wait
 
-    def _note_progress(self, part: str = "") -> None:
-        self._progressed, self._used = time.monotonic(), time.process_time()
+    def _note_progress(self, part: str) -> None:
+        self._progressed, self._used = time.time(), time.process_time()
 
     def _watch(self) -> None:
-        """End the process if the ended run's upload waits for an answer that never comes."""
+        """End the process if the upload waits for an answer that never comes."""
         while True:
             time.sleep(1)
             # On a busy machine an upload may take its time.
-            is_idle = time.process_time() - self._used < _IDLE
-            is_stuck = is_idle and time.monotonic() - self._progressed > STUCK
-            if is_stuck and RunRecord.load(self.directory).status != RUNNING:
-                progress.tell_beside("warning: MLflow does not answer")
+            if time.process_time() - self._used < _IDLE and self._is_hopeless():
+                if not self.problem:
+                    progress.tell_beside("warning: MLflow does not answer")
                 os._exit(1)
 
     def _monitor(self, run_id: str) -> None:

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Experiment, Run
 
-KEY = "mlp_dist.key"
+KEY, ERROR = "mlp_dist.key", "error"
 
 EPOCH_METRICS = {
     "train_loss": "train_loss",
@@ -175,8 +175,12 @@ def _lacking(client: "MlflowClient", directory: Path, record: RunRecord, run_id:
     # A run of MLFLOW_RUN_ID has its name already.
     if not record.run_id and (title := record.name[:_LONGEST_NAME]) != run.info.run_name:
         yield "name", lambda: client.update_run(run_id, name=title)
-    if tags := sorted(_tags(directory, record).items() - run.data.tags.items()):
-        yield "tags", lambda: client.log_batch(run_id, tags=[RunTag(*each) for each in tags])
+    tags = _tags(directory, record)
+    if changed := sorted(tags.items() - run.data.tags.items()):
+        yield "tags", lambda: client.log_batch(run_id, tags=[RunTag(*each) for each in changed])
+    # Of an end before the run was resumed.
+    if ERROR in run.data.tags and ERROR not in tags:
+        yield "tags", lambda: client.delete_tag(run_id, ERROR)
     # MLflow keeps the first value of a param.
     if params := [name for name in record.params if name not in run.data.params]:
         new = [Param(name, str(record.params[name])) for name in params]
@@ -200,7 +204,7 @@ def _tags(directory: Path, record: RunRecord) -> dict[str, str]:
     failed = f"\n\n{record.status}: {record.reason}" if record.reason else ""
     tags = {KEY: record.key, **record.tags, "mlflow.note.content": f"{record.description}{failed}"}
     if record.reason:
-        tags["error"] = record.reason
+        tags[ERROR] = record.reason
     names = sorted(path.name for path in (directory / TABLES).glob("*.json"))
     if names:
         tables = [{"path": f"{TABLES}/{name}", "type": "table"} for name in names]
