@@ -12,6 +12,7 @@ from pathlib import Path
 
 from mlp_dist.console import command, progress
 from mlp_dist.core.errors import PromotionError, UsageError
+from mlp_dist.core.io import replacing_file
 
 
 def champion_id() -> str:
@@ -51,10 +52,18 @@ def main() -> None:
 
         runs = find.experiment_runs(args.experiment)
         champion = champion_id()
-    rankings = compare_runs.rank_runs(runs, args.metric, champion=champion)
-    print("\n\n".join(compare_runs.format_ranking(each, top=args.top) for each in rankings) or "no runs")
+    metric = compare_runs.full_name(args.metric, runs)
+    rankings = compare_runs.rank_runs(runs, metric, champion=champion)
+    tables = [compare_runs.format_ranking(each, metric, top=args.top) for each in rankings]
+    print("\n\n".join(tables) or "no runs")
     if args.csv and rankings:
-        compare_runs.write_csv(rankings, args.csv, top=args.top)
+        import pandas
+
+        frame = pandas.concat([each.head(args.top or len(each)) for each in rankings])
+        # Params follow all metrics, whichever data set they come from.
+        columns = sorted(frame, key=lambda name: name.startswith("param."))
+        with replacing_file(args.csv) as temporary:
+            frame.to_csv(temporary, columns=columns, index=False)
 
 
 if __name__ == "__main__":

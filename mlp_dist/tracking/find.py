@@ -50,6 +50,9 @@ class StoredRun:
     def has_model(self) -> bool:
         return self.status == FINISHED and self.metrics.get("best_epoch", 0) >= 1
 
+    def is_rated(self, metric: str) -> bool:
+        return math.isfinite(self.metrics.get(f"best_{metric}", math.nan))
+
     def is_on_data_of(self, other: "StoredRun") -> bool:
         """True if both were trained on the same images, as far as the digests of equal sizes tell."""
         # A param at its default is not logged.
@@ -82,43 +85,34 @@ def best_run(experiment: str | None, metric: str = "val_accuracy") -> StoredRun:
         where = f"the experiment {experiment!r}" if experiment else "MLflow"
         raise TrackingError(f"{where} has no finished run; train one: {train}")
     latest = runs[0]
-    comparable = [run for run in runs if run.is_on_data_of(latest)]
-    if others := [run for run in runs if not run.is_on_data_of(latest)]:
+    others = [run for run in runs if not run.is_on_data_of(latest)]
+    best = _best_on_data_of(latest, runs, metric)
+    notes = []
+    if others:
         names = sorted({run.dataset for run in others} - {latest.dataset}) or ["an earlier version of it"]
-        _note(
-            f"only runs on {latest.dataset}, the latest run's data set, are compared, "
-            f"not those on {', '.join(names)}"
-        )
-    best = _best(comparable, metric)
+        which = f"only runs on {latest.dataset}, the latest run's data set, are compared"
+        notes.append(f"{which}, not those on {', '.join(names)}")
     if best is None:
-        _note(f"no run on {latest.dataset} has validation images to choose by: this is the latest run")
-        return latest
-    if not _is_rated(latest, metric):
-        _note(
-            f"the latest run, {latest.name} ({latest.run_id}), has no validation images and is not compared"
-        )
-    return best
+        notes.append(f"no run on {latest.dataset} has validation images to choose by: this is the latest run")
+    elif not latest.is_rated(metric):
+        which = f"the latest run, {latest.name} ({latest.run_id})"
+        notes.append(f"{which}, has no validation images and is not compared")
+    for note in notes:
+        progress.tell(f"note: {note}; --run-id selects any run")
+    return best or latest
 
 
 def best_beside(run: StoredRun) -> StoredRun | None:
     """The best finished run by validation accuracy in `run`'s experiment, on its data set."""
     others = [other for other in _runs_in([run.experiment_id]) if other.has_model]
-    return _best([other for other in others if other.is_on_data_of(run)], "val_accuracy")
+    return _best_on_data_of(run, others, "val_accuracy")
 
 
-def _best(runs: Sequence[StoredRun], metric: str) -> StoredRun | None:
+def _best_on_data_of(run: StoredRun, runs: Sequence[StoredRun], metric: str) -> StoredRun | None:
     """The first of equal runs; None if no run has validation images."""
-    rated = [run for run in runs if _is_rated(run, metric)]
+    rated = [each for each in runs if each.is_on_data_of(run) and each.is_rated(metric)]
     choose = VALIDATION_METRICS[metric]
-    return choose(rated, key=lambda run: run.metrics[f"best_{metric}"]) if rated else None
-
-
-def _is_rated(run: StoredRun, metric: str) -> bool:
-    return math.isfinite(run.metrics.get(f"best_{metric}", math.nan))
-
-
-def _note(text: str) -> None:
-    progress.tell(f"note: {text}; --run-id selects any run")
+    return choose(rated, key=lambda each: each.metrics[f"best_{metric}"]) if rated else None
 
 
 # Search
@@ -130,29 +124,25 @@ def experiment_runs(experiment: str | None) -> list[StoredRun]:
     None: the experiment that MLflow's environment variables name, else all that trainings make by default.
     Raises UsageError for an unknown experiment.
     """
-    mlflow, environ = load_mlflow(), os.environ
-    experiment = experiment or environ.get("MLFLOW_EXPERIMENT_NAME")
+    experiment = experiment or os.environ.get("MLFLOW_EXPERIMENT_NAME")
+    given = None if experiment else os.environ.get("MLFLOW_EXPERIMENT_ID")
     with existing_store() as uri:
-        if experiment is None and (given := environ.get("MLFLOW_EXPERIMENT_ID")):
-            return _runs_in([given])
-        known = {each.name: each.experiment_id for each in mlflow.search_experiments()}
-        usual = [name for name in known if name == EXPERIMENTS or name.startswith(f"{EXPERIMENTS}/")]
-        if experiment is not None and experiment not in known:
+        known = {each.name: each.experiment_id for each in load_mlflow().search_experiments()}
+        if experiment and experiment not in known:
             raise UsageError(
                 f"MLflow at {hide_password(uri)} has no experiment {experiment!r}"
                 f"{did_you_mean(experiment, known)} (there are: {', '.join(sorted(known))}); "
                 "train first: accelerate launch -m mlp_dist.train"
             )
-    return _runs_in([known[name] for name in ([experiment] if experiment else usual)])
+    usual = [known[name] for name in known if f"{name}/".startswith(f"{EXPERIMENTS}/")]
+    return _runs_in([known[experiment]] if experiment else [given] if given else usual)
 
 
 def _runs_in(experiment_ids: list[str]) -> list[StoredRun]:
-    if not experiment_ids:
-        return []
     with existing_store():
-        found = load_mlflow().search_runs(
-            experiment_ids, order_by=["attributes.start_time DESC"], output_format="list"
-        )
+        search, latest_first = load_mlflow().search_runs, ["attributes.start_time DESC"]
+        # MLflow takes none for all.
+        found = search(experiment_ids, order_by=latest_first, output_format="list") if experiment_ids else []
     runs = list(map(stored, found))
     parents = {run.tags.get(_PARENT) for run in runs}
     return [run for run in runs if run.run_id not in parents and run.tags.get("sweep") != "parent"]
@@ -191,13 +181,11 @@ def find_run(text: str) -> StoredRun:
     if re.fullmatch(r"[0-9a-f]+", text):
         filters.append(f"attributes.run_id LIKE '{text}%'")
     with existing_store() as uri:
-        found = {
-            run.info.run_id: stored(run)
-            for each in filters
-            for run in load_mlflow().search_runs(
-                search_all_experiments=True, filter_string=each, output_format="list"
-            )
-        }
+        everywhere: dict[str, Any] = {"search_all_experiments": True, "output_format": "list"}
+        runs = [
+            run for each in filters for run in load_mlflow().search_runs(filter_string=each, **everywhere)
+        ]
+    found = {run.info.run_id: stored(run) for run in runs}
     if not found:
         raise UsageError(
             f"MLflow at {hide_password(uri)} has no run {text!r}: no run has this name or id prefix"

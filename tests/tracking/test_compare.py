@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pandas import DataFrame
 
 from mlp_dist.cli import compare
 from mlp_dist.core.errors import UsageError
-from mlp_dist.tracking.compare_runs import Ranking, format_ranking, rank_runs, write_csv
+from mlp_dist.tracking.compare_runs import DEFAULT_METRIC, format_ranking, full_name, rank_runs
 from mlp_dist.tracking.find import StoredRun
 from tests.helpers.stored_runs import end_run, start_run
 
@@ -27,33 +28,34 @@ def a_run(name: str, accuracy: float | None = None, **fields: Any) -> StoredRun:
     return StoredRun(run_id=f"{next(_numbers):032x}", name=name, bundle="", params=params, **own)
 
 
-def names(ranking: Ranking) -> list[str]:
-    return list(ranking.runs["name"])
+def names(ranking: DataFrame) -> list[str]:
+    return list(ranking["name"])
 
 
-def places(ranking: Ranking) -> list[int]:
-    return list(ranking.runs["place"].dropna())
+def places(ranking: DataFrame) -> list[int]:
+    return list(ranking["place"].dropna())
 
 
 def test_best_first_and_latest_of_equals() -> None:
     [ranking] = rank_runs([a_run("a", 0.9), a_run("b", 0.95), a_run("c", 0.9), a_run("d", 0.95)])
     assert names(ranking) == ["b", "d", "a", "c"]
     assert places(ranking) == [1, 2, 3, 4]
-    assert "mnist: 2 runs of 4, ranked by best_val_accuracy" in format_ranking(ranking, top=2)
+    assert "mnist: 2 runs of 4, ranked by best_val_accuracy" in format_ranking(ranking, DEFAULT_METRIC, top=2)
 
 
 def test_losses_rank_upwards_and_non_finite_values_are_not_ranked() -> None:
     values = {"a": 0.5, "b": 0.1, "c": float("nan"), "d": float("inf")}
     runs = [a_run(name, metrics={"best_val_loss": value}) for name, value in values.items()]
-    [ranking] = rank_runs([*runs, a_run("e")], "val_loss")
-    assert (ranking.metric, names(ranking)) == ("best_val_loss", ["b", "a", "c", "d", "e"])
+    assert full_name("val_loss", runs) == "best_val_loss"
+    [ranking] = rank_runs([*runs, a_run("e")], "best_val_loss")
+    assert names(ranking) == ["b", "a", "c", "d", "e"]
     assert places(ranking) == [1, 2]
 
 
 def test_unknown_metric_is_rejected() -> None:
     run = a_run("a", metrics={"val/accuracy": 0.9, "test_loss": 1.0})
     with pytest.raises(UsageError, match=r"'val/acuracy'; did you mean val/accuracy\?"):
-        rank_runs([run], "val/acuracy")
+        full_name("val/acuracy", [run])
 
 
 def test_unfinished_runs_come_last() -> None:
@@ -64,7 +66,7 @@ def test_unfinished_runs_come_last() -> None:
     ]
     [ranking] = rank_runs(runs)
     assert (names(ranking), places(ranking)) == (["good", "failed", "pruned"], [1])
-    assert re.search(r"- +pruned .* PRUNED", format_ranking(ranking))
+    assert re.search(r"- +pruned .* PRUNED", format_ranking(ranking, DEFAULT_METRIC))
 
 
 def test_only_differing_params_are_columns() -> None:
@@ -74,9 +76,9 @@ def test_only_differing_params_are_columns() -> None:
         a_run("b", 0.8, hidden_sizes=(), lr=0.05, mean="(0.1,)", num_parameters=7),
     ]
     [ranking] = rank_runs(runs)
-    assert ranking.params == ["hidden_sizes", "lr"]
-    assert list(ranking.runs["param.hidden_sizes"]) == ["256-64", "none"]
-    assert list(ranking.runs["param.lr"]) == ["0.1", "0.05"]
+    assert [name for name in ranking if name.startswith("param.")] == ["param.hidden_sizes", "param.lr"]
+    assert list(ranking["param.hidden_sizes"]) == ["256-64", "none"]
+    assert list(ranking["param.lr"]) == ["0.1", "0.05"]
 
 
 def test_data_sets_are_ranked_separately() -> None:
@@ -88,19 +90,6 @@ def test_data_sets_are_ranked_separately() -> None:
     ]
     found = [names(ranking) for ranking in rank_runs(runs)]
     assert found == [["small"], ["mnist", "mnist at 20"], ["changed mnist"]]
-
-
-def test_csv(tmp_path: Path) -> None:
-    runs = [a_run('a, "quoted" name', 0.9, lr=0.3), a_run("b", 0.8)]
-    write_csv(rank_runs(runs, champion=runs[0].run_id), tmp_path / "runs.csv")
-    with (tmp_path / "runs.csv").open(newline="") as file:
-        first, second = csv.DictReader(file)
-    assert first == {
-        **{"dataset": "mnist", "place": "1", "run_id": runs[0].run_id, "name": 'a, "quoted" name'},
-        **{"status": "FINISHED", "champion": "1", "best_val_accuracy": "0.9", "test_accuracy": "0.89"},
-        "param.lr": "0.3",
-    }
-    assert (second["place"], second["param.lr"]) == ("2", "0.1")
 
 
 @pytest.mark.slow
@@ -119,4 +108,12 @@ def test_command(
     assert "mnist: 3 runs, ranked by best_val_accuracy" in out
     found = re.findall(r"^ *([\d-]+)\*? +(\w+)", out, flags=re.MULTILINE)
     assert found == [("1", "second"), ("2", "first"), ("-", "child")]
-    assert (tmp_path / "out/runs.csv").read_text().count("\n") == 4
+    with (tmp_path / "out/runs.csv").open(newline="") as file:
+        first, second, _ = csv.DictReader(file)
+    assert (first["place"], first["name"], first["champion"], first["param.lr"]) == (
+        "1",
+        "second",
+        "0",
+        "0.9",
+    )
+    assert (second["best_val_accuracy"], second["dataset"], second["status"]) == ("0.8", "mnist", "FINISHED")
