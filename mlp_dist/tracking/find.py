@@ -104,7 +104,9 @@ def best_run(experiment: str | None, metric: str = "val_accuracy") -> StoredRun:
 
 def best_beside(run: StoredRun) -> StoredRun | None:
     """The best finished run by validation accuracy in `run`'s experiment, on its data set."""
-    others = [other for other in _runs_in([run.experiment_id]) if other.has_model]
+    # The experiment of a run that `mlflow gc` removed is unknown.
+    ids = [run.experiment_id] if run.experiment_id else []
+    others = [other for other in _runs_in(ids) if other.has_model]
     return _best_on_data_of(run, others, "val_accuracy")
 
 

@@ -139,7 +139,7 @@ def _follow_move(database: Path) -> None:
         for location in locations:
             root, there = location.parent, home / location.name
             # Another project's experiments may be in the same database.
-            if root == home or (root.exists() and not there.exists()):
+            if root == home or (root.parent.exists() and not there.exists()):
                 continue
             for table, column in _LOCATIONS:
                 connection.execute(

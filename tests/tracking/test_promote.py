@@ -4,10 +4,12 @@ import json
 import shutil
 from collections.abc import Iterator
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 from scipy.stats import binomtest
 
 from mlp_dist import load_model
@@ -130,6 +132,23 @@ def test_champion_without_run_is_replaced_by_force(store: dict[str, str]) -> Non
     with pytest.raises(PromotionError, match=r"champion, version 1 of mlp, is not in MLflow; .* RUN --force"):
         promote(good)
     assert promote(good, force=True)["version"] == "2"
+
+
+# MLflow warns of its own type hints.
+@pytest.mark.filterwarnings("ignore:.*type hint")
+def test_a_champion_in_the_trash_or_without_its_run(store: dict[str, str]) -> None:
+    run_id = digits_run(EXPERIMENT, "gone", noise=0, val_accuracy=0.9)
+    promote(find.get_run(run_id))
+    load_mlflow().MlflowClient().delete_run(run_id)
+    with pytest.raises(PromotionError, match=f"mlflow runs restore --run-id {run_id}"):
+        registry.chosen_run()
+    uri = load_mlflow().get_tracking_uri()
+    words = ["gc", "--backend-store-uri", uri, "--tracking-uri", uri, "--run-ids", run_id]
+    assert CliRunner().invoke(import_module("mlflow.cli").cli, words).exit_code == 0
+    chosen = registry.chosen_run()
+    assert (chosen.run_id, chosen.name, chosen.dataset) == (run_id, "gone", "digits")
+    assert load_model().spec.run_id == run_id
+    assert promote(find.get_run(store["good"]))["previous_run_id"] == run_id
 
 
 def test_bundle_must_reach_reported_accuracy(store: dict[str, str]) -> None:
