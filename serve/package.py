@@ -26,7 +26,7 @@ from mlp_dist.console import command, progress
 from mlp_dist.core.errors import BundleError, PackagingError, UsageError
 from mlp_dist.core.io import replacing_file
 from mlp_dist.core.spec import GOLDEN, SPEC, WEIGHTS, check_probabilities
-from mlp_dist.tracking import find, next_steps, registry
+from mlp_dist.tracking import champion, find, next_steps
 from serve.archive import MAR
 from serve.inference.checksums import MANIFEST, SUMS, sha256_sums
 
@@ -186,7 +186,7 @@ def main() -> None:
     if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", args.model_name):
         raise UsageError(f"model-name {args.model_name!r} must be letters, digits, '-', '_' and '.'")
     with progress.stages("choosing the run"):
-        run = find.find_run(args.run_id) if args.run_id else registry.chosen_run(args.experiment, args.metric)
+        run = find.find_run(args.run_id) if args.run_id else champion.chosen_run(args.experiment, args.metric)
     print(f"packaging run {run.name} ({run.run_id}), trained on {run.dataset}", flush=True)
     result = package(run, args.model_name, args.export_path, args.data_dir)
     print(next_steps.after_packaging(Path(str(result["mar"])), MAR))

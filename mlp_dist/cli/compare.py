@@ -17,14 +17,14 @@ from mlp_dist.core.io import replacing_file
 
 def champion_id() -> str:
     """The champion's run id; "" if there is no champion or its run is gone."""
-    from mlp_dist.tracking import registry
+    from mlp_dist.tracking.champion import find_champion
 
     try:
-        champion = registry.find_champion()
+        found = find_champion()
     except PromotionError as error:
         progress.tell_beside(f"note: {error}")
         return ""
-    return champion.run.run_id if champion else ""
+    return found.run.run_id if found else ""
 
 
 def main() -> None:

@@ -36,8 +36,8 @@ def main() -> None:
     args = parser.parse_args()
     # The imports take seconds; a mistyped flag is reported first.
     with progress.stages("finding the run"):
+        from mlp_dist.tracking.champion import promote
         from mlp_dist.tracking.find import find_run
-        from mlp_dist.tracking.promotion import promote
 
         run = find_run(args.run)
     print(f"promoting run {run.name} ({run.run_id}), trained on {run.dataset}", flush=True)

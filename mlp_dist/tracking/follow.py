@@ -139,6 +139,9 @@ def follow(directory: Path) -> bool:
         if os.getppid() != parent:
             return True
         time.sleep(_POLL)
+    # The first picture is drawn during the training; the others need its end.
+    with suppress(Exception):
+        import_module("mlp_dist.tracking.plots").draw(directory)
     following = _Following(directory)
     while following.is_behind():
         if os.getppid() != parent and not following.has_ended:

@@ -63,9 +63,9 @@ def _load_from_mlflow(
     source: str, experiment: str | None, metric: str | None, device: torch.device | str
 ) -> Bundle:
     # Late, since importing mlflow takes seconds.
-    from mlp_dist.tracking import find, registry
+    from mlp_dist.tracking import champion, find
 
-    run = registry.chosen_run(experiment, metric) if source == BEST else find.get_run(source)
+    run = champion.chosen_run(experiment, metric) if source == BEST else find.get_run(source)
     with tempfile.TemporaryDirectory(prefix="mlp_dist-") as directory:
         return load_bundle(find.download_bundle(run, Path(directory)), device=device)
 

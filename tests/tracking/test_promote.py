@@ -15,8 +15,8 @@ from scipy.stats import binomtest
 from mlp_dist import load_model
 from mlp_dist.cli import promote as promote_command
 from mlp_dist.core.errors import BundleError, PromotionError, TrackingError, UsageError
-from mlp_dist.tracking import find, registry
-from mlp_dist.tracking.promotion import promote
+from mlp_dist.tracking import champion, find
+from mlp_dist.tracking.champion import promote
 from mlp_dist.tracking.store import load_mlflow
 from tests.helpers.mlflow_servers import running_server
 from tests.helpers.stored_runs import digits_run, end_run, start_run
@@ -62,20 +62,20 @@ def store(runs: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     mlflow.set_tracking_uri(None)
 
 
-def champion() -> registry.Champion:
-    found = registry.find_champion()
+def the_champion() -> champion.Champion:
+    found = champion.find_champion()
     assert found is not None
     return found
 
 
 def test_first_run_becomes_champion(store: dict[str, str]) -> None:
-    assert registry.find_champion() is None
+    assert champion.find_champion() is None
     good = find.get_run(store["good"])
     assert promote(good) == {
         **{"run_id": good.run_id, "model": "mlp", "version": "1", "alias": "champion"},
         "test_accuracy": good.metrics["test_accuracy"],
     }
-    assert (champion().run.run_id, champion().version) == (good.run_id, "1")
+    assert (the_champion().run.run_id, the_champion().version) == (good.run_id, "1")
     again = promote(good)
     assert [again[name] for name in ("version", "only_previous", "only_this", "p_value")] == ["1", 0, 0, 1.0]
     client = load_mlflow().MlflowClient()
@@ -91,7 +91,7 @@ def test_insignificantly_worse_run_replaces_champion(store: dict[str, str]) -> N
     assert lost > 0
     promote(good)
     result = promote(alike)
-    assert (result["version"], champion().run.run_id) == ("2", alike.run_id)
+    assert (result["version"], the_champion().run.run_id) == ("2", alike.run_id)
     assert result["previous_run_id"] == good.run_id
     only_previous, only_this = result["only_previous"], result["only_this"]
     assert (only_previous - only_this) / 360 == pytest.approx(lost)
@@ -106,9 +106,9 @@ def test_significantly_worse_run_is_refused(store: dict[str, str]) -> None:
         PromotionError, match=r"bad .* is significantly worse than the champion, good .*--force replaces it"
     ):
         promote(bad)
-    assert champion().run.name == "good"
+    assert the_champion().run.name == "good"
     result = promote(bad, force=True)
-    assert (champion().run.name, result["p_value"] < 0.05) == ("bad", True)
+    assert (the_champion().run.name, result["p_value"] < 0.05) == ("bad", True)
 
 
 def test_other_data_set_is_refused(store: dict[str, str]) -> None:
@@ -120,7 +120,7 @@ def test_other_data_set_is_refused(store: dict[str, str]) -> None:
     ):
         promote(other)
     assert "p_value" not in promote(other, force=True)
-    assert champion().run.name == "alike"
+    assert the_champion().run.name == "alike"
 
 
 def test_champion_without_run_is_replaced_by_force(store: dict[str, str]) -> None:
@@ -141,11 +141,11 @@ def test_a_champion_in_the_trash_or_without_its_run(store: dict[str, str]) -> No
     promote(find.get_run(run_id))
     load_mlflow().MlflowClient().delete_run(run_id)
     with pytest.raises(PromotionError, match=f"mlflow runs restore --run-id {run_id}"):
-        registry.chosen_run()
+        champion.chosen_run()
     uri = load_mlflow().get_tracking_uri()
     words = ["gc", "--backend-store-uri", uri, "--tracking-uri", uri, "--run-ids", run_id]
     assert CliRunner().invoke(import_module("mlflow.cli").cli, words).exit_code == 0
-    chosen = registry.chosen_run()
+    chosen = champion.chosen_run()
     assert (chosen.run_id, chosen.name, chosen.dataset) == (run_id, "gone", "digits")
     assert load_model().spec.run_id == run_id
     assert promote(find.get_run(store["good"]))["previous_run_id"] == run_id
@@ -158,7 +158,7 @@ def test_bundle_must_reach_reported_accuracy(store: dict[str, str]) -> None:
     spec.write_text(json.dumps({**values, "metrics": {**values["metrics"], "test_accuracy": 0.99}}))
     with pytest.raises(BundleError, match=r"reports a test accuracy of 0\.99, but its bundle scores"):
         promote(find.get_run(run_id))
-    assert registry.find_champion() is None
+    assert champion.find_champion() is None
 
 
 def test_find_run(store: dict[str, str]) -> None:
@@ -179,21 +179,21 @@ def test_champion_is_packaged_by_default(
     store: dict[str, str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # The parent of nested runs has the best metric, but no model.
-    assert registry.chosen_run().run_id == store["alike"]
+    assert champion.chosen_run().run_id == store["alike"]
     assert capsys.readouterr().out == ""
     monkeypatch.setattr("sys.argv", ["promote", store["good"][:10]])
     promote_command.main()
     promoted = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert (promoted["run_id"], promoted["version"]) == (store["good"], "1")
-    assert registry.chosen_run().run_id == store["good"]
+    assert champion.chosen_run().run_id == store["good"]
     assert capsys.readouterr().out == (
         f"note: this is the champion, version 1 of mlp; alike ({store['alike']}) has the best validation "
         "accuracy, 95.00%: --run-id selects it\n"
     )
-    assert registry.chosen_run(experiment=EXPERIMENT).run_id == store["alike"]
+    assert champion.chosen_run(experiment=EXPERIMENT).run_id == store["alike"]
     # The version's files stay the champion's if its run goes on.
     load_mlflow().MlflowClient().update_run(store["good"], "RUNNING")
-    assert (champion().run.bundle, champion().run.status) == ("models:/mlp/1", "RUNNING")
+    assert (the_champion().run.bundle, the_champion().run.status) == ("models:/mlp/1", "RUNNING")
     assert load_model().spec.run_id == store["good"]
     assert load_model(metric="val_accuracy").spec.run_id == store["alike"]
 
@@ -204,7 +204,7 @@ def test_server(tmp_path: Path, mlflow: Any) -> None:
     with running_server(tmp_path / "server") as server:
         mlflow.set_tracking_uri(server.uri)
         run = find.get_run(digits_run("champions", "served", noise=0, val_accuracy=0.9))
-        assert [promote(run)["version"], promote(run)["version"]] == [champion().version] * 2
+        assert [promote(run)["version"], promote(run)["version"]] == [the_champion().version] * 2
         assert load_model().spec.run_id == run.run_id
         mlflow.set_tracking_uri(server.uri.replace("//", "//someone:secret@"))
         with pytest.raises(UsageError, match=r"MLflow at http://someone:\*\*\*@127") as raised:

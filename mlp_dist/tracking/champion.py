@@ -1,14 +1,18 @@
-"""The registered model `mlp`: one version per promoted run, and the alias `champion` on one of them."""
+"""The champion: the promoted run that is packaged by default.
+
+It is the version with the alias `champion` of MLflow's registered model `mlp`.
+"""
 
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from mlp_dist.console import progress
 from mlp_dist.core.bundle import load_bundle
-from mlp_dist.core.errors import PromotionError, TrackingError
+from mlp_dist.core.errors import BundleError, DataError, PromotionError, TrackingError
+from mlp_dist.tracking.export import Export, export_run
 from mlp_dist.tracking.find import StoredRun, best_beside, best_run, download_bundle, stored
 from mlp_dist.tracking.models import log_model
 from mlp_dist.tracking.store import TrashedError, existing_store, load_mlflow
@@ -20,8 +24,10 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-MODEL = "mlp"
-CHAMPION = "champion"
+MODEL, CHAMPION = "mlp", "champion"
+
+SIGNIFICANCE = 0.05
+"""A run is refused as worse if McNemar's test gives a p-value below this."""
 
 _DESCRIPTION = (
     "Models that were promoted. python -m serve.package takes the one with the alias champion; "
@@ -106,11 +112,87 @@ def _run_of(version: "ModelVersion") -> StoredRun:
     return StoredRun(str(version.run_id), str(version.description).split(",")[0], dataset, metrics)
 
 
-def register(run: StoredRun, weights_sha256: str) -> str:
-    """The registered model's version with the run's kept weights, created if necessary, and read back.
+def promote(run: StoredRun, *, force: bool = False, data_dir: Path | None = None) -> dict[str, Any]:
+    """Register the run and make it the champion; returns the values of mlp_dist.promote's last line.
 
-    Raises TrackingError, BundleError if the version does not hold these weights.
+    `force` accepts a run that is significantly worse than the champion or cannot be compared with it, and
+    prints a note.
+
+    Raises PromotionError for such a run without `force`, TrackingError if MLflow fails, and the errors of
+    `export_run`.
     """
+    try:
+        champion = find_champion()
+    except PromotionError as error:
+        if not force:
+            raise
+        progress.tell(f"note: {error}")
+        champion = None
+    comparison: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory(prefix="mlp_dist-") as name:
+        exported = export_run(run, Path(name) / "run", data_dir)
+        if champion is not None:
+            comparison, problem = _compare(run, exported, champion.run, Path(name) / "champion", data_dir)
+            if problem and not force:
+                raise PromotionError(f"{problem}; the champion stays, --force replaces it anyway")
+            if problem:
+                progress.tell(f"note: {problem}; replaced anyway")
+    version = _register(run, exported.bundle.spec.weights_sha256)
+    return {
+        "run_id": run.run_id,
+        "model": MODEL,
+        "version": version,
+        "alias": CHAMPION,
+        "test_accuracy": exported.test.accuracy,
+        **comparison,
+    }
+
+
+def _compare(
+    run: StoredRun, exported: Export, champion: StoredRun, directory: Path, data_dir: Path | None
+) -> tuple[dict[str, Any], str]:
+    """The comparison's values for the last line, and why `run` should not be promoted ("" if it may be).
+
+    McNemar's exact test: among the images that only one of the models gets right, each model should win
+    half if both are equally good (McNemar 1947; Dietterich 1998 for classifiers).
+    """
+    from scipy.stats import binomtest
+
+    values: dict[str, Any] = {"previous_run_id": champion.run_id}
+    this, other = f"{run.name} ({run.run_id})", f"the champion, {champion.name} ({champion.run_id}),"
+    if not run.is_on_data_of(champion):
+        changed = " as it was then" if run.dataset == champion.dataset else ""
+        return values, (
+            f"{this} was trained on {run.dataset}, and {other} on {champion.dataset}{changed}: "
+            "they cannot be compared"
+        )
+    try:
+        previous = export_run(champion, directory, data_dir)
+    except (TrackingError, BundleError, DataError) as error:
+        return values, f"{other} cannot be scored again: {error}"
+    if exported.labels.tolist() != previous.labels.tolist():
+        return values, f"{other} was trained with other test images: they cannot be compared"
+    only_previous = int((previous.correct & ~exported.correct).sum())
+    only_this = int((~previous.correct & exported.correct).sum())
+    differing = only_previous + only_this
+    p_value = float(binomtest(only_this, differing).pvalue) if differing else 1.0
+    values |= {
+        "previous_test_accuracy": previous.test.accuracy,
+        "only_previous": only_previous,
+        "only_this": only_this,
+        "p_value": p_value,
+    }
+    if only_previous <= only_this or p_value >= SIGNIFICANCE:
+        return values, ""
+    return values, (
+        f"{this} is significantly worse than {other} {exported.test.accuracy:.2%} against "
+        f"{previous.test.accuracy:.2%} of {len(previous.labels):,} test images; {only_previous} are right by "
+        f"the champion alone, {only_this} by this run alone (McNemar's exact test, p = {p_value:.2g})"
+    )
+
+
+def _register(run: StoredRun, weights_sha256: str) -> str:
+    """Move the alias to a version with the run's kept weights, once it was read back; returns the version."""
     mlflow = load_mlflow()
     with existing_store("cannot register the run"), tempfile.TemporaryDirectory(prefix="mlp_dist-") as name:
         client, directory = mlflow.MlflowClient(), Path(name)
@@ -124,13 +206,8 @@ def register(run: StoredRun, weights_sha256: str) -> str:
         found = load_bundle(download_bundle(copy, directory / "version")).spec.weights_sha256
         if found != weights_sha256:
             raise TrackingError(f"version {version} of {MODEL} has other weights than run {run.run_id}")
+        client.set_registered_model_alias(MODEL, CHAMPION, version)
     return version
-
-
-def set_champion(version: str) -> None:
-    """Move the alias `champion` to a version. Raises TrackingError."""
-    with existing_store("cannot move the champion's alias"):
-        load_mlflow().MlflowClient().set_registered_model_alias(MODEL, CHAMPION, version)
 
 
 def _create_version(client: "MlflowClient", run: StoredRun, model: "LoggedModel") -> str:
