@@ -5,8 +5,10 @@
 
 Runs `accelerate launch` in a temporary directory with its own MLflow store. Before each run, the imports of
 torch and accelerate are timed: in a launcher with an empty script, and in a bare process. "rest" is
-everything except these imports, training and evaluation. Medians. The last line on stdout is one JSON
-object, with seconds and the peak memory in MiB.
+everything except these imports, training and evaluation; "after" is the time from the last epoch to the
+prompt. Each run is followed by one without the process that brings MLflow up to date: "tracking" is how
+much longer training takes beside it. Medians. The last line on stdout is one JSON object, with seconds and
+the peak memory in MiB.
 """
 
 import json
@@ -23,7 +25,7 @@ from mlp_dist.core.errors import UsageError
 from mlp_dist.data.datasets import default_data_dir
 
 ROOT = Path(__file__).resolve().parents[1]
-NAMES = ("whole", "imports", "training", "evaluation", "rest")
+NAMES = ("whole", "imports", "training", "evaluation", "rest", "after")
 
 _PRINT_PEAK = "import resource; print('peak', resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, flush=True)"
 _TRAIN = f"""
@@ -39,6 +41,12 @@ def measured_main():
     main()
 
 command.run(measured_main, at_once=True)
+"""
+
+_WITHOUT_TRACKING = """
+import mlp_dist.cli.train
+from unittest.mock import Mock
+mlp_dist.cli.train.Follower = lambda directory: Mock(directory=directory.absolute())
 """
 
 
@@ -61,6 +69,7 @@ def measure(directory: Path, data_dir: Path) -> dict[str, float]:
     importing, _ = run([sys.executable, "-c", "import torch, accelerate"], directory)
     words = ["accelerate", "launch", "--quiet", "train.py", "--data-dir", str(data_dir)]
     whole, lines = run(words, directory)
+    ended = time.time()
     (result,) = (json.loads(line) for line in lines if line.startswith("{"))
     (peak,) = (int(line.split()[1]) for line in lines if line.startswith("peak "))
     # The launcher of an empty script starts Python twice.
@@ -68,9 +77,14 @@ def measure(directory: Path, data_dir: Path) -> dict[str, float]:
     metrics = (directory / result["output_dir"] / "metrics.jsonl").read_text().splitlines()
     training = result["train_seconds"]
     evaluation = sum(json.loads(line)["evaluate_seconds"] for line in metrics)
-    rest = whole - imports - training - evaluation
-    values = dict(zip(NAMES, (whole, imports, training, evaluation, rest), strict=True))
-    return values | {"share": rest / (whole - imports), "peak": peak / 1024}
+    rest, after = (
+        whole - imports - training - evaluation,
+        ended - json.loads(metrics[-1])["timestamp_ms"] / 1000,
+    )
+    values = dict(zip(NAMES, (whole, imports, training, evaluation, rest, after), strict=True))
+    _, lines = run([*words[:3], "without.py", *words[4:]], directory)
+    (bare,) = (json.loads(line)["train_seconds"] for line in lines if line.startswith("{"))
+    return values | {"share": rest / (whole - imports), "peak": peak / 1024, "tracking": training / bare - 1}
 
 
 def main() -> None:
@@ -85,13 +99,18 @@ def main() -> None:
         directory = Path(name)
         (directory / "empty.py").touch()
         (directory / "train.py").write_text(_TRAIN)
+        (directory / "without.py").write_text(_WITHOUT_TRACKING + _TRAIN)
         first, *runs = (measure(directory, data_dir) for _ in range(1 + args.repeats))
     later = {name: statistics.median(each[name] for each in runs) for name in first}
     print(f"{'':<32} {'first run':>10} {'later':>10}")
     for name in NAMES:
         label = "imports of torch and accelerate" if name == "imports" else name
         print(f"{label:<32} {first[name]:>8.2f} s {later[name]:>8.2f} s")
-    print(f"{'rest, share without imports':<32} {first['share']:>10.1%} {later['share']:>10.1%}")
+    for label, name in (
+        ("rest, share without imports", "share"),
+        ("tracking, share of training", "tracking"),
+    ):
+        print(f"{label:<32} {first[name]:>10.1%} {later[name]:>10.1%}")
     print(f"peak memory of the training process: {later['peak']:.0f} MiB")
     print(json.dumps({"benchmark": "command", "cores": os.cpu_count(), "first": first, "later": later}))
 
