@@ -53,7 +53,7 @@ _FIRST_WAIT, _LONGEST_WAIT = 1.0, 30.0
 """Seconds between two attempts; each wait is twice the one before."""
 
 _POLL = 0.05
-_NICENESS = 10
+_NICENESS = 5
 _TRAINING = "MLP_DIST_TRAINING"
 """Passes the training's process id to its follower, which may find no parent when it starts."""
 
