@@ -36,14 +36,15 @@ ROOT = Path(__file__).resolve().parents[1]
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Fast tests first; tests marked nightly come last and count as slow.
+    """Fast tests first; nightly ones come last and count as slow, as do those that need a whole training.
 
     `--dist loadgroup` gives a file to one worker, and all files whose tests ask `served` to the same one.
     """
     served = {item.path for item in items if "served" in getattr(item, "fixturenames", ())}
     for item in items:
         item.add_marker(pytest.mark.xdist_group("served" if item.path in served else item.path.stem))
-        if item.get_closest_marker("nightly") is not None:
+        needs_training = "trained" in getattr(item, "fixturenames", ())
+        if needs_training or item.get_closest_marker("nightly") is not None:
             item.add_marker(pytest.mark.slow)
     items.sort(key=lambda item: [item.get_closest_marker(name) is not None for name in ("nightly", "slow")])
     if not torch.cuda.is_available():

@@ -204,6 +204,7 @@ def test_a_run_of_the_version_before(mlflow: Any, project: Path, tmp_path: Path)
     download_bundle(run, tmp_path / "downloaded")
 
 
+@pytest.mark.slow
 def test_mlflow_s_variables_do_what_they_do_elsewhere(train_here: Call, tmp_path: Path) -> None:
     client, flags = client_of(tmp_path), "--dataset digits --epochs 1 --hidden-sizes none"
     tags = {"MLFLOW_TAGS": '{"team": "vision", "mlflow.note.content": "ours"}'}
