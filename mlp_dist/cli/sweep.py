@@ -12,21 +12,22 @@ with the result.
 import argparse
 import json
 import shlex
+import signal
+import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+
+from optuna import Study
 
 from mlp_dist.console import command, progress
 from mlp_dist.console.process import StopSignals
 from mlp_dist.core.errors import TrainingError, UsageError
+from mlp_dist.sweep.plan import Plan, new_plan, resumed_plan
+from mlp_dist.sweep.study import open_study
+from mlp_dist.sweep.worker import started_workers, visible_gpus
 from mlp_dist.tracking import next_steps
 from mlp_dist.tracking.follow import Follower, followed
-
-if TYPE_CHECKING:
-    from mlp_dist.sweep.plan import Plan
-    from mlp_dist.sweep.study import Study
-    from mlp_dist.sweep.workers import WorkerPool
 
 _POLL_SECONDS = 0.2
 
@@ -53,81 +54,78 @@ def _parse() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def _plan(args: argparse.Namespace) -> "tuple[Plan, int]":
-    from mlp_dist.sweep.plan import new_plan, resumed_plan
-
-    names = ("num_trials", "seed", "experiment", "data_dir")
-    options = {name: value for name, value in vars(args).items() if name in names}
+def _plan(args: argparse.Namespace) -> tuple[Plan, int]:
+    """The sweep's plan and its directory's lock."""
+    options = dict(vars(args))
+    space, output_dir, is_resumed = (options.pop(name) for name in ("space", "output_dir", "resume"))
+    for name, flag, least in (("num_trials", "trials", 1), ("seed", "seed", 0), ("workers", "workers", 1)):
+        if (number := options.get(name, least)) < least:
+            raise UsageError(f"{flag} is {number}; it must be {least} or more")
+    options.pop("workers", None)
     if "data_dir" in options:
         options["data_dir"] = str(options["data_dir"].absolute())
-    if args.resume:
-        return resumed_plan(args.space, args.output_dir, options)
-    if args.space is None:
+    if is_resumed:
+        return resumed_plan(space, output_dir, options)
+    if space is None:
         raise UsageError("no search space; name one: python -m mlp_dist.sweep SPACE.toml")
-    return new_plan(args.space, args.output_dir, options)
+    return new_plan(space, output_dir, options)
 
 
-def _follow(pool: "WorkerPool", study: "Study", signals: StopSignals) -> None:
-    """Print trials as they end, until all workers have exited; a signal stops the workers."""
-    from mlp_dist.sweep.outcome import ranked, trial_line
-    from mlp_dist.sweep.study import UNFINISHED
+def _follow(plan: Plan, study: Study, workers: list["subprocess.Popen[bytes]"], signals: StopSignals) -> None:
+    """Print trials as they end, until all workers have exited. Raises Interrupted on a signal."""
+    from mlp_dist.sweep.outcome import trial_line
 
-    ended = {result.number for result in study.results() if result.state != UNFINISHED}
-    is_running = True
-    with progress.bar("searching", study.plan.num_trials, " trials", initial=len(ended)) as bar:
-        while is_running:
+    running = dict(enumerate(workers))
+    ended = {trial.number for trial in study.trials if trial.state.is_finished()}
+    with progress.bar("searching", plan.num_trials, " trials", initial=len(ended)) as bar:
+        while running:
             time.sleep(_POLL_SECONDS)
             bar.refresh()
-            # In this order, so that the last results are printed too.
-            is_running, results = pool.is_running, study.results()
-            for result in results:
-                if result.state != UNFINISHED and result.number not in ended:
-                    ended.add(result.number)
+            # Before the trials are read, so that the last ones are printed too.
+            exited = [index for index, worker in running.items() if worker.poll() is not None]
+            trials = study.get_trials(deepcopy=False)
+            for trial in trials:
+                if trial.state.is_finished() and trial.number not in ended:
+                    ended.add(trial.number)
                     bar.update()
-                    progress.tell(trial_line(result, next(iter(ranked(results)), None)))
-            for problem in pool.new_problems():
-                progress.tell(f"warning: {problem}", sys.stderr)
-            if signals.received and not pool.is_stopped:
+                    progress.tell(trial_line(plan, trial, trials))
+            for index in exited:
+                worker = running.pop(index)
+                if code := worker.returncode:
+                    killed = f"was killed by {signal.Signals(-code).name}" if code < 0 else ""
+                    end = killed or f"exited with code {code}"
+                    name, log = f"worker {index} (pid {worker.pid})", plan.directory / f"worker-{index}.log"
+                    progress.tell(f"warning: {name} {end}; see {log}", sys.stderr)
+            if signals.received:
                 progress.tell("stopping: each worker writes a checkpoint first", sys.stderr)
-                pool.stop()
-
-
-def _search(plan: "Plan", lock: int, num_workers: int, follower: Follower) -> dict[str, Any]:
-    """Run the trials; returns the final JSON. Raises TrainingError if not all trials could be started."""
-    from mlp_dist.sweep import outcome
-    from mlp_dist.sweep.study import Study
-    from mlp_dist.sweep.workers import WorkerPool
-
-    study = Study(plan)
-    record = outcome.load_or_create_record(plan)
-    with StopSignals() as signals, followed(plan.directory, record, follower):
-        print(f"{plan.num_trials} trials, {num_workers} at a time, in {plan.directory}", flush=True)
-        with WorkerPool(plan.directory, num_workers, lock) as pool:
-            _follow(pool, study, signals)
-        results = study.results()
-        outcome.record_results(study, results, record)
-        print(outcome.results_table(plan, results), flush=True)
-        signals.check()
-        outcome.check_results(plan, results)
-    return outcome.summary(plan, results)
+            signals.check()
 
 
 def main() -> None:
     args = _parse()
-    if getattr(args, "workers", 1) < 1:
-        raise UsageError(f"workers is {args.workers}; it must be 1 or more")
     plan, lock = _plan(args)
     # It imports mlflow while this process imports torch.
     follower = Follower(plan.directory)
-    from mlp_dist.sweep.workers import visible_gpus
+    from mlp_dist.sweep import outcome
 
-    num_workers = getattr(args, "workers", 0) or max(1, len(visible_gpus()))
+    number = min(getattr(args, "workers", 0) or max(1, len(visible_gpus())), plan.num_trials)
+    study = open_study(plan)
+    record = outcome.load_or_create_record(plan)
     try:
-        result = _search(plan, lock, min(num_workers, plan.num_trials), follower)
+        with StopSignals() as signals, followed(plan.directory, record, follower):
+            print(f"{plan.num_trials} trials, {number} at a time, in {plan.directory}", flush=True)
+            try:
+                with started_workers(plan.directory, number, lock) as workers:
+                    _follow(plan, study, workers, signals)
+            finally:
+                outcome.record_results(plan, study, record)
+                print(outcome.results_table(plan, study.trials), flush=True)
+            outcome.check_results(plan, study.trials)
     except (KeyboardInterrupt, TrainingError) as stop:
         directory = shlex.quote(str(plan.directory))
         stop.add_note(f"continue with: python -m mlp_dist.sweep --resume --output-dir {directory}")
         raise
+    result = outcome.summary(plan, study.trials)
     print(f"to train the best trial again: {result['command']}")
     print(next_steps.after_training(result["best_run_id"], result["output_dir"], plan.experiment))
     print(json.dumps(result), flush=True)

@@ -3,85 +3,91 @@
 import shlex
 import sys
 import uuid
-from collections import Counter
-from collections.abc import Iterable, Sequence
+import warnings
+from collections.abc import Sequence
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
+
+import optuna
+from optuna.trial import FrozenTrial, TrialState
 
 from mlp_dist.config import OPTIONS
 from mlp_dist.core.errors import TrackingError, TrainingError
 from mlp_dist.recipes import changes
 from mlp_dist.sweep.plan import Plan
-from mlp_dist.sweep.study import COMPLETE, FAILED, PRUNED, STATES, Study, TrialResult
+from mlp_dist.sweep.space import in_words
 from mlp_dist.tracking.run_dir import FIGURES, RunRecord, Uploaded
 from mlp_dist.training import identity
 
-FIGURE = f"{FIGURES}/parallel_coordinates.png"
 _MOST_ROWS = 10
+_STATES = {
+    "complete": TrialState.COMPLETE,
+    "pruned": TrialState.PRUNED,
+    "failed": TrialState.FAIL,
+    "unfinished": TrialState.RUNNING,
+}
 
 
-def trial_line(result: TrialResult, best: TrialResult | None) -> str:
-    """One line about a trial that has ended."""
-    values = "  ".join(f"{name} {OPTIONS[name].text(value)}" for name, value in result.values.items())
-    if result.state == COMPLETE:
-        is_best = best is not None and best.number == result.number
-        text = f"val accuracy {result.value:.2%}{', the best so far' if is_best else ''}"
-    elif result.state == PRUNED:
-        text = f"pruned after epoch {result.epochs}, val accuracy {result.value:.2%}"
+def trial_line(plan: Plan, trial: FrozenTrial, trials: Sequence[FrozenTrial]) -> str:
+    """One line about one of the trials, which has ended."""
+    if trial.state == TrialState.FAIL:
+        text = f"failed: {trial.user_attrs['problem']}"
+    elif trial.state == TrialState.PRUNED:
+        accuracy = max(trial.intermediate_values.values())
+        text = f"pruned after epoch {trial.last_step}, val accuracy {accuracy:.2%}"
     else:
-        text = f"failed: {result.facts.get('problem', 'no error recorded')}"
-    return f"trial {result.number}  {values}: {text}"
+        is_best = trial in ranked(trials)[:1]
+        text = f"val accuracy {trial.value:.2%}{', the best so far' if is_best else ''}"
+    return f"{plan.config(trial.number, trial.params).run_name}: {text}"
 
 
-def ranked(results: Iterable[TrialResult]) -> list[TrialResult]:
+def ranked(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
     """The completed trials, the best first; ties in order of their numbers."""
-    complete = [result for result in results if result.state == COMPLETE]
-    return sorted(complete, key=lambda result: (-(result.value or 0), result.number))
+    complete = [trial for trial in trials if trial.state == TrialState.COMPLETE]
+    return sorted(complete, key=lambda trial: trial.value or 0, reverse=True)
 
 
-def results_table(plan: Plan, results: Sequence[TrialResult]) -> str:
+def results_table(plan: Plan, trials: Sequence[FrozenTrial]) -> str:
     """The best trials, one per line, and the number of trials in each state."""
-    names = [parameter.name for parameter in plan.space.parameters]
-    rows = [("trial", "val accuracy", "epoch", "test accuracy", *names)]
-    for result in ranked(results)[:_MOST_ROWS]:
-        facts = result.facts
-        figures = (f"{result.value:.4f}", str(facts["best_epoch"]), f"{facts['test_accuracy']:.4f}")
-        rows.append(
-            (str(result.number), *figures, *(OPTIONS[name].text(result.values[name]) for name in names))
-        )
+    names = list(plan.space.distributions)
+    rows = [["trial", "val accuracy", "epoch", "test accuracy", *names]]
+    for trial in ranked(trials)[:_MOST_ROWS]:
+        config, facts = plan.config(trial.number, trial.params), trial.user_attrs
+        figures = [f"{trial.value:.4f}", str(facts["best_epoch"]), f"{facts['test_accuracy']:.4f}"]
+        values = [OPTIONS[name].text(getattr(config, name)) for name in names]
+        rows.append([str(trial.number), *figures, *values])
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
-    counts = ", ".join(f"{number} {state}" for state, number in _count(results).items())
-    return "\n".join([*(lines if len(lines) > 1 else []), f"{len(results)} trials: {counts}"])
+    lines = ["  ".join(map(str.rjust, row, widths)) for row in rows]
+    counts = ", ".join(f"{number} {state}" for state, number in _count(trials).items())
+    return "\n".join([*(lines if len(lines) > 1 else []), f"{len(trials)} trials: {counts}"])
 
 
-def _count(results: Sequence[TrialResult]) -> dict[str, int]:
-    counts = Counter(result.state for result in results)
-    return {state: counts[state] for state in STATES}
+def _count(trials: Sequence[FrozenTrial]) -> dict[str, int]:
+    return {name: sum(trial.state == state for trial in trials) for name, state in _STATES.items()}
 
 
-def check_results(plan: Plan, results: Sequence[TrialResult]) -> None:
+def check_results(plan: Plan, trials: Sequence[FrozenTrial]) -> None:
     """Raise TrainingError if no trial completed, or the workers exited before starting all trials."""
-    if len(results) < plan.num_trials:
-        raise TrainingError(f"all workers exited after starting {len(results)} of {plan.num_trials} trials")
-    if not ranked(results):
-        problems = [result.facts["problem"] for result in results if result.state == FAILED]
-        raise TrainingError(f"no trial completed: {next(iter(problems), 'all were interrupted')}")
+    if len(trials) < plan.num_trials:
+        raise TrainingError(f"all workers exited after starting {len(trials)} of {plan.num_trials} trials")
+    if not ranked(trials):
+        problems = (trial.user_attrs["problem"] for trial in trials if trial.state == TrialState.FAIL)
+        raise TrainingError(f"no trial completed: {next(problems, 'all were interrupted')}")
 
 
-def summary(plan: Plan, results: Sequence[TrialResult]) -> dict[str, Any]:
+def summary(plan: Plan, trials: Sequence[FrozenTrial]) -> dict[str, Any]:
     """The last line on stdout. At least one trial must be complete."""
-    best = ranked(results)[0]
-    directories = (plan.config(best.number, best.values).output_dir or plan.directory, plan.directory)
-    best_run_id, run_id = (Uploaded.load(each).run_id or None for each in directories)
+    best = ranked(trials)[0]
+    best_dir = plan.config(best.number, best.params).output_dir or plan.directory
     return {
         "best_value": best.value,
         "best_trial": best.number,
-        "best_run_id": best_run_id,
-        "run_id": run_id,
-        "num_trials": len(results),
-        **_count(results),
-        "command": shlex.join(plan.command(best.values)),
+        "best_run_id": Uploaded.load(best_dir).run_id or None,
+        "run_id": Uploaded.load(plan.directory).run_id or None,
+        "num_trials": len(trials),
+        **_count(trials),
+        "command": shlex.join(plan.command(best.params)),
         "output_dir": str(plan.directory),
     }
 
@@ -92,10 +98,10 @@ def load_or_create_record(plan: Plan) -> RunRecord:
         record = RunRecord.load(plan.directory)
         record.open()
         return record
-    base, parameters = plan.space.base, plan.space.parameters
+    base, varied = plan.space.base, plan.space.distributions
     return RunRecord(
         experiment=plan.experiment or identity.default_experiment(plan.dataset),
-        name=f"sweep {base.recipe}: {', '.join(parameter.name for parameter in parameters)}",
+        name=f"sweep {base.recipe}: {', '.join(varied)}",
         key=uuid.uuid4().hex,
         description=_description(plan),
         tags={**identity.started_by(["python", *sys.argv]), "recipe": base.recipe, "sweep": "parent"},
@@ -106,33 +112,51 @@ def load_or_create_record(plan: Plan) -> RunRecord:
             "seed": plan.seed,
             "sampler": "TPE",
             "pruner": "median",
-            **{f"space.{parameter.name}": str(parameter) for parameter in parameters},
+            **{f"space.{name}": in_words(each) for name, each in varied.items()},
         },
     )
 
 
 def _description(plan: Plan) -> str:
-    lines = [f"- `{parameter.name}`: {parameter}" for parameter in plan.space.parameters]
+    lines = [f"- `{name}`: {in_words(each)}" for name, each in plan.space.distributions.items()]
     return "\n".join([f"A sweep of the recipe {plan.space.base.recipe}:\n", *lines])
 
 
-def record_results(study: Study, results: Sequence[TrialResult], record: RunRecord) -> None:
-    """Add the best trial and a figure of all trials to the sweep's run."""
-    # Imports matplotlib.
+def record_results(plan: Plan, study: optuna.Study, record: RunRecord) -> None:
+    """Add the best trial, if any is complete, and a figure of all trials to the sweep's run."""
+    trials = study.trials
+    if best := next(iter(ranked(trials)), None):
+        record.description = (
+            f"{_description(plan)}\n\nThe best of {len(trials)} trials is trial {best.number}, with a "
+            f"validation accuracy of {best.value:.4f}:\n\n    {shlex.join(plan.command(best.params))}"
+        )
+        count = _count(trials)
+        record.summary = {
+            "best_val_accuracy": best.value or 0.0,
+            "best_trial": best.number,
+            "num_trials": len(trials),
+            "num_pruned": count["pruned"],
+            "num_failed": count["failed"],
+        }
+        draw(study, plan.directory / FIGURES / "parallel_coordinates.png")
+
+
+def draw(study: optuna.Study, path: Path) -> None:
+    """Optuna's parallel coordinates of the completed trials."""
+    from matplotlib import pyplot
+    from optuna.visualization.matplotlib import plot_parallel_coordinate
+
     from mlp_dist.tracking.plots import save
 
-    plan = study.plan
-    if ranked(results):
-        found = summary(plan, results)
-        record.description = (
-            f"{_description(plan)}\n\nThe best of {len(results)} trials is trial {found['best_trial']}, "
-            f"with a validation accuracy of {found['best_value']:.4f}:\n\n    {found['command']}"
-        )
-        record.summary = {
-            "best_val_accuracy": found["best_value"],
-            "best_trial": found["best_trial"],
-            "num_trials": found["num_trials"],
-            "num_pruned": found[PRUNED],
-            "num_failed": found[FAILED],
-        }
-        save(study.figure(), plan.directory / FIGURE)
+    pyplot.switch_backend("agg")
+    with warnings.catch_warnings():
+        # The function is experimental, and matplotlib warns about an axis with a single value.
+        warnings.simplefilter("ignore")
+        plot_parallel_coordinate(study, target_name="val accuracy")
+    figure = pyplot.gcf()
+    # Optuna's lightest lines are white.
+    figure.axes[0].collections[0].set_cmap("viridis_r")
+    figure.set_size_inches(max(7.0, 4 + 1.7 * len(study.best_params)), 5)
+    figure.subplots_adjust(left=0.1, right=0.98, bottom=0.2, top=0.9)
+    save(figure, path)
+    pyplot.close(figure)

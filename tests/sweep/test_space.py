@@ -1,10 +1,11 @@
 from pathlib import Path
 
 import pytest
+from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
 from mlp_dist.core.errors import UsageError
 from mlp_dist.recipes import changes, get_recipe
-from mlp_dist.sweep.space import Choices, Range, Space, read_space
+from mlp_dist.sweep.space import Space, in_words, read_space
 from tests.helpers.launching import ROOT
 
 LR = "lr = { low = 0.01, high = 1.0, log = true }"
@@ -36,14 +37,14 @@ def test_space_has_fixed_fields_and_parameters(tmp_path: Path) -> None:
     )
     assert changes(space.base) == {"dataset": "digits", "normalize": (0.0, 1.0), "val_size": 100}
     assert space.base.fallback_dataset is None
-    assert space.parameters == (
-        Range("lr", 0.01, 1.0, log=True),
-        Choices("hidden_sizes", ((256,), (), (256, 64))),
-        Range("batch_size", 50, 200, step=50),
-        Range("dropout", 0.0, 0.4, step=0.1),
-        Choices("optimizer", ("sgd", "adam")),
-    )
-    texts = [str(parameter) for parameter in space.parameters]
+    assert space.distributions == {
+        "lr": FloatDistribution(0.01, 1.0, log=True),
+        "hidden_sizes": CategoricalDistribution(["256", "none", "256,64"]),
+        "batch_size": IntDistribution(50, 200, step=50),
+        "dropout": FloatDistribution(0.0, 0.4, step=0.1),
+        "optimizer": CategoricalDistribution(["sgd", "adam"]),
+    }
+    texts = [in_words(each) for each in space.distributions.values()]
     assert texts[:2] == ["0.01 to 1, log", "256 or none or 256,64"]
     assert texts[2:] == ["50 to 200 by 50", "0 to 0.4 by 0.1", "sgd or adam"]
     suggested = {"lr": 0.23456789, "hidden_sizes": "none", "batch_size": 150, "dropout": 0.30000000000000004}
@@ -55,13 +56,13 @@ def test_space_has_fixed_fields_and_parameters(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["mnist", "digits"])
 def test_example_spaces_are_valid(name: str) -> None:
     path = ROOT / f"launch/sweeps/{name}.toml"
-    assert len(read_space(path).parameters) >= 3
+    assert len(read_space(path).distributions) >= 3
     assert f"python launch/sweep.py launch/sweeps/{name}.toml " in path.read_text()
 
 
 def test_documented_space_is_valid(tmp_path: Path) -> None:
     text = (ROOT / "docs/training.md").read_text().partition("```toml\n")[2].partition("```")[0]
-    assert [each.name for each in read(text, tmp_path).parameters] == ["lr", "batch_size", "hidden_sizes"]
+    assert list(read(text, tmp_path).distributions) == ["lr", "batch_size", "hidden_sizes"]
 
 
 def test_default_recipe_and_relative_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -94,7 +95,7 @@ def test_default_recipe_and_relative_folder(tmp_path: Path, monkeypatch: pytest.
         ('[space]\noptimizer = ["sgd", "sdg"]', "optimizer is 'sdg'; it must be one of sgd, adam"),
         (
             "[space]\nwarmup_epochs = [0, 3]\nlr = [0.1, 0.2]\nepochs = { low = 2, high = 5 }",
-            "warmup-epochs is 3; it must be at most the 2 epochs in all",
+            "warmup-epochs is 3.0; it must be at most the 2 epochs in all",
         ),
     ],
 )
@@ -107,4 +108,4 @@ def test_rejects_invalid_space(text: str, message: str, tmp_path: Path) -> None:
 
 def test_parameters_are_checked_against_each_other_and_not_the_recipe(tmp_path: Path) -> None:
     space = read("[space]\nwarmup_epochs = [6, 7]\nepochs = [8, 9]", tmp_path)
-    assert [each.name for each in space.parameters] == ["warmup_epochs", "epochs"]
+    assert list(space.distributions) == ["warmup_epochs", "epochs"]

@@ -5,13 +5,15 @@ import os
 from pathlib import Path
 
 import pytest
+from optuna import Study, Trial
+from optuna.trial import TrialState
 
 from mlp_dist.core.errors import TrainingError, UsageError
 from mlp_dist.core.io import try_to_lock
 from mlp_dist.sweep import plan as planning
 from mlp_dist.sweep.outcome import check_results, ranked, results_table, summary, trial_line
 from mlp_dist.sweep.plan import Plan, load_plan, new_plan, resumed_plan
-from mlp_dist.sweep.study import COMPLETE, FAILED, JOURNAL, PRUNED, UNFINISHED, Study, Trial
+from mlp_dist.sweep.study import JOURNAL, open_study, take_trial
 
 SPACE = """
 [fixed]
@@ -36,15 +38,29 @@ def plan(tmp_path: Path) -> Plan:
     return made
 
 
-def train(trial: Trial | None, *accuracies: float) -> bool:
-    """Report a trial's epochs until it is pruned; returns whether it was."""
+def take(study: Study, plan: Plan) -> Trial:
+    trial = take_trial(study, plan, "now")
     assert trial is not None
+    return trial
+
+
+def train(study: Study, plan: Plan, *accuracies: float) -> bool:
+    """Report the epochs of the next trial until it is pruned; returns whether it was."""
+    trial = take(study, plan)
     for epoch, accuracy in enumerate(accuracies, 1):
-        if trial.report(epoch, accuracy):
-            trial.prune()
+        trial.report(accuracy, epoch)
+        if trial.should_prune():
+            study.tell(trial, state=TrialState.PRUNED)
             return True
-    trial.complete(max(accuracies), best_epoch=1, test_accuracy=0.5, run_id=f"run {trial.number}")
+    trial.set_user_attr("best_epoch", 1)
+    trial.set_user_attr("test_accuracy", 0.5)
+    study.tell(trial, max(accuracies))
     return False
+
+
+def fail(study: Study, trial: Trial) -> None:
+    trial.set_user_attr("problem", "the loss of step 3 is not finite")
+    study.tell(trial, state=TrialState.FAIL)
 
 
 def test_plan_is_saved_and_gives_trainings_and_commands(tmp_path: Path) -> None:
@@ -54,7 +70,7 @@ def test_plan_is_saved_and_gives_trainings_and_commands(tmp_path: Path) -> None:
     config = plan.config(7, {"lr": 0.5})
     assert (config.lr, config.epochs, config.dataset, config.fallback_dataset) == (0.5, 6, "digits", None)
     assert config.output_dir == plan.directory / "trial-0007"
-    words = plan.command({"lr": 0.5, "hidden_sizes": (32, 16)})
+    words = plan.command({"lr": 0.5, "hidden_sizes": "32,16"})
     flags = "--hidden-sizes 32,16 --lr 0.5 --epochs 6 --dataset digits"
     assert " ".join(words[:-4]) == f"accelerate launch -m mlp_dist.train --recipe mnist {flags}"
     assert words[-4:] == ["--data-dir", "/my data", "--experiment", "digits"]
@@ -96,74 +112,61 @@ def test_resume_changes_only_the_number_of_trials(tmp_path: Path) -> None:
 
 
 def test_trial_below_the_median_is_pruned(plan: Plan) -> None:
-    study = Study(plan)
+    study = open_study(plan)
     curves = [(0.5, 0.8, 0.81), (0.6, 0.9, 0.95), (0.4, 0.7, 0.9), (0.1, 0.85, 0.86), (0.1, 0.2, 0.99)]
-    assert not any([train(study.take(), *curve) for curve in curves])
+    assert not any([train(study, plan, *curve) for curve in curves])
     # The medians are 0.4, 0.8 and 0.9.
-    assert train(study.take(), 0.3, 0.79, 1.0)
-    assert not train(study.take(), 0.1, 0.81, 0.9)
-    failing = study.take()
-    assert failing is not None
-    failing.fail("the loss of step 3 is not finite")
-    assert study.take() is None
-    results = study.results()
-    assert [result.state for result in results] == [COMPLETE] * 5 + [PRUNED, COMPLETE, FAILED]
-    best = ranked(results)[0]
-    assert (best.number, best.value, best.facts["run_id"]) == (4, 0.99, "run 4")
-    assert trial_line(results[5], best).endswith(": pruned after epoch 2, val accuracy 79.00%")
-    assert trial_line(results[7], best).endswith(": failed: the loss of step 3 is not finite")
-    assert trial_line(best, best).endswith(": val accuracy 99.00%, the best so far")
-    *_, last = results_table(plan, results).splitlines()
+    assert train(study, plan, 0.3, 0.79, 1.0)
+    assert not train(study, plan, 0.1, 0.81, 0.9)
+    fail(study, take(study, plan))
+    assert take_trial(study, plan, "now") is None
+    trials, (best, *_) = study.trials, ranked(study.trials)
+    assert [trial.state.name for trial in trials] == ["COMPLETE"] * 5 + ["PRUNED", "COMPLETE", "FAIL"]
+    assert (best.number, best.value) == (4, 0.99)
+    assert trial_line(plan, trials[5], trials).endswith(": pruned after epoch 2, val accuracy 79.00%")
+    assert trial_line(plan, trials[7], trials).endswith(": failed: the loss of step 3 is not finite")
+    assert trial_line(plan, best, trials).endswith(": val accuracy 99.00%, the best so far")
+    *_, last = results_table(plan, trials).splitlines()
     assert last == "8 trials: 6 complete, 1 pruned, 1 failed, 0 unfinished"
-    (lines,) = study.figure().axes[0].collections
-    assert len(lines.get_segments()) == 6
 
 
 def test_values_do_not_depend_on_the_worker(plan: Plan, tmp_path: Path) -> None:
-    alone = [trial.values for trial in iter(Study(plan).take, None)]
+    study = open_study(plan)
+    alone = [take(study, plan).params for _ in range(8)]
     other, _ = new_plan(write(tmp_path), tmp_path / "other", {"num_trials": 8, "seed": 3})
-    first, second = Study(other), Study(other)
-    taken = [(first, second)[number % 2].take() for number in range(8)]
-    assert [trial.values for trial in taken if trial] == alone
+    assert [take(open_study(other), other).params for _ in range(8)] == alone
     assert len({str(values) for values in alone}) == 8
 
 
 def test_unfinished_trials_of_an_earlier_session_are_taken_first(plan: Plan) -> None:
-    before = Study(plan, "before")
-    done, left = before.take(), before.take()
+    before = open_study(plan)
+    train(before, plan, 0.5)
+    left = take_trial(before, plan, "before")
+    after = open_study(plan)
+    again = take(after, plan)
     assert left is not None
-    train(done, 0.5)
-    left.report(1, 0.25)
-    after = Study(plan, "after")
-    again = after.take()
-    assert again is not None
-    assert (again.number, again.values) == (1, left.values)
-    assert not again.report(1, 0.25)
-    train(again, 0.25, 0.75)
-    assert [(each.number, each.value) for each in after.results()] == [(0, 0.5), (1, 0.75)]
-    third = after.take()
-    assert third is not None
-    assert third.number == 2
+    assert (again.number, again.params) == (1, left.params)
+    after.tell(again, 0.75)
+    assert [(each.number, each.value) for each in after.trials] == [(0, 0.5), (1, 0.75)]
+    assert take(after, plan).number == 2
 
 
 def test_incomplete_line_of_a_killed_process_is_dropped(plan: Plan) -> None:
-    train(Study(plan).take(), 0.5)
+    train(open_study(plan), plan, 0.5)
     with (plan.directory / JOURNAL).open("a") as journal:
         journal.write('{"op_code":7,"worker')
-    train(Study(plan).take(), 0.75)
-    assert [result.value for result in Study(plan).results()] == [0.5, 0.75]
+    train(open_study(plan), plan, 0.75)
+    assert [trial.value for trial in open_study(plan).trials] == [0.5, 0.75]
     assert all(json.loads(line) for line in (plan.directory / JOURNAL).read_text().splitlines())
 
 
 def test_lost_trials_do_not_fail_the_sweep(plan: Plan) -> None:
-    study = Study(plan)
-    lost, failing = study.take(), study.take()
-    assert lost is not None
-    assert failing is not None
+    study = open_study(plan)
+    _, failing = take(study, plan), take(study, plan)
     with pytest.raises(TrainingError, match="all workers exited after starting 2 of 8 trials"):
-        check_results(plan, study.results())
-    failing.fail("the loss of step 1 is not finite")
-    for trial in iter(study.take, None):
-        train(trial, 0.5)
-    check_results(plan, study.results())
-    assert summary(plan, study.results())[UNFINISHED] == 1
+        check_results(plan, study.trials)
+    fail(study, failing)
+    for _ in range(6):
+        train(study, plan, 0.5)
+    check_results(plan, study.trials)
+    assert summary(plan, study.trials)["unfinished"] == 1

@@ -6,12 +6,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from optuna import Study, Trial
+from optuna.trial import FrozenTrial, TrialState
 
 from mlp_dist.console.hardware import num_cores
 from mlp_dist.sweep import worker
-from mlp_dist.sweep.plan import new_plan
-from mlp_dist.sweep.study import FAILED, PRUNED, Study
-from mlp_dist.sweep.workers import worker_environment
+from mlp_dist.sweep.plan import Plan, new_plan
+from mlp_dist.sweep.study import open_study, take_trial
+from mlp_dist.sweep.worker import worker_environment
 from mlp_dist.tracking.run_dir import RunRecord
 
 
@@ -43,56 +45,53 @@ def test_workers_on_the_cpu_share_its_cores(monkeypatch: pytest.MonkeyPatch) -> 
     assert environments(2) == [{"OMP_NUM_THREADS": "3"}] * 2
 
 
-Sweep = Callable[[str], Study]
+Train = Callable[[str], tuple[RunRecord, FrozenTrial]]
 
 
 @pytest.fixture
-def sweep(store_at_hand: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Sweep:
-    """A function: learning rates -> a study of trainings on the digits with six trials, five of them done."""
+def train(store_at_hand: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Train:
+    """A function: learning rates -> the run and the result of the sixth trial, on the digits, after five with
+    an accuracy of 0.9.
+    """
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["sweep"])
 
-    def make(rates: str) -> Study:
+    def sixth(rates: str) -> tuple[RunRecord, FrozenTrial]:
         space = tmp_path / "space.toml"
         space.write_text(f'[fixed]\ndataset = "digits"\nepochs = 4\n[space]\nlr = {rates}\n')
         plan, _ = new_plan(space, tmp_path / "sweep", {"num_trials": 6})
-        study = Study(plan)
-        for trial in (study.take() for _ in range(5)):
-            assert trial is not None
+        study = open_study(plan)
+        for trial in (taken(study, plan) for _ in range(5)):
             for epoch in range(1, 5):
-                trial.report(epoch, 0.9)
-            trial.complete(0.9)
-        return study
+                trial.report(0.9, epoch)
+            study.tell(trial, 0.9)
+        worker.train(study, taken(study, plan), plan)
+        record = RunRecord.load(plan.directory / "trial-0005")
+        assert record.parent == str(plan.directory)
+        source = record.tags["mlflow.source.name"]
+        assert source.startswith("accelerate launch -m mlp_dist.train --recipe mnist")
+        return record, study.trials[5]
 
-    return make
+    return sixth
 
 
-def train(study: Study) -> RunRecord:
-    """Train the next trial; returns its run."""
-    trial = study.take()
+def taken(study: Study, plan: Plan) -> Trial:
+    trial = take_trial(study, plan, "now")
     assert trial is not None
-    worker.train(trial, study.plan)
-    record = RunRecord.load(study.plan.directory / "trial-0005")
-    assert record.parent == str(study.plan.directory)
-    assert record.tags["mlflow.source.name"].startswith("accelerate launch -m mlp_dist.train --recipe mnist")
-    return record
+    return trial
 
 
 @pytest.mark.slow
-def test_hopeless_trial_is_pruned(sweep: Sweep) -> None:
-    study = sweep("[1e-7, 2e-7]")
-    record = train(study)
-    result = study.results()[5]
-    assert (result.state, result.epochs) == (PRUNED, 2)
+def test_hopeless_trial_is_pruned(train: Train) -> None:
+    record, trial = train("[1e-7, 2e-7]")
+    assert (trial.state, trial.last_step) == (TrialState.PRUNED, 2)
     assert record.status == "KILLED"
     assert record.tags["pruned"] == "after epoch 2"
-    assert record.summary["best_val_accuracy"] == result.value
+    assert record.summary["best_val_accuracy"] == max(trial.intermediate_values.values())
 
 
 @pytest.mark.slow
-def test_diverging_trial_fails(sweep: Sweep) -> None:
-    study = sweep("[1e30, 2e30]")
-    assert train(study).status == "FAILED"
-    result = study.results()[5]
-    assert result.state == FAILED
-    assert "is not finite at learning rate" in result.facts["problem"]
+def test_diverging_trial_fails(train: Train) -> None:
+    record, trial = train("[1e30, 2e30]")
+    assert (record.status, trial.state) == ("FAILED", TrialState.FAIL)
+    assert "is not finite at learning rate" in trial.user_attrs["problem"]
