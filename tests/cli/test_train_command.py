@@ -16,7 +16,7 @@ import torch
 
 from mlp_dist.config import OPTIONS, TrainConfig
 from tests.helpers.calling import Call
-from tests.helpers.comparing import client_of, logged, statuses
+from tests.helpers.comparing import client_of, logged, runs_of, statuses
 from tests.helpers.launching import ROOT, Trained, environment, result, train
 from tests.test_recipes import CHANGES
 
@@ -156,7 +156,9 @@ def test_a_loss_that_is_not_finite_ends_the_run(call: Call, store: dict[str, str
     assert done.returncode == 1
     assert "the loss of step 2 (epoch 1) is not finite at learning rate 1e+30; try a smaller" in done.stderr
     assert "(the checkpoint of epoch 0 is kept in " in done.stderr
-    assert statuses(tmp_path) == ["FAILED"]
+    [run] = runs_of(tmp_path)
+    assert run.info.status == "FAILED"
+    assert run.data.tags["error"].startswith("the loss of step 2 (epoch 1) is not finite at learning rate")
 
 
 @with_store

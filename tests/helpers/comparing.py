@@ -1,6 +1,7 @@
 """Runs in MLflow, and their directories."""
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -35,8 +36,16 @@ def read_history(output: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
 
 
-def check_all_is_there(client: Any, run_id: str, output: Path, status: str = "FINISHED") -> None:
-    """MLflow has every point of every metric once, with its original time, and a finished run's files."""
+def write_epochs(output: Path, epochs: Iterable[int]) -> None:
+    """Append lines to metrics.jsonl as a training does."""
+    with (output / "metrics.jsonl").open("a") as file:
+        for epoch in epochs:
+            line = {**dict.fromkeys(EPOCH_METRICS, 0.5), "epoch": epoch, "timestamp_ms": 1000 * epoch}
+            file.write(json.dumps(line) + "\n")
+
+
+def check_points(client: Any, run_id: str, output: Path, status: str = "FINISHED") -> None:
+    """MLflow has the run once, with every point of every metric once, with its original time."""
     found = client.get_run(run_id)
     record = json.loads((output / "run.json").read_text())
     assert (found.info.status, found.info.end_time) == (status, record["ended_ms"])
@@ -59,14 +68,19 @@ def check_all_is_there(client: Any, run_id: str, output: Path, status: str = "FI
         assert sorted(logged) == points, metric
     runs = client.search_runs([found.info.experiment_id], f"tags.`mlp_dist.key` = '{record['key']}'")
     assert [each.info.run_id for each in runs] == [run_id]
-    if status == "FINISHED":
-        stored = {
-            item.path
-            for folder in (None, "figures", "tables")
-            for item in client.list_artifacts(run_id, folder)
-            if not item.is_dir
-        }
-        assert stored == {path.relative_to(output).as_posix() for path in files_of(output)}
-        [model] = client.search_logged_models([found.info.experiment_id])
-        assert str(model.status) == "READY"
-        assert json.loads((output / "bundle/bundle.json").read_text())["run_id"] == run_id
+
+
+def check_all_is_there(client: Any, run_id: str, output: Path) -> None:
+    """MLflow has the finished run with its points, files and model."""
+    check_points(client, run_id, output)
+    stored = {
+        item.path
+        for folder in (None, "figures", "tables")
+        for item in client.list_artifacts(run_id, folder)
+        if not item.is_dir
+    }
+    assert stored == {path.relative_to(output).as_posix() for path in files_of(output)}
+    experiment = client.get_run(run_id).info.experiment_id
+    [model] = client.search_logged_models([experiment], filter_string=f"source_run_id = '{run_id}'")
+    assert str(model.status) == "READY"
+    assert json.loads((output / "bundle/bundle.json").read_text())["run_id"] == run_id

@@ -3,8 +3,10 @@
 import json
 import os
 import socket
+import sqlite3
 import subprocess
 import sys
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -62,6 +64,9 @@ def make_store(path: Path) -> None:
     from mlflow import MlflowClient
 
     MlflowClient(f"sqlite:///{path}").search_experiments()
+    # MLflow makes the default experiment again where a copy is opened: it has an absolute path.
+    with closing(sqlite3.connect(path)) as database, database:
+        database.execute("DELETE FROM experiments")
 
 
 def objects(output: str) -> list[dict[str, Any]]:

@@ -24,22 +24,22 @@ _STOP_SECONDS = 10.0
 class Server:
     """`mlflow WORDS` in `directory`, in its own process group; its output is in `log`."""
 
-    def __init__(self, directory: Path, words: list[str], port: int | None = None) -> None:
+    def __init__(self, directory: Path, words: list[str], port: int | None = None, **variables: str) -> None:
         self.directory, self.port = directory, port or free_port()
         self.uri, self.log = f"http://127.0.0.1:{self.port}", directory / f"mlflow-{self.port}.log"
         self._words = [*words, "--host", "127.0.0.1", "--port", str(self.port), "--workers", "1"]
+        # The job runner would add 8 processes and a second.
+        self._variables = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", **variables}
         self.process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
         """Returns when the server answers."""
         assert self.process is None, "the server is running"
-        # The job runner would add 8 processes and a second.
-        variables = environment(MLFLOW_SERVER_ENABLE_JOB_EXECUTION="false")
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "mlflow", *self._words],
                 cwd=self.directory,
-                env=variables,
+                env=environment(**self._variables),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -124,11 +124,18 @@ def _running(server: Server) -> Iterator[Server]:
 
 
 @contextmanager
-def running_server(directory: Path, *, store: str | None = None, port: int | None = None) -> Iterator[Server]:
+def running_server(
+    directory: Path,
+    *,
+    store: str | None = None,
+    port: int | None = None,
+    flags: tuple[str, ...] = (),
+    **variables: str,
+) -> Iterator[Server]:
     """`mlflow server` on the database `store`, serving artifacts from `directory`."""
     store = store or f"sqlite:///{directory / 'server.db'}"
     words = ["server", "--backend-store-uri", store, "--artifacts-destination", str(directory / "artifacts")]
-    with _running(Server(directory, words, port)) as server:
+    with _running(Server(directory, [*words, *flags], port, **variables)) as server:
         yield server
 
 

@@ -128,6 +128,8 @@ def test_killed_sweep_resumes_its_trials(tmp_path: Path, empty_store: Path) -> N
     (tmp_path / "space.toml").write_text(SPACE.format(epochs=10))
     with sweeping("space.toml", "--output-dir", "all", "--trials", "1", cwd=tmp_path) as process:
         wait_until(lambda: len(epochs(directory, 0)) > 1)
+        # One process uploads the sweep and its trials.
+        assert sum("--follow" in each.cmdline() for each in family(process)) == 1
         kill(family(process))
     assert [trial.state for trial in open_study(load_plan(directory)).trials] == [TrialState.RUNNING]
     flags = ("--resume", "--output-dir", "all", "--trials", "2")
