@@ -79,8 +79,15 @@ class Follower:
                 stdin=subprocess.DEVNULL,
                 # stdout is for the training's result.
                 stdout=2,
-                # Jupyter exports an MPLBACKEND that this Python may lack.
-                env={**os.environ, "PYTHONPATH": path, "MPLBACKEND": "agg", _TRAINING: str(os.getpid())},
+                env={
+                    # It repeats uploads itself.
+                    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
+                    **os.environ,
+                    "PYTHONPATH": path,
+                    # Jupyter exports one that this Python may lack.
+                    "MPLBACKEND": "agg",
+                    _TRAINING: str(os.getpid()),
+                },
             )
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
@@ -172,13 +179,12 @@ class _Following:
         self.directory, self.has_ended, self.problem = directory, False, ""
         self._seen: dict[Path, list[int]] = {}
         self._monitored: set[str] = set()
-        self._progressed, self._used = time.time(), 0.0
+        self._progressed = time.time()
         self._not_before, self._wait = time.monotonic() + _CALM, 0.0
         threading.Thread(target=self._watch, daemon=True).start()
 
     def is_behind(self) -> bool:
         """True until the outer run has ended and all runs are uploaded, or it is hopeless."""
-        self._used = time.process_time()
         if not self.problem:
             self._progressed = time.time()
         ended = RunRecord.load(self.directory).status != RUNNING
@@ -187,10 +193,10 @@ class _Following:
         self.has_ended = ended
         return not ended or (bool(self._changed()) and not self._is_hopeless())
 
-    def _is_hopeless(self) -> bool:
-        """True if an ended run's upload has made no progress for too long."""
+    def _is_hopeless(self, active: float = 0.0) -> bool:
+        """True if an ended run's upload has made no progress for too long, nor since `active`."""
         ended_ms = RunRecord.load(self.directory).ended_ms
-        last = max(self._progressed, math.inf if ended_ms is None else ended_ms / 1000)
+        last = max(self._progressed, active, math.inf if ended_ms is None else ended_ms / 1000)
         return time.time() - last > (PATIENCE if self.problem else STUCK)
 
     def _changed(self) -> list[Path]:
@@ -227,14 +233,17 @@ class _Following:
         self._not_before = time.monotonic() + self._wait
 
     def _note_progress(self, part: str) -> None:
-        self._progressed, self._used = time.time(), time.process_time()
+        self._progressed = time.time()
 
     def _watch(self) -> None:
         """End the process if the upload waits for an answer that never comes."""
+        used, active = time.process_time(), time.time()
         while True:
             time.sleep(1)
             # On a busy machine an upload may take its time.
-            if time.process_time() - self._used < _IDLE and self._is_hopeless():
+            if time.process_time() - used > _IDLE:
+                used, active = time.process_time(), time.time()
+            if self._is_hopeless(active):
                 if not self.problem:
                     progress.tell_beside("warning: MLflow does not answer")
                 os._exit(1)
