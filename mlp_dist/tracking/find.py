@@ -205,19 +205,13 @@ def stored(run: Any) -> StoredRun:
         run_id=run.info.run_id,
         name=run.info.run_name,
         dataset=run.data.params.get("dataset", "unknown"),
-        metrics=result_metrics(run.data.metrics),
+        metrics=run.data.metrics,
         status=run.info.status,
         experiment_id=run.info.experiment_id,
         digest=datasets[0].digest if datasets else "",
         params=run.data.params,
         tags=run.data.tags,
     )
-
-
-def result_metrics(metrics: dict[str, float]) -> dict[str, float]:
-    """MLflow's best/val_accuracy as best_val_accuracy, which runs of 0.1.0 have as it is."""
-    named = {name.replace("/", "_"): value for name, value in metrics.items() if "/" in name}
-    return named | {name: value for name, value in metrics.items() if "/" not in name}
 
 
 # Artifacts

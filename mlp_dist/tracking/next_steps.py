@@ -1,20 +1,28 @@
 """The commands to run next, printed at the end of a command."""
 
 import os
+import re
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
 
-from mlp_dist.tracking.run_dir import has_record
+from mlp_dist.tracking.run_dir import Uploaded, has_record
 from mlp_dist.tracking.store import hide_password
 
 SERVE = "python -m serve.server start"
 
 _STORE = "MLFLOW_TRACKING_URI"
 
+_MLFLOW_UI = "http://127.0.0.1:5000"
+_RUNS = (
+    "{server}/#/experiments/{experiment_id}/runs?workflowType=machine_learning"
+    "&orderByKey=metrics.%60best_val_accuracy%60&orderByAsc=false"
+)
+"""MLflow's list of runs, the best one first; without workflowType the page shows traces."""
+
 
 def after_training(run_id: str | None, output_dir: str, experiment: str | None) -> str:
-    """Compare, package and serve; `run_id` None: first send the run to MLflow, which assigns the id."""
+    """See, compare, package and serve; `run_id` None: first send the run to MLflow, which assigns the id."""
     compare = ["python", "-m", "mlp_dist.compare"]
     if experiment is not None:
         compare += ["--experiment", experiment]
@@ -25,7 +33,20 @@ def after_training(run_id: str | None, output_dir: str, experiment: str | None) 
         sync = ["python", "-m", "mlp_dist.sync", _relative(parent if has_record(parent) else output_dir)]
         return _format_steps({"send to MLflow": _with_store(sync), **steps})
     package = ["python", "-m", "serve.package", "--run-id", run_id]
-    return _format_steps({**steps, "package": _with_store(package), "serve": SERVE})
+    see = _see_runs(Uploaded.load(Path(output_dir)).experiment_id)
+    return _format_steps({"see": see, **steps, "package": _with_store(package), "serve": SERVE})
+
+
+def _see_runs(experiment_id: str) -> str:
+    """The address of the experiment's runs, after the command that starts MLflow's page where none runs."""
+    uri = os.environ.get(_STORE, "")
+    if uri.startswith("http"):
+        # A server's address without user and password.
+        server = re.sub("//[^/]*@", "//", uri.rstrip("/"))
+        return _RUNS.format(server=server, experiment_id=experiment_id)
+    named = shlex.quote(uri) if uri == hide_password(uri) else f'"${_STORE}"'
+    start = f"mlflow ui --backend-store-uri {named}" if uri else "mlflow ui"
+    return f"{start}, then {_RUNS.format(server=_MLFLOW_UI, experiment_id=experiment_id)}"
 
 
 def after_packaging(mar: Path, default: Path) -> str:

@@ -37,16 +37,16 @@ if TYPE_CHECKING:
 KEY, ERROR = "mlp_dist.key", "error"
 
 EPOCH_METRICS = {
-    "train_loss": "train_loss",
-    "train_accuracy": "train_accuracy",
-    "val_loss": "val_loss",
-    "val_accuracy": "val_accuracy",
-    "learning_rate": "training/learning_rate",
-    "samples_per_second": "training/samples_per_second",
+    "train_loss": "train/loss",
+    "train_accuracy": "train/accuracy",
+    "val_loss": "val/loss",
+    "val_accuracy": "val/accuracy",
+    "learning_rate": "learning_rate",
+    "samples_per_second": "samples_per_second",
 }
-"""Names in metrics.jsonl and in MLflow, whose page shows names without a slash first."""
+"""Names in metrics.jsonl and in MLflow, whose charts show names with a slash first."""
 
-STEP_LOSS = "training/step_loss"
+STEP_LOSS = "train/step_loss"
 
 _EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}
 """Otherwise MLflow's page treats the experiment as one with language models."""
@@ -56,11 +56,6 @@ _LONGEST_NAME = 250
 
 Part = tuple[str, Callable[[], object]]
 """What MLflow lacks of a run, and what sends it."""
-
-
-def summary_metric(name: str) -> str:
-    """The name in MLflow of a figure in a record's summary: best/val_accuracy for best_val_accuracy."""
-    return name.replace("_", "/", 1)
 
 
 def sync(directory: Path) -> tuple[RunRecord, str, list[str]]:
@@ -205,7 +200,8 @@ def _tags(directory: Path, record: RunRecord) -> dict[str, str]:
     tags = {KEY: record.key, **record.tags, "mlflow.note.content": f"{record.description}{failed}"}
     if record.reason:
         tags[ERROR] = record.reason
-    names = sorted(path.name for path in (directory / TABLES).glob("*.json"))
+    # The page opens the first one, per_class.
+    names = sorted((path.name for path in (directory / TABLES).glob("*.json")), reverse=True)
     if names:
         tables = [{"path": f"{TABLES}/{name}", "type": "table"} for name in names]
         tags["mlflow.loggedArtifacts"] = json.dumps(tables)
@@ -249,8 +245,7 @@ def _epoch_points(history: Iterable[dict[str, Any]]) -> Iterator[Point]:
             yield STEP_LOSS, step["loss"], step["timestamp_ms"], step["step"]
         # Without validation images the last epoch's weights are kept, so these lead up to the run's own.
         tests = () if line.get("val_loss") is not None else ("test_loss", "test_accuracy")
-        names = {**EPOCH_METRICS, **{name: summary_metric(name) for name in tests}}
-        for name, metric in names.items():
+        for name, metric in {**EPOCH_METRICS, **{name: name for name in tests}}.items():
             if line.get(name) is not None:
                 yield metric, line[name], line["timestamp_ms"], line["epoch"]
 
@@ -260,7 +255,7 @@ def _summary_points(record: RunRecord, history: list[dict[str, Any]]) -> Iterato
         for name, value in record.summary.items():
             # 0.1.0 had a metric for each class.
             if "/" not in name:
-                yield summary_metric(name), value, record.ended_ms, len(history)
+                yield name, value, record.ended_ms, len(history)
 
 
 def _log_points(client: "MlflowClient", run_id: str, points: list[Point]) -> None:

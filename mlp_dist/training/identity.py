@@ -79,13 +79,12 @@ def run_name(config: TrainConfig, num_images: int) -> str:
     named = changes(config)
     if config.val_size == usual_val_size(num_images):
         named.pop("val_size", None)
-    if "dataset" in named:
-        # folder:pets for folder:/data/pets.
-        kind, colon, path = config.dataset.rpartition(":")
-        named["dataset"] = f"{kind}{colon}{Path(path).name}"
-    named = {**named, "seed": config.seed}
+    # folder:pets for folder:/data/pets.
+    kind, colon, path = named.pop("dataset", "").rpartition(":")
+    dataset = f" on {kind}{colon}{Path(path).name}" if path else ""
+    named = {**{name: named[name] for name in named if name != "seed"}, "seed": config.seed}
     changed = " ".join(f"{name}={OPTIONS[name].text(value)}" for name, value in named.items())
-    return f"{changed} · {config.recipe}"
+    return f"{changed} · {config.recipe}{dataset}"
 
 
 def description(state: TrainState, context: RunContext) -> str:

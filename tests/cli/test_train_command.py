@@ -74,12 +74,12 @@ def test_a_tutorial_s_recipe(call: Call, store: dict[str, str], tmp_path: Path) 
         metrics = f"test loss {record['test_loss']:.4f} accuracy {record['test_accuracy']:.2%}"
         assert re.search(rf"epoch {record['epoch']}/2 .* val -  {re.escape(metrics)}", done.stdout)
     accuracies = [(record["epoch"], record["test_accuracy"]) for record in epochs]
-    assert logged(tmp_path, run_id, "test/accuracy") == accuracies
+    assert logged(tmp_path, run_id, "test_accuracy") == accuracies
     assert values["test_accuracy"] == epochs[-1]["test_accuracy"]
     # 1,437 images in batches of 100 are 15 steps per epoch.
     steps = [(step["step"], step["loss"]) for record in epochs for step in record["steps"]]
     assert [step for step, _ in steps] == list(range(5, 31, 5))
-    assert logged(tmp_path, run_id, "training/step_loss") == steps
+    assert logged(tmp_path, run_id, "train/step_loss") == steps
     for step, loss in steps:
         assert f"  step {step}  loss {loss:.4f}\n" in done.stdout
     assert "no validation images: the last epoch's weights are kept" in done.stdout
@@ -88,7 +88,7 @@ def test_a_tutorial_s_recipe(call: Call, store: dict[str, str], tmp_path: Path) 
     assert all(torch.equal(saved["best"][name], tensor) for name, tensor in saved["model"].items())
     run = client_of(tmp_path).get_run(run_id)
     assert run.data.params["val_size"] == "0"
-    assert "best/val_accuracy" not in run.data.metrics
+    assert "best_val_accuracy" not in run.data.metrics
 
 
 def test_all_options_together(train_here: Call, tmp_path: Path) -> None:
@@ -233,5 +233,5 @@ def test_an_interrupted_run_resumes_to_the_same_weights(
         for name, tensor in state(whole["output_dir"])[which].items():
             assert torch.equal(state(resumed["output_dir"])[which][name], tensor)
     assert statuses(tmp_path) == ["FINISHED", "FINISHED"]
-    steps = [step for step, _ in logged(tmp_path, resumed["run_id"], "train_loss")]
+    steps = [step for step, _ in logged(tmp_path, resumed["run_id"], "train/loss")]
     assert sorted(steps) == list(range(1, epochs + 3))

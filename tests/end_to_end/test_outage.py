@@ -96,7 +96,7 @@ def wait_until(happened: Callable[[], bool], process: "subprocess.Popen[str]", c
 
 def sent_epochs(client: Any, output: Path) -> int:
     run_id = Uploaded.load(output).run_id
-    return len(client.get_metric_history(run_id, "train_loss")) if run_id else 0
+    return len(client.get_metric_history(run_id, "train/loss")) if run_id else 0
 
 
 def finish(process: "subprocess.Popen[str]", cwd: Path, since: float) -> str:

@@ -46,7 +46,8 @@ def test_every_flag_on_a_page_exists(name: str, flags: set[str], capsys: pytest.
 
 def test_every_path_on_a_page_exists() -> None:
     rooms = "mlp_dist|serve|launch|benchmarks|tests|docs|examples|docker"
-    paths = set(re.findall(rf"(?<![\w/.-])(?:{rooms})/[\w./-]*\w", PAGES)) - {"benchmarks/results/CARD.json"}
+    paths = set(re.findall(rf"(?<![\w/.-])(?:{rooms})/[\w./-]*\w", PAGES))
+    paths -= {"benchmarks/results/CARD.json", "mlp_dist/mnist"}  # the latter is an experiment
     assert len(paths) > 10
     assert [path for path in sorted(paths) if not (ROOT / path).exists()] == []
 

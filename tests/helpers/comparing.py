@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from mlp_dist.tracking.run_dir import files_of
-from mlp_dist.tracking.upload import EPOCH_METRICS, STEP_LOSS, summary_metric
+from mlp_dist.tracking.upload import EPOCH_METRICS, STEP_LOSS
 
 
 def client_of(directory: Path) -> Any:
@@ -26,7 +26,7 @@ def statuses(directory: Path) -> list[str]:
     return [run.info.status for run in runs_of(directory)]
 
 
-def logged(directory: Path, run_id: str, metric: str = "train_loss") -> list[tuple[int, float]]:
+def logged(directory: Path, run_id: str, metric: str = "train/loss") -> list[tuple[int, float]]:
     """Step and value of each point of a metric."""
     points = client_of(directory).get_metric_history(run_id, metric)
     return sorted((point.step, point.value) for point in points)
@@ -58,10 +58,8 @@ def check_points(client: Any, run_id: str, output: Path, status: str = "FINISHED
     steps = [step for line in history for step in line.get("steps", [])]
     if steps:
         expected[STEP_LOSS] = [(step["step"], step["loss"], step["timestamp_ms"]) for step in steps]
-    expected |= {
-        summary_metric(name): [(len(history), value, record["ended_ms"])]
-        for name, value in record["summary"].items()
-    }
+    ended = len(history), record["ended_ms"]
+    expected |= {name: [(ended[0], value, ended[1])] for name, value in record["summary"].items()}
     assert set(found.data.metrics) == set(expected)
     for metric, points in expected.items():
         logged = [(p.step, p.value, p.timestamp) for p in client.get_metric_history(run_id, metric)]

@@ -177,12 +177,12 @@ def read_ending(directory: Path) -> Ending:
     client = MlflowClient(f"sqlite:///{directory}/mlflow.db")
     runs = client.search_runs([each.experiment_id for each in client.search_experiments()])
     # A training that was killed before its first checkpoint has left an empty run.
-    runs = [run for run in runs if "train_loss" in run.data.metrics]
+    runs = [run for run in runs if "train/loss" in run.data.metrics]
     if [run.data.tags["mlp_dist.key"] for run in runs] != [state["run_key"]]:
         raise FaultError(f"{len(runs)} runs of MLflow have losses, not only {state['run_key']}")
     if (status := runs[0].info.status) != "FINISHED":
         raise FaultError(f"the run is {status}")
-    points = client.get_metric_history(runs[0].info.run_id, "train_loss")
+    points = client.get_metric_history(runs[0].info.run_id, "train/loss")
     if (steps := sorted(point.step for point in points)) != [record["epoch"] for record in history]:
         raise FaultError(f"MLflow has losses of the epochs {steps}")
     return Ending(parts, history)

@@ -52,46 +52,33 @@ class Pages:
     def __init__(self, page: Page, uri: str) -> None:
         self.page, self._uri = page, uri
 
-    def open_experiment(self, name: str) -> None:
-        self.page.goto(f"{self._uri}/#/experiments")
-        # MLflow opens in its GenAI view.
-        self.page.get_by_text("Model training", exact=True).click()
-        self.page.get_by_role("link", name=name, exact=True).first.click()
+    def open_runs(self, address: str, more: str = "") -> None:
+        """Open the list of runs at the address that a training printed, on this server."""
+        self.page.goto("about:blank")
+        self.page.goto(f"{address.replace('http://127.0.0.1:5000', self._uri)}{more}")
         self.page.get_by_test_id("sort-select-dropdown").wait_for()
-
-    def sort_by(self, metric: str) -> None:
-        """Sort, highest first, and wait for the list."""
-        self.page.get_by_test_id("sort-select-dropdown").click()
-        self.page.get_by_test_id(f"sort-select-{metric}").click()
-        self.page.keyboard.press("Escape")
-        self.page.wait_for_function(
-            f"""column => {{
-                const values = ({_IN_ORDER})(document.querySelectorAll(column)).map(Number);
-                return values.length && values.every((value, i) => !i || value <= values[i - 1]);
-            }}""",
-            arg=f"[role=gridcell][col-id='metrics.`{metric}`']",
-        )
 
     def runs(self) -> list[str]:
         """Names, from the top of the list."""
         names = self.page.locator("[role=gridcell][col-id='attributes.`Run Name`'] a")
+        names.first.wait_for()
         return [str(name) for name in names.evaluate_all(_IN_ORDER)]
 
-    def select(self, runs: Sequence[str]) -> None:
-        for name in runs:
-            row = self.page.get_by_role("row").filter(
-                has=self.page.get_by_role("link", name=name, exact=True)
-            )
-            row.get_by_role("checkbox", name="Press Space to toggle row selection").check()
+    def chart_sections(self) -> list[str]:
+        """Headings, from the top."""
+        headers = self.page.get_by_test_id("experiment-view-compare-runs-section-header")
+        headers.first.wait_for()
+        return [text.partition("\n")[0] for text in headers.all_inner_texts()]
 
-    def compare(self) -> None:
-        """Open the comparison of the selected runs."""
+    def compare(self, runs: Sequence[str]) -> dict[str, list[str]]:
+        """Select the runs in the list and compare them; returns differing params and their values."""
+        for name in runs:
+            link = self.page.get_by_role("link", name=name, exact=True)
+            row = self.page.get_by_role("row").filter(has=link)
+            row.get_by_role("checkbox", name="Press Space to toggle row selection").check()
         self.page.get_by_role("button", name="Compare", exact=True).click()
         self.page.get_by_role("switch", name="Parameters - Show diff only").click()
-
-    def differences(self) -> dict[str, list[str]]:
-        """Differing params and their values."""
-        table = self.page.locator("table").filter(has=self.page.get_by_text("layer_sizes", exact=True))
+        table = self.page.locator("table").filter(has=self.page.get_by_text("hidden_sizes", exact=True))
         rows = table.locator("tr").evaluate_all(
             "rows => rows.map(row => [...row.children].map(cell => cell.innerText.replace(/\\s/g, '')))"
         )

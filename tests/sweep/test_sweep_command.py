@@ -63,7 +63,7 @@ def test_two_workers_share_the_trials_and_nest_their_runs(call: Call, tmp_path: 
     parent = found.pop("sweep mnist: lr, hidden_sizes")
     assert (parent.info.run_id, parent.info.status) == (values["run_id"], "FINISHED")
     assert parent.data.params["space.lr"] == "0.02 to 0.1, log"
-    assert parent.data.metrics["best/val_accuracy"] == values["best_value"]
+    assert parent.data.metrics["best_val_accuracy"] == values["best_value"]
     assert values["command"] in parent.data.tags["mlflow.note.content"]
     pictures = list(tmp_path.rglob("parallel_coordinates.png"))
     assert len(pictures) == 2, "one in the sweep's directory and one in MLflow's"

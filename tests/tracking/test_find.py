@@ -38,9 +38,9 @@ def test_training_is_complete_in_mlflow(trained: Trained, stored: Any) -> None:
     expected |= {"hidden_sizes": "500", "num_parameters": str(values["num_parameters"])}
     assert expected.items() <= run.data.params.items()
     for name in ("test_accuracy", "test_loss", "test_ece"):
-        assert run.data.metrics[name.replace("_", "/")] == values[name]
-    assert run.data.metrics["best/val_accuracy"] == values["val_accuracy"]
-    assert run.info.run_name == "dataset=digits seed=0 · mnist"
+        assert run.data.metrics[name] == values[name]
+    assert run.data.metrics["best_val_accuracy"] == values["val_accuracy"]
+    assert run.info.run_name == "seed=0 · mnist on digits"
     tags = run.data.tags
     expected = {"host": socket.gethostname(), "num_processes": "1", "torch": version("torch")}
     assert expected.items() <= tags.items()
@@ -51,13 +51,13 @@ def test_training_is_complete_in_mlflow(trained: Trained, stored: Any) -> None:
 
 def test_kept_weights_are_a_ranked_model(trained: Trained, stored: Any, tmp_path: Path) -> None:
     run = stored.get_run(trained.result["run_id"])
-    order = [{"field_name": "metrics.best/val_accuracy", "ascending": False}]
+    order = [{"field_name": "metrics.best_val_accuracy", "ascending": False}]
     found = stored.search_logged_models([run.info.experiment_id], order_by=order)
     assert (len(found), found[0].source_run_id) == (1, run.info.run_id)
     assert found[0].name.replace("·", ".") == run.info.run_name.replace("·", ".")
     values = {point.key: (point.step, point.value) for point in found[0].metrics}
-    assert values["val_accuracy"] == (trained.result["best_epoch"], trained.result["val_accuracy"])
-    assert values["test/accuracy"][1] == trained.result["test_accuracy"]
+    assert values["val/accuracy"] == (trained.result["best_epoch"], trained.result["val_accuracy"])
+    assert values["test_accuracy"][1] == trained.result["test_accuracy"]
     bundle = load_bundle(find.download_bundle(find.get_run(run.info.run_id), tmp_path))
     assert bundle.spec.run_id == run.info.run_id
     last = torch.load(Path(trained.result["output_dir"]) / "last.pt", weights_only=True)

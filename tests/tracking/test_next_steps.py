@@ -6,7 +6,12 @@ from pathlib import Path
 import pytest
 
 from mlp_dist.tracking import next_steps
-from mlp_dist.tracking.run_dir import RunRecord
+from mlp_dist.tracking.run_dir import RunRecord, Uploaded
+
+RUNS = (
+    "http://127.0.0.1:5000/#/experiments/7/runs?workflowType=machine_learning"
+    "&orderByKey=metrics.%60best_val_accuracy%60&orderByAsc=false"
+)
 
 
 def parse(text: str) -> dict[str, str]:
@@ -16,7 +21,9 @@ def parse(text: str) -> dict[str, str]:
 def test_after_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     monkeypatch.chdir(tmp_path)
-    assert parse(next_steps.after_training("8f3a", str(tmp_path / "outputs/one"), None)) == {
+    Uploaded(run_id="8f3a", experiment_id="7").save(tmp_path)
+    assert parse(next_steps.after_training("8f3a", str(tmp_path), None)) == {
+        "see": f"mlflow ui, then {RUNS}",
         "compare": "python -m mlp_dist.compare",
         "package": "python -m serve.package --run-id 8f3a",
         "serve": "python -m serve.server start",
@@ -31,8 +38,22 @@ def test_after_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     RunRecord(experiment="x", name="sweep", key="k").save(tmp_path)
     steps = parse(next_steps.after_training(None, str(tmp_path / "trial-0002"), None))
     assert steps["send to MLflow"] == f"{store} python -m mlp_dist.sync ."
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:secret@127.0.0.1:5000")
-    assert "secret" not in next_steps.after_training("8f3a", str(tmp_path), None)
+
+
+@pytest.mark.parametrize(
+    ("store", "seen"),
+    [
+        ("http://me:secret@127.0.0.1:5000/", RUNS),
+        ("sqlite:///a b.db", f"mlflow ui --backend-store-uri 'sqlite:///a b.db', then {RUNS}"),
+        ("postgresql://me:secret@db/x", f'mlflow ui --backend-store-uri "$MLFLOW_TRACKING_URI", then {RUNS}'),
+    ],
+)
+def test_address_of_the_runs(store: str, seen: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", store)
+    Uploaded(run_id="8f3a", experiment_id="7").save(tmp_path)
+    steps = next_steps.after_training("8f3a", str(tmp_path), None)
+    assert parse(steps)["see"] == seen
+    assert "secret" not in steps
 
 
 def test_other_archives_and_models() -> None:

@@ -63,7 +63,7 @@ def test_a_run_is_drawn_from_its_files(tmp_path: Path, capfd: Any) -> None:
     draw(tmp_path)
     first = made(tmp_path)
     assert sorted(first) == sorted(ALL)
-    assert json.loads((tmp_path / "tables/mistakes.json").read_text())["data"][0][:3] == [3, "\u72ac", "cat"]
+    assert json.loads((tmp_path / "tables/mistakes.json").read_text())["data"][0][:3] == [3, "cat", "\u72ac"]
     draw(tmp_path)
     assert made(tmp_path) == first
     (tmp_path / "figures/mistakes.png").unlink()
@@ -199,12 +199,12 @@ def test_class_table() -> None:
     """No cow, but one predicted; no eel, and none predicted."""
     answers, labels = np.array([0, 0, 1, 2, 2, 2]), np.array([0, 0, 0, 2, 2, 0])
     table = tables.per_class(evaluate(np.eye(4)[answers], labels), ("cat", "cow", "dog", "eel"))
-    assert table["columns"] == ["class", "images", "accuracy", "precision", "f1", "confused with", "times"]
+    assert table["columns"] == ["class", "accuracy", "precision", "f1", "images", "confused with", "times"]
     assert table["data"] == [
-        ["cat", 4, 0.5, 1.0, 0.6667, "cow", 1],
-        ["cow", 0, None, 0.0, 0.0, None, 0],
-        ["dog", 2, 1.0, 0.6667, 0.8, None, 0],
-        ["eel", 0, None, None, None, None, 0],
+        ["cat", 0.5, 1.0, 0.6667, 4, "cow", 1],
+        ["cow", None, 0.0, 0.0, 0, None, 0],
+        ["dog", 1.0, 0.6667, 0.8, 2, None, 0],
+        ["eel", None, None, None, 0, None, 0],
     ]
     assert json.loads(json.dumps(table, allow_nan=False)) == table
 
@@ -213,8 +213,8 @@ def test_mistakes_table() -> None:
     table = tables.mistakes(
         np.array([[0.75, 0.25], [0.125, 0.875], [0.5, 0.5]]), np.array([1, 0, 0]), ("cat", "cow")
     )
-    assert table["columns"] == ["image", "true", "predicted", "probability", "probability of true"]
-    assert table["data"] == [[1, "cat", "cow", 0.875, 0.125], [0, "cow", "cat", 0.75, 0.25]]
+    assert table["columns"] == ["image", "predicted", "true", "probability", "probability of true"]
+    assert table["data"] == [[1, "cow", "cat", 0.875, 0.125], [0, "cat", "cow", 0.75, 0.25]]
     assert json.loads(json.dumps(table, allow_nan=False)) == table
     many = tables.mistakes(np.eye(2)[[0, 1] * 150], np.array([1, 0] * 150), ("cat", "cow"))
     assert [row[0] for row in many["data"]] == list(range(tables.MAX_ROWS))

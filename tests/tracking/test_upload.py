@@ -180,7 +180,7 @@ def test_damaged_line(line: bytes, mlflow: Any, tmp_path: Path) -> None:
     # Without its end of line it is still being written.
     (tmp_path / "one/metrics.jsonl").write_bytes(good + b"\n" + line)
     upload(tmp_path / "one")
-    assert stored_runs(mlflow)["a run"].data.metrics["train_loss"] == 0.5
+    assert stored_runs(mlflow)["a run"].data.metrics["train/loss"] == 0.5
 
 
 def test_a_run_of_the_version_before(mlflow: Any, project: Path, tmp_path: Path) -> None:

@@ -13,10 +13,10 @@ from mlp_dist.training.identity import git_state, run_name
     ("changes", "name"),
     [
         ({}, "seed=0 · mnist"),
-        ({"hidden_sizes": (256, 64), "lr": 0.05, "seed": 1}, "hidden_sizes=256,64 lr=0.05 seed=1 · mnist"),
+        ({"lr": 0.3, "seed": 1, "dropout": 0.2}, "lr=0.3 dropout=0.2 seed=1 · mnist"),
         ({"hidden_sizes": (), "normalize": None}, "hidden_sizes=none seed=0 · mnist"),
         ({"val_size": 50}, "val_size=50 seed=0 · mnist"),
-        ({"dataset": "folder:/data/pets"}, "dataset=folder:pets seed=0 · mnist"),
+        ({"dataset": "folder:/data/pets"}, "seed=0 · mnist on folder:pets"),
         ({"output_dir": Path("/there"), "experiment": "x", "log_every": 5}, "seed=0 · mnist"),
     ],
 )

@@ -1,4 +1,7 @@
-"""Tables in MLflow's JSON format: {"columns": [...], "data": [[...], ...]}."""
+"""Tables in MLflow's JSON format: {"columns": [...], "data": [[...], ...]}.
+
+MLflow's page groups rows by the first column and compares runs by the second.
+"""
 
 from collections.abc import Sequence
 from typing import Any
@@ -25,8 +28,8 @@ def per_class(evaluation: Evaluation, classes: Sequence[str]) -> Table:
     others = [
         classes[other] if most else None for other, most in zip(wrong.argmax(axis=1), times, strict=True)
     ]
-    names = ("class", "images", "accuracy", "precision", "f1", "confused with", "times")
-    return _table(names, classes, evaluation.confusion.sum(axis=1).tolist(), *rounded, others, times)
+    names = ("class", "accuracy", "precision", "f1", "images", "confused with", "times")
+    return _table(names, classes, *rounded, evaluation.confusion.sum(axis=1).tolist(), others, times)
 
 
 def mistakes(probabilities: Array, labels: Array, classes: Sequence[str]) -> Table:
@@ -37,10 +40,10 @@ def mistakes(probabilities: Array, labels: Array, classes: Sequence[str]) -> Tab
     rows = confident_mistakes(probabilities, labels, MAX_ROWS)
     true, predicted = labels[rows], probabilities[rows].argmax(axis=1)
     return _table(
-        ("image", "true", "predicted", "probability", "probability of true"),
+        ("image", "predicted", "true", "probability", "probability of true"),
         rows.tolist(),
-        [classes[label] for label in true],
         [classes[label] for label in predicted],
+        [classes[label] for label in true],
         probabilities[rows, predicted].round(6).tolist(),
         probabilities[rows, true].round(6).tolist(),
     )
