@@ -230,13 +230,19 @@ def _log_dataset(client: "MlflowClient", run_id: str, data: dict[str, Any]) -> N
 def _new_points(
     client: "MlflowClient", run_id: str, record: RunRecord, history: list[dict[str, Any]]
 ) -> list[Point]:
-    points = [*_epoch_points(history), *_summary_points(record, history)]
+    points = _points(record, history, history)
     known = {
         (name, point.step)
         for name in {name for name, *_ in points}
         for point in client.get_metric_history(run_id, name)
     }
     return [point for point in points if (point[0], point[3]) not in known]
+
+
+def _points(record: RunRecord, history: list[dict[str, Any]], lines: Iterable[dict[str, Any]]) -> list[Point]:
+    """Those of `lines` of the history, and of the summary, which may have the last epoch's test metrics."""
+    found = (*_summary_points(record, history), *_epoch_points(lines))
+    return list({(point[0], point[3]): point for point in found}.values())
 
 
 def _epoch_points(history: Iterable[dict[str, Any]]) -> Iterator[Point]:
@@ -289,8 +295,8 @@ def _lacking_model(
         write_json(bundle / SPEC, {**spec, "run_id": run_id})
     model = models.find_model(client, run)
     if model is None or not models.is_complete(client, model, bundle):
-        points = [*_epoch_points(line for line in history if line["epoch"] == epoch)]
-        points = [*(point for point in points if point[0] != STEP_LOSS), *_summary_points(record, history)]
+        points = _points(record, history, (line for line in history if line["epoch"] == epoch))
+        points = [point for point in points if point[0] != STEP_LOSS]
         yield (
             "model",
             lambda: models.log_model(client, run_id, record.name, bundle, step=epoch, points=points),
