@@ -42,18 +42,6 @@ def test_parts_on_disk_and_in_memory_are_the_same_data(directory: Path, most: in
     assert (data.digest(), data.image) == (in_memory.digest(), in_memory.image)
 
 
-def test_stored_set_is_indexed_as_one_in_memory(directory: Path) -> None:
-    stored, memory = (read_arrays(directory, most_in_memory=most).train for most in (0, 10**6))
-    for part, expected in (
-        (stored[torch.tensor([5, 0, 59, 5])], memory[torch.tensor([5, 0, 59, 5])]),
-        (stored[3:50:2][10:20][torch.tensor([4, 2])], memory[3:50:2][10:20][torch.tensor([4, 2])]),
-        (stored[:0], memory[:0]),
-    ):
-        assert len(part) == len(expected)
-        assert torch.equal(part.images, expected.images)
-        assert torch.equal(part.labels, expected.labels)
-
-
 def test_rgb_images_and_class_names(directory: Path) -> None:
     for part, number in (("train", 60), ("test", 10)):
         images = np.full((number, 3, 28, 28), 51, np.uint8)

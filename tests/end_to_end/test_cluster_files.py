@@ -15,6 +15,7 @@ import pytest
 import yaml
 
 from tests.helpers.checkouts import tracked_files
+from tests.helpers.comparing import statuses
 from tests.helpers.launching import BIN, DATASET, ROOT, environment, free_port
 
 BATCH_SCRIPT = "launch/slurm/train.sbatch"
@@ -68,14 +69,6 @@ def wait_for_output(text: str, process: subprocess.Popen[bytes], project: Path, 
         assert process.poll() is None, stderr(project, name)
         assert time.monotonic() < deadline
         time.sleep(0.05)
-
-
-def run_statuses(project: Path) -> list[str]:
-    from mlflow.tracking import MlflowClient
-
-    client = MlflowClient(f"sqlite:///{project}/mlflow.db")
-    runs = client.search_runs([each.experiment_id for each in client.search_experiments()])
-    return [run.info.status for run in runs]
 
 
 # Shell
@@ -175,14 +168,14 @@ def test_batch_job_is_requeued_and_continues(project: Path, slurm: dict[str, str
     assert requests.read_text() == "requeue 4711"
     assert (project / "outputs/slurm-4711/last.pt").exists()
     assert "epoch 60/60" not in stdout(project, "first")
-    assert run_statuses(project) == ["KILLED"]
+    assert statuses(project) == ["KILLED"]
 
     requests.unlink()
     with started(words, project, "second", slurm) as job:
         assert job.wait(timeout=200) == 0, stderr(project, "second")
     assert "resumed after" in stdout(project, "second")
     assert '"num_processes": 2' in stdout(project, "second").splitlines()[-1]
-    assert run_statuses(project) == ["FINISHED"]
+    assert statuses(project) == ["FINISHED"]
 
 
 # Kubernetes

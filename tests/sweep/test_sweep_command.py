@@ -6,8 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ from mlp_dist.sweep.study import open_study
 from mlp_dist.tracking.run_dir import Uploaded
 from tests.helpers.calling import Call
 from tests.helpers.comparing import runs_of
-from tests.helpers.launching import environment, result, run
+from tests.helpers.launching import environment, result, run, wait_until
 
 SECONDS = 240
 SWEEP = [sys.executable, "-m", "mlp_dist.sweep"]
@@ -105,13 +104,6 @@ def kill(processes: list[psutil.Process]) -> None:
         with suppress(psutil.NoSuchProcess):
             process.kill()
     psutil.wait_procs(processes)
-
-
-def wait_until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + SECONDS
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
 
 
 def epochs(directory: Path, number: int) -> list[int]:

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -24,19 +24,12 @@ from mlp_dist.tracking.run_dir import FINISHED, RunRecord, Uploaded
 from mlp_dist.tracking.upload import sync
 from tests.helpers.calling import Call
 from tests.helpers.comparing import check_all_is_there, check_points, client_of, logged, runs_of, write_epochs
-from tests.helpers.launching import ROOT, environment, result, train
+from tests.helpers.launching import ROOT, environment, result, train, wait_until
 from tests.helpers.mlflow_servers import free_port, running_server
 
 pytestmark = pytest.mark.slow
 
 SECONDS = 120
-
-
-def wait_until(happened: Callable[[], Any]) -> None:
-    deadline = time.monotonic() + SECONDS
-    while not happened():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
 
 
 def follower_of(process: psutil.Process) -> psutil.Process:

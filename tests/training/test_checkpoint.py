@@ -5,7 +5,6 @@ import json
 import os
 import pickle
 import shutil
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +26,6 @@ from mlp_dist.training.checkpoint import (
 from mlp_dist.training.trainer import Trainer
 from tests.helpers.checkpoints import CONFIG, assert_same_tensors, of_epoch, record, within_epoch
 from tests.helpers.launching import ROOT
-from tests.helpers.variants import take_step
 
 
 @pytest.fixture
@@ -67,52 +65,6 @@ def test_checkpoints_are_kept_where_hard_links_are_refused(
     save_checkpoint(of_epoch(3), saved)
     assert (saved / PREVIOUS).read_bytes() == before
     assert load_checkpoint(saved)[0].num_epochs == 3
-
-
-@pytest.mark.parametrize(
-    ("checkpoint", "progress", "has_begun", "is_over"),
-    [
-        (of_epoch(0), "epoch 0", False, False),
-        (within_epoch(1, steps=4), "step 4 of epoch 1", True, False),
-        (of_epoch(9), "epoch 9", True, True),
-        (replace(of_epoch(5), config=replace(CONFIG, patience=2), kept=2), "epoch 5", True, True),
-    ],
-)
-def test_progress(checkpoint: Checkpoint, progress: str, has_begun: bool, is_over: bool) -> None:
-    assert checkpoint.progress == progress
-    assert (checkpoint.has_begun, checkpoint.is_over) == (has_begun, is_over)
-
-
-def captured(trainer: Trainer) -> Checkpoint:
-    return trainer.state.checkpoint(trainer.context.workers, trainer.total)
-
-
-def test_a_trainer_restores_all_of_its_state(tmp_path: Path) -> None:
-    config = replace(
-        CONFIG, val_size=120, batch_size=100, schedule="cosine", ema_decay=0.9, checkpoint_every_steps=3
-    )
-    data, accelerator = read_dataset("digits", tmp_path), Accelerator(cpu=True)
-    one = Trainer(config, data, accelerator, tmp_path, workers="1 CPU process")
-    one.state.end_epoch(one.train_epoch(StopSignals()) | one.evaluate())
-    for step, batch in zip((14, 15), torch.arange(200).split(100), strict=True):
-        one.state.epoch.add(take_step(one, step, batch))
-    one.state.epoch.seconds = 1.5
-    expected = captured(one)
-    save_checkpoint(expected, tmp_path)
-    other = Trainer(
-        config,
-        data,
-        accelerator,
-        tmp_path,
-        checkpoint=load_checkpoint(tmp_path)[0],
-        workers="1 CPU process",
-    )
-    assert (other.state.saved, other.state.run_key) == ("step 2 of epoch 2", one.state.run_key)
-    assert_same_tensors({**vars(captured(other))}, {**vars(expected)})
-    # What was captured does not change with the training.
-    before = pickle.loads(pickle.dumps((expected.model, expected.average)))
-    take_step(one, 16, torch.arange(100))
-    assert_same_tensors([expected.model, expected.average], list(before))
 
 
 def test_resumes_a_checkpoint_of_0_1_0(tmp_path: Path) -> None:

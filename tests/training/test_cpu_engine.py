@@ -11,8 +11,7 @@ import torch
 from mlp_dist.config import TrainConfig
 from mlp_dist.training.engines import cpu
 from mlp_dist.training.engines.accelerated import AcceleratedEngine
-from mlp_dist.training.engines.cpu import CPUEngine, rows_at_once
-from mlp_dist.training.precision import Products
+from mlp_dist.training.engines.cpu import CPUEngine
 from tests.helpers.variants import PLAIN, copied, take_step, trainer
 
 BATCH = torch.arange(119)
@@ -56,44 +55,6 @@ def test_steps_are_those_of_autograd(changes: dict[str, Any], tmp_path: Path) ->
     torch.testing.assert_close(totals, wanted, rtol=1e-6, atol=1e-4)
 
 
-def test_several_steps_in_one_call_are_the_same_steps(tmp_path: Path) -> None:
-    batches = list(torch.arange(300).split(119))
-    found = []
-    for together in (True, False):
-        with trainer(replace(PLAIN, optimizer="adam"), tmp_path) as made:
-            if together:
-                totals = made.engine.train(0, [len(batch) for batch in batches], made.context.train_set[:300])
-            else:
-                totals = torch.cat([take_step(made, step, batch) for step, batch in enumerate(batches)])
-            state = made.state.optimizer.state_dict()["state"]
-            found.append((copied(made.state.model.state_dict()), totals, [state[n]["step"] for n in state]))
-    (weights, totals, steps), (expected, wanted, expected_steps) = found
-    assert all(torch.equal(weights[name], expected[name]) for name in expected)
-    assert torch.equal(totals, wanted)
-    assert steps == expected_steps == [3] * 6
-
-
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {"model": "tensor"},
-        {"optimizer": "scratch-sgd"},
-        {"gradient_dtype": "float64"},
-        {"mixed_precision": "bf16"},
-        {"accumulation_steps": 2},
-        {"clip_norm": 1.0},
-        {"dropout": 0.1},
-        {"augment_shift": 1},
-        {"deform": 0.5},
-        {"adversarial": 0.1},
-    ],
-    ids=str,
-)
-def test_other_options_use_autograd(changes: dict[str, Any], tmp_path: Path) -> None:
-    with trainer(replace(PLAIN, **changes), tmp_path) as made:
-        assert isinstance(made.engine, AcceleratedEngine)
-
-
 def test_an_unknown_option_uses_autograd(tmp_path: Path) -> None:
     @dataclass(frozen=True, kw_only=True)
     class Extended(TrainConfig):
@@ -120,44 +81,3 @@ def test_adam_needs_no_private_kernel(
         monkeypatch.setattr(cpu, "ADAMW_KERNEL", "gone")
     for name, tensor in found[0].items():
         torch.testing.assert_close(found[1][name], tensor, rtol=0, atol=1e-6)
-
-
-def test_steps_at_once_limit_memory(tmp_path: Path) -> None:
-    for batch_size, steps in ((1, 5349), (100, 53), (10_000, 1)):
-        with trainer(replace(PLAIN, batch_size=batch_size), tmp_path) as made:
-            assert made.engine.steps_at_once == steps
-    assert 4 * 224 * 224 * 3 * rows_at_once(224 * 224 * 3) <= 2**24 < 4 * 784 * rows_at_once(784) * 2
-
-
-def test_small_products_use_one_thread_in_full_precision() -> None:
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    try:
-        with Products("medium") as products:
-            products.use(Products.is_large(100, 784, 500))
-            assert (torch.get_float32_matmul_precision(), torch.get_num_threads()) == ("medium", 2)
-            products.use(Products.is_large(100, 500, 10))
-            assert (torch.get_float32_matmul_precision(), torch.get_num_threads()) == ("highest", 1)
-        assert torch.get_num_threads() == 2
-    finally:
-        torch.set_num_threads(before)
-
-
-def test_interrupted_adam_continues_from_its_state(tmp_path: Path) -> None:
-    config = replace(PLAIN, optimizer="adam")
-    with trainer(config, tmp_path) as whole:
-        for step in range(4):
-            take_step(whole, step, BATCH)
-        expected = copied(whole.state.model.state_dict())
-    with trainer(config, tmp_path) as first:
-        for step in range(2):
-            take_step(first, step, BATCH)
-        model, optimizer = copied(first.state.model.state_dict()), first.state.optimizer.state_dict()
-    with trainer(config, tmp_path) as second:
-        second.state.model.load_state_dict(model)
-        second.state.optimizer.load_state_dict(optimizer)
-        second.engine = CPUEngine(second.state, second.context)
-        for step in range(2, 4):
-            take_step(second, step, BATCH)
-        found = second.state.model.state_dict()
-        assert all(torch.equal(found[name], expected[name]) for name in expected)

@@ -2,7 +2,6 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -11,11 +10,11 @@ from unittest import mock
 
 import pytest
 import torch
-from torch.distributed import HashStore, TCPStore
+from torch.distributed import TCPStore
 
 from mlp_dist.core.errors import UsageError
 from mlp_dist.training import distributed
-from mlp_dist.training.distributed import connect, remember_output_dir, remembered_output_dir
+from mlp_dist.training.distributed import connect
 from tests.helpers.launching import environment, free_port, objects, run
 
 LAUNCHED = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
@@ -95,57 +94,6 @@ def test_a_single_process_is_alone(variables: dict[str, str]) -> None:
         raise RuntimeError("something else")
 
 
-# The store
-
-
-def agreed(store: HashStore, size: int, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The names that `size` processes get, which join one after the other, rank 0 last."""
-    monkeypatch.setattr(distributed, "_store", lambda part: store)
-    names = [""] * size
-    missing = [[0] if rank else list(range(1, size)) for rank in range(size)]
-
-    def agree(rank: int) -> None:
-        names[rank] = distributed._agree(rank, missing[rank])
-
-    threads = [threading.Thread(target=agree, args=(rank,)) for rank in reversed(range(size))]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(timeout=60)
-    assert missing == [[]] * size
-    return names
-
-
-def test_each_attempt_gets_a_new_name() -> None:
-    store, found = HashStore(), set()
-    with pytest.MonkeyPatch.context() as patch:
-        for _ in range(3):
-            # Left by a process that ended before it was answered.
-            store.set("question/2", "without a reader")
-            names = agreed(store, 3, patch)
-            assert len(set(names)) == 1
-            found.add(names[0])
-    assert len(found) == 3
-
-
-def test_without_a_launcher_nothing_is_remembered() -> None:
-    remember_output_dir(Path("out"))
-    assert remembered_output_dir() is None
-
-
-def test_the_last_value_is_recalled() -> None:
-    server = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-    variables = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(server.port), "RANK": "0", "WORLD_SIZE": "2"}
-    os.environ |= {**variables, "TORCHELASTIC_USE_AGENT_STORE": "True"}
-    assert remembered_output_dir() is None
-    remember_output_dir(Path("first"))
-    remember_output_dir(Path("out\u00e9/\udcff"))
-    assert remembered_output_dir() == Path("out\u00e9/\udcff")
-    # Another process, which connects for itself.
-    distributed._store.cache_clear()
-    assert remembered_output_dir() == Path("out\u00e9/\udcff")
-
-
 RESTARTED = """
 import json, os
 from pathlib import Path
@@ -158,7 +106,7 @@ accelerator = Accelerator(cpu=True)
 before = str(remembered_output_dir() or "")
 if attempt == 0:
     if rank == 0:
-        remember_output_dir(Path("out"))
+        remember_output_dir(Path("out\\u00e9"))
     peers.largest(0)
     if rank == 1:
         os._exit(7)
@@ -180,7 +128,7 @@ def test_a_restarted_training_joins_again_and_recalls(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     expected = {
         "attempt": 1,
-        "before": "out",
+        "before": "out\u00e9",
         "largest": [1.0, 0.0],
         "processes": 2,
         "type": "MULTI_CPU",

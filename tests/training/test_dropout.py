@@ -3,13 +3,11 @@ import itertools
 import pytest
 import torch
 from torch import nn
-from torch.nn import functional
 
 from mlp_dist.core.errors import UsageError
 from mlp_dist.core.kinds import KINDS
 from mlp_dist.core.model import build_model
 from mlp_dist.core.spec import ModelSpec
-from mlp_dist.data.batches import DROPOUT, generator
 from mlp_dist.training.engines.accelerated import Dropout
 
 SIZES = (6, 50, 40, 3)
@@ -24,24 +22,6 @@ def built(kind: str, sizes: tuple[int, ...] = SIZES) -> nn.Module:
 
 def rows(number: int = 12) -> torch.Tensor:
     return torch.randn(number, SIZES[0], generator=torch.Generator().manual_seed(1))
-
-
-def test_drops_and_scales_like_torch(kind: str) -> None:
-    model, inputs, p = built(kind), rows(), 0.2
-    weights = [weight.detach().clone() for weight in built("module").parameters()]
-    Dropout(model, p, num_features=SIZES[0], seed=5).at(3, batch_size=12, positions=WHOLE)
-    values = inputs
-    for layer in range(2):
-        values = functional.linear(values, weights[2 * layer], weights[2 * layer + 1]).relu()
-        keeps = torch.rand(12, SIZES[layer + 1], generator=generator(5, DROPOUT, 3, layer)) >= p
-        values = values * keeps / (1 - p)
-    expected = functional.linear(values, weights[4], weights[5])
-    if kind == "tensor":
-        # Its weights are drawn in the transposed shape.
-        with torch.no_grad():
-            for parameter, weight in zip(model.parameters(), weights, strict=True):
-                parameter.copy_(weight.T if weight.dim() == 2 else weight)
-    torch.testing.assert_close(model(inputs), expected, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -82,30 +62,6 @@ def test_eval_mode_and_state_dict_are_unchanged(kind: str) -> None:
     assert not torch.allclose(model.train()(rows()), plain(rows()))
     assert list(model.state_dict()) == list(plain.state_dict())
     model.load_state_dict(plain.state_dict(), strict=True)
-
-
-@pytest.mark.parametrize(("p", "sizes"), [(0.0, SIZES), (0.5, (6, 3))])
-def test_models_without_dropped_units_are_unchanged(kind: str, p: float, sizes: tuple[int, ...]) -> None:
-    plain, model = built(kind, sizes), built(kind, sizes)
-    Dropout(model, p, num_features=SIZES[0], seed=0).at(0, batch_size=12, positions=WHOLE)
-    assert torch.equal(model(rows()), plain(rows()))
-
-
-def test_requires_at_before_the_model(kind: str) -> None:
-    model = built(kind)
-    Dropout(model, 0.5, num_features=SIZES[0], seed=0)
-    with pytest.raises(RuntimeError, match=r"call Dropout\.at before the model"):
-        model(rows())
-
-
-def test_keeps_the_dtype_of_autocast(kind: str) -> None:
-    plain, model = built(kind), built(kind)
-    Dropout(model, 0.5, num_features=SIZES[0], seed=0).at(0, batch_size=12, positions=WHOLE)
-    exact = model(rows())
-    with torch.autocast("cpu", torch.bfloat16):
-        found = model(rows())
-        assert found.dtype == plain(rows()).dtype
-    torch.testing.assert_close(found.float(), exact, rtol=0.05, atol=0.02)
 
 
 def test_compiled_models_use_the_masks_of_each_step(kind: str) -> None:

@@ -9,52 +9,50 @@ from mlp_dist.core.model import build_model
 from mlp_dist.core.spec import ModelSpec
 from mlp_dist.data.arrays import Dataset, ImageSet
 from mlp_dist.data.batches import generator
-from mlp_dist.data.datasets import read_dataset
 from mlp_dist.data.evaluate import predict
 from mlp_dist.training.predictions import MAX_SHOWN, write_predictions, write_samples
 
 
-@pytest.fixture(scope="module")
-def digits() -> Dataset:
-    return read_dataset("digits", Path("unused"))
-
-
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
-def test_samples_and_predictions(digits: Dataset, tmp_path: Path, device: str) -> None:
-    model = build_model(ModelSpec((digits.image.num_features, 24, 10)), generator=generator(0)).to(device)
+def test_samples_and_predictions(image_data: Dataset, tmp_path: Path, device: str) -> None:
+    model = build_model(ModelSpec((image_data.image.num_features, 24, 10)), generator=generator(0)).to(device)
     with torch.no_grad():
         first = next(model.parameters())
         first *= torch.arange(24, device=device).reshape([-1 if size == 24 else 1 for size in first.shape])
-    logits = predict(model, digits.test.images.to(device), digits.image)
-    write_samples(tmp_path, digits.train, digits.classes)
+    logits = predict(model, image_data.test.images.to(device), image_data.image)
+    write_samples(tmp_path, image_data.train, image_data.classes)
     with np.load(tmp_path / "samples.npz", allow_pickle=False) as file:
-        assert np.array_equal(file["images"], digits.train.images[:20].numpy())
+        assert np.array_equal(file["images"], image_data.train.images[:20].numpy())
         assert (file["labels"].tolist(), *file["classes"]) == (
-            digits.train.labels[:20].tolist(),
-            *digits.classes,
+            image_data.train.labels[:20].tolist(),
+            *image_data.classes,
         )
-    write_predictions(tmp_path, model, logits, 1.5, digits)
+    write_predictions(tmp_path, model, logits, 1.5, image_data)
     with np.load(tmp_path / "predictions.npz", allow_pickle=False) as file:
         assert np.array_equal(file["logits"], logits.cpu().numpy())
         assert (file["logits"].dtype, file["labels"].dtype, file["temperature"]) == ("float32", "int64", 1.5)
-        assert file["labels"].tolist() == digits.test.labels.tolist()
+        assert file["labels"].tolist() == image_data.test.labels.tolist()
         wrong = torch.from_numpy(file["mistakes"])
         confidence = torch.softmax(logits.cpu() / 1.5, dim=1).amax(dim=1)[wrong]
         assert len(wrong) == MAX_SHOWN
-        assert (logits.cpu().argmax(dim=1) != digits.test.labels)[wrong].all()
+        assert (logits.cpu().argmax(dim=1) != image_data.test.labels)[wrong].all()
         assert (confidence.diff() <= 1e-6).all()
-        assert np.array_equal(file["mistake_images"], digits.test.images[wrong].numpy())
+        assert np.array_equal(file["mistake_images"], image_data.test.images[wrong].numpy())
         # Ordered by norm.
         assert sorted(file["units"]) == list(range(4, 24))
         assert (np.diff(np.linalg.norm(file["weights"], axis=1)) <= 0).all()
-        assert file["image"].tolist() == [digits.image.channels, digits.image.height, digits.image.width]
+        assert file["image"].tolist() == [
+            image_data.image.channels,
+            image_data.image.height,
+            image_data.image.width,
+        ]
 
 
-def test_only_weights_on_pixels_are_kept(digits: Dataset, tmp_path: Path) -> None:
+def test_only_weights_on_pixels_are_kept(image_data: Dataset, tmp_path: Path) -> None:
     """A first layer that does not look at this image's pixels; and a test set without mistakes."""
     model, labels = build_model(ModelSpec((5, 10)), generator=generator(0)), torch.arange(10)
-    data = replace(digits, test=ImageSet(digits.test.images[:10], labels))
+    data = replace(image_data, test=ImageSet(image_data.test.images[:10], labels))
     write_predictions(tmp_path, model, torch.eye(10), 1.0, data)
     with np.load(tmp_path / "predictions.npz", allow_pickle=False) as file:
-        assert file["mistake_images"].shape == (0, *digits.test.images.shape[1:])
+        assert file["mistake_images"].shape == (0, *image_data.test.images.shape[1:])
         assert "weights" not in file
