@@ -2,6 +2,7 @@
 
 import io
 import json
+import logging
 import os
 import warnings
 from collections.abc import Callable, Iterator
@@ -114,4 +115,6 @@ def save(figure: Figure, path: Path) -> None:
 
 def warm_up() -> None:
     """Draw a chart, so that fonts and the PNG writer are loaded before the first one is needed."""
+    # It tells that it looks for fonts, once on each machine.
+    logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)
     pictures.confusion_matrix([[1]], ["a"]).savefig(io.BytesIO(), format="png")
