@@ -55,6 +55,27 @@ def test_steps_are_those_of_autograd(changes: dict[str, Any], tmp_path: Path) ->
     torch.testing.assert_close(totals, wanted, rtol=1e-6, atol=1e-4)
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"model": "tensor"},
+        {"optimizer": "scratch-sgd"},
+        {"gradient_dtype": "float64"},
+        {"mixed_precision": "bf16"},
+        {"accumulation_steps": 2},
+        {"clip_norm": 1.0},
+        {"dropout": 0.1},
+        {"augment_shift": 1},
+        {"deform": 0.5},
+        {"adversarial": 0.1},
+    ],
+    ids=str,
+)
+def test_other_options_use_autograd(changes: dict[str, Any], tmp_path: Path) -> None:
+    with trainer(replace(PLAIN, **changes), tmp_path) as made:
+        assert isinstance(made.engine, AcceleratedEngine)
+
+
 def test_an_unknown_option_uses_autograd(tmp_path: Path) -> None:
     @dataclass(frozen=True, kw_only=True)
     class Extended(TrainConfig):
