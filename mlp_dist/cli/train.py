@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import pairwise
+from pathlib import Path
 from typing import Literal
 
 from mlp_dist.config import GROUPS, TrainConfig, absolute_dataset
@@ -91,6 +92,13 @@ def _recipe(words: Sequence[str]) -> str:
     return named
 
 
+def _remove_empty(directory: Path) -> None:
+    """Remove a directory that was made for a run that did not begin in it."""
+    with suppress(OSError):
+        directory.rmdir()
+        directory.parent.rmdir()
+
+
 def main() -> None:
     # First, since the launcher may die during the imports, which take seconds.
     end_with_launcher()
@@ -117,14 +125,14 @@ def main() -> None:
         if follower is not None:
             follower.stop()
         if made is not None:
-            # One that holds a run stays.
-            with suppress(OSError):
-                made.rmdir()
-                made.parent.rmdir()
+            _remove_empty(made)
         raise
     finally:
         gc.freeze()
         gc.enable()
+    if made is not None and made.absolute() != training.context.output_dir:
+        # A restart by the launcher continues in the directory of the attempt before.
+        _remove_empty(made)
     try:
         result = training.fit(follower=follower)
     except (Interrupted, ProcessLostError) as stop:

@@ -76,7 +76,7 @@ def test_several_processes_train_the_weights_of_one(number: int, train_here: Cal
     assert f"training on {number} CPU processes" in done.stdout
     assert done.stdout.count("epoch 1/2") == done.stdout.count("step 4  loss") == 1
     [run] = runs_of(tmp_path)
-    assert (run.info.status, run.data.params["num_processes"]) == ("FINISHED", str(number))
+    assert (run.info.status, run.data.tags["num_processes"]) == ("FINISHED", str(number))
 
     resumed = train_here("--resume --output-dir many --epochs 3", OMP_NUM_THREADS="1")
     many = result(resumed)
