@@ -30,7 +30,7 @@ MISTAKES = {
         "it has no mlflow.db; change to the directory the training was started in",
     ),
     "mlp_dist.sync .": (2, "holds no run: there is no run.json in it; name a training's --output-dir"),
-    "serve.draw": (2, "there is no model_store/mlp.mar; train one and package it"),
+    "serve.draw": (2, "there is no model_store/mlp.mar; package a run first: python -m serve.package"),
     "launch.demo": (2, "there is no model_store/mlp.mar; package a run first: python -m serve.package"),
     "serve.server start": (2, "there is no model_store/mlp.mar; package a run first"),
     "serve.server logs": (2, "no server was started here: python -m serve.server start"),

@@ -1,1 +1,0 @@
-"""The drawing page of `python -m serve.draw`."""
