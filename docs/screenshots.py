@@ -59,8 +59,9 @@ def make_runs(directory: Path) -> str:
 
 
 def drawing(directory: Path) -> None:
-    with running_demo(directory) as demo, opened_page(demo.url) as page:
-        draw(page, drawn(WAYS["5"][0], random.Random(3), 448))
+    with running_demo(directory) as demo, opened_page(demo.url, 1280, 780) as page:
+        draw(page, drawn(WAYS["5"][0], random.Random(3), 1.0))
+        page.get_by_text("sure about your drawing").wait_for()
         take(page, "draw.png")
 
 

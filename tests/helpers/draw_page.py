@@ -68,10 +68,10 @@ def running_demo(directory: Path, **changes: str) -> Iterator[Demo]:
 
 
 @contextmanager
-def opened_page(url: str) -> Iterator[Page]:
+def opened_page(url: str, width: int = 390, height: int = 844) -> Iterator[Page]:
     """The loaded page. It may send requests only to its own server."""
     urls: list[str] = []
-    with new_page(390, 844) as page:
+    with new_page(width, height) as page:
         page.on("request", lambda request: urls.append(request.url))
         page.goto(url)
         page.get_by_label("Brush Size").wait_for()
@@ -81,11 +81,11 @@ def opened_page(url: str) -> Iterator[Page]:
 
 
 def draw(page: Page, strokes: Sequence[Sequence[Point]]) -> None:
-    """Draw strokes, in fractions of the paper, which fills most of the pad's width."""
+    """Draw strokes, in fractions of the paper, which is in the middle of the pad."""
     box = page.locator("#pad canvas").first.bounding_box()
     assert box is not None
-    side = 0.8 * box["width"]
-    left, top = box["x"] + 0.1 * box["width"], box["y"] + (box["height"] - side) / 2
+    side = 0.8 * min(box["width"], box["height"])
+    left, top = box["x"] + (box["width"] - side) / 2, box["y"] + (box["height"] - side) / 2
     for stroke in strokes:
         # Each move takes Chromium without a GPU 0.2 s or more.
         for number, (x, y) in enumerate([*stroke[:-1:3], stroke[-1]]):
