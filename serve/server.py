@@ -22,6 +22,7 @@ from mlp_dist.console import command, progress
 from mlp_dist.core.errors import MlpDistError, ServerError, UsageError
 from mlp_dist.core.spec import EXACT, GOLDEN
 from mlp_dist.tracking import next_steps
+from mlp_dist.tracking.store import machine_lock
 from serve.archive import MAR, model_name, read_archive
 from serve.client import Client
 from serve.torchserve import server_process as torchserve
@@ -59,7 +60,8 @@ def launch(mar: Path, first_port: int | None = None, *, deployable: bool = False
     """
     archive = read_archive(mar)
     directory = Path(STATE).resolve()
-    with exclusive(directory):
+    # A port is taken only seconds after it was found free.
+    with exclusive(directory), machine_lock("TorchServe's ports"):
         old = ServerState.load(directory)
         if old is not None:
             if old.is_running():
