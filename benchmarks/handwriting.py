@@ -1,12 +1,15 @@
-"""Measure accuracy on photographs and drawings, made from MNIST's test images.
+"""Measure accuracy on photographs and drawings: your own files, or pictures made from MNIST's test images.
 
-  python -m benchmarks.handwriting --bundle outputs/NAME/bundle
+  python -m benchmarks.handwriting --bundle outputs/NAME/bundle DIR...
   python -m benchmarks.handwriting --bundle outputs/NAME/bundle --images 1000
 
-Without --bundle it takes the model that `python -m serve.package` would take. Every picture is a PNG or
-JPEG file, decoded as the server does, with preprocess "exact" and "auto". An empty page counts as refused
-if "auto" raises ImageError. Each row has its own generator, seeded with --seed. The last line on stdout is
-one JSON object: accuracies, shares refused, and whether the goals are met.
+Without --bundle it takes the model that `python -m serve.package` would take. Every picture is decoded as
+the server does, with preprocess "exact" and "auto". In each DIR and below it, a folder with images named
+LABEL-ANYTHING is one source, with a row of its own.
+
+Without DIR each row is made from MNIST's test images, with its own generator, seeded with --seed. Pictures
+and empty pages are refused if "auto" raises ImageError. The last line on stdout is one JSON object:
+accuracies, numbers or shares refused, and, without DIR, whether the goals are met.
 """
 
 import json
@@ -31,6 +34,11 @@ MAX_LOSS = 0.015
 MODES = ("exact", "auto")
 _BATCH = 500
 _ROW = "{:<44} {:>8} {:>8} {:>8}"
+
+LEAST_REFUSED = 0.98
+"""Goal for the share of empty pages of each kind that are refused."""
+
+_SUFFIXES = (".png", ".jpg", ".jpeg", ".gif", ".bmp", ".webp", ".tif", ".tiff")
 
 
 def predict(bundle: Bundle, files: list[bytes], preprocess: str) -> torch.Tensor:
@@ -67,8 +75,45 @@ def row_generator(name: str, seed: int) -> np.random.Generator:
     return np.random.default_rng([seed, zlib.crc32(name.encode())])
 
 
+def sources(directories: list[Path], classes: tuple[str, ...]) -> dict[str, list[tuple[Path, int]]]:
+    """Files and labels by folder. Raises UsageError if there are none, or for names without a class."""
+    found: dict[str, list[tuple[Path, int]]] = {}
+    for directory in directories:
+        files = [path for path in sorted(directory.rglob("*")) if path.suffix.lower() in _SUFFIXES]
+        if not files:
+            raise UsageError(f"no images in {directory}; it needs files such as NAME/{classes[0]}-1.png")
+        for path in files:
+            label = path.name.split("-")[0]
+            if label not in classes:
+                raise UsageError(
+                    f"{path}: the name must begin with a class and '-', such as {classes[0]}-1.png; "
+                    f"the model's classes are {', '.join(classes)}"
+                )
+            found.setdefault(str(path.parent), []).append((path, classes.index(label)))
+    return found
+
+
+def measure_sources(bundle: Bundle, directories: list[Path]) -> dict[str, dict[str, float]]:
+    """Print a table and return the number of images, accuracies and refusals by source, and of all."""
+    row = "{:<44} {:>8} {:>8} {:>8} {:>8}"
+    print(row.format("", "images", *MODES, "refused"), flush=True)
+    counts: dict[str, list[int]] = {}
+    for name, files in sources(directories, bundle.spec.classes).items():
+        data, labels = [path.read_bytes() for path, _ in files], torch.tensor([label for _, label in files])
+        answers = [predict(bundle, data, mode) for mode in MODES]
+        correct = [int((answer == labels).sum()) for answer in answers]
+        counts[name] = [len(files), *correct, int((answers[-1] == -1).sum())]
+    counts["all"] = [sum(column) for column in zip(*counts.values(), strict=True)]
+    rows: dict[str, dict[str, float]] = {}
+    for name, (images, exact, auto, refused) in counts.items():
+        rows[name] = {"images": images, "exact": exact / images, "auto": auto / images, "refused": refused}
+        print(row.format(name[-44:], images, f"{exact / images:.4f}", f"{auto / images:.4f}", refused))
+    return rows
+
+
 def main() -> None:
     parser = command.Parser(prog="python -m benchmarks.handwriting", description=__doc__)
+    parser.add_argument("directories", type=Path, nargs="*", metavar="DIR", help="folders of LABEL-*.png")
     parser.add_argument("--bundle", default=BEST, metavar="PATH", help=f"any source of load_model ({BEST})")
     parser.add_argument("--images", type=int, default=10_000, metavar="N", help="use the first N (10000)")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="(0)")
@@ -79,11 +124,15 @@ def main() -> None:
     if args.seed < 0:
         raise UsageError(f"seed is {args.seed}; it must be 0 or more")
     bundle = load_model(args.bundle)
+    if args.directories:
+        rows = measure_sources(bundle, args.directories)
+        print(json.dumps({"benchmark": "handwriting", "run_id": bundle.spec.run_id, "sources": rows}))
+        return
     prepare_dataset("mnist", args.data_dir)
     images = read_dataset("mnist", args.data_dir).test[: args.images]
     print(f"{bundle.spec.recipe} of {bundle.spec.dataset}, run {bundle.spec.run_id}, {len(images)} images")
     print(_ROW.format("", *MODES, "lost"), flush=True)
-    rows: dict[str, dict[str, float]] = {}
+    rows = {}
     for name, picture in PICTURES.items():
         rows[name] = accuracies(bundle, images, picture, row_generator(name, args.seed))
         lost = next(iter(rows.values()))["exact"] - rows[name]["auto"]
@@ -100,7 +149,7 @@ def main() -> None:
     goals = {
         "clean": clean["auto"] == clean["exact"],
         "rows": all(clean["exact"] - row["auto"] <= MAX_LOSS for row in others),
-        "empty": empty[least] == 1,
+        "empty": empty[least] >= LEAST_REFUSED,
     }
     result = {"benchmark": "handwriting", "images": len(images), "seed": args.seed}
     result |= {"run_id": bundle.spec.run_id, "rows": rows, "empty": empty, "goals": goals}

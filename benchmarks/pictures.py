@@ -66,6 +66,20 @@ def moved(ink: Floats, side: int, source: Source, *, margin: int = 0) -> Floats:
     return page
 
 
+def one_pixel_wide(ink: Floats) -> Floats:
+    """The skeleton of the ink: T. Zhang, C. Suen: A fast parallel algorithm for thinning digital patterns."""
+    thin = np.pad(ink > 0.4, 1)
+    clockwise = ((-1, 0), (-1, 1), (0, 1), (1, 1), (1, 0), (1, -1), (0, -1), (-1, -1))
+    for step in range(len(thin)):
+        around = np.stack([np.roll(thin, (-y, -x), (0, 1)) for y, x in clockwise])
+        north, east, south, west = around[::2]
+        corner = east & south & (north | west) if step % 2 == 0 else north & west & (east | south)
+        number = around.sum(0)
+        connects = (~around & np.roll(around, -1, 0)).sum(0) != 1
+        thin = thin & (connects | corner | (number < 2) | (number > 6))
+    return thin[1:-1, 1:-1].astype(np.float32)
+
+
 def on_paper(ink: Floats, paper: float, pen: float) -> Floats:
     return paper + (pen - paper) * ink
 
@@ -213,6 +227,18 @@ def _drawn(side: int, paper: float = 255, pen: float = 0, wider: float = 0.0) ->
     return lambda image, source: png(on_paper(enlarged(image, side, wider), paper, pen))
 
 
+def _one_pixel(image: Bytes, source: Source, *, side: int, colors: str) -> bytes:
+    """A drawing with a pen one pixel wide."""
+    digit = enlarged(image, round(side * source.uniform(0.9, 1.3)))
+    ink = moved(one_pixel_wide(digit), side, source, margin=1)
+    if colors != "black on transparent":
+        return png(on_paper(ink, *((255, 0) if colors == "black on white" else (0, 255))))
+    alpha = _picture(255 * ink)
+    file = io.BytesIO()
+    Image.merge("LA", (Image.new("L", alpha.size), alpha)).save(file, "PNG")
+    return file.getvalue()
+
+
 PICTURES: dict[str, Picture] = {
     "as they are": lambda image, source: png(image),
     "inverted": lambda image, source: png(255 - image),
@@ -244,6 +270,11 @@ PICTURES: dict[str, Picture] = {
     "in a drawn frame": _in_a_frame,
     "on lined paper": partial(_on_ruled, squared=False),
     "on squared paper": partial(_on_ruled, squared=True),
+    **{
+        f"one-pixel pen, {colors}, {side} pixels": partial(_one_pixel, side=side, colors=colors)
+        for colors in ("black on white", "white on black", "black on transparent")
+        for side in (28, 32, 40)
+    },
 }
 """The first row is the clean one."""
 
@@ -282,6 +313,68 @@ def _folded(source: Source, side: int) -> bytes:
     return png(source.uniform(180, 250) - source.uniform(20, 90) * dark + grain(side, source, 2))
 
 
+def _lit(page: Floats, source: Source) -> bytes:
+    """A photograph of a page, gray levels as on white paper, in any light."""
+    side = len(page)
+    light = uneven(side, source) ** source.uniform(0, 1)
+    gray = page * source.uniform(0.6, 1) * light + grain(side, source, source.uniform(0, 5))
+    return jpeg(gray, source.uniform(40, 95))
+
+
+def _dust(source: Source, side: int) -> bytes:
+    """Specks and short fibres."""
+    page = Image.new("L", (side, side), 250)
+    draw = ImageDraw.Draw(page)
+    for _ in range(int(source.integers(1, 40))):
+        (x, y), (wide, high) = source.uniform(0, side, 2), side * source.uniform(0.002, 0.01, 2)
+        draw.ellipse((x - wide, y - high, x + wide, y + high), fill=round(source.uniform(20, 220)))
+    for _ in range(int(source.integers(0, 6))):
+        walk = source.uniform(0, side, 2) + side * source.normal(0, 0.008, (5, 2)).cumsum(0)
+        draw.line([tuple(point) for point in walk.tolist()], fill=round(source.uniform(60, 220)), width=1)
+    return _lit(np.asarray(page, np.float32), source)
+
+
+def _fold(source: Source, side: int) -> bytes:
+    """Paper unfolded: sharp straight creases across the page, each side of one as lit by its own slant."""
+    page = np.full((side, side), 250.0)
+    for turn in source.permutation(2)[: int(source.integers(1, 3))]:
+        for _ in range(int(source.integers(1, 3))):
+            angle = np.pi / 2 * turn + source.normal(0, 0.06)
+            x, y = np.meshgrid(np.linspace(-0.5, 0.5, side), np.linspace(-0.5, 0.5, side))
+            off = np.cos(angle) * x + np.sin(angle) * y - source.uniform(-0.35, 0.35)
+            fade, width = source.uniform(0.03, 0.3), source.uniform(0.002, 0.012)
+            page *= 1 + source.uniform(-0.15, 0.15) * np.sign(off) * np.exp(-np.abs(off) / fade)
+            page *= 1 - source.uniform(-0.1, 0.4) * np.exp(-((off / width) ** 2))
+    return _lit(page, source)
+
+
+def _shadow(source: Source, side: int) -> bytes:
+    """Shadows of hands and things, with sharper and softer edges."""
+    shadow = Image.new("L", (side, side))
+    draw = ImageDraw.Draw(shadow)
+    for _ in range(int(source.integers(1, 4))):
+        middle = source.uniform(-0.1, 1.1, 2)
+        around = np.sort(source.uniform(0, 2 * np.pi, 6))
+        far = source.uniform(0.1, 0.7, (6, 1)) * np.stack([np.cos(around), np.sin(around)], 1)
+        draw.polygon([tuple(point) for point in (side * (middle + far)).tolist()], fill=255)
+    soft = shadow.filter(ImageFilter.GaussianBlur(side * source.uniform(0.004, 0.08)))
+    return _lit(250 * (1 - source.uniform(0.1, 0.6) * np.asarray(soft, np.float32) / 255), source)
+
+
+def _crumple(source: Source, side: int) -> bytes:
+    """Crumpled paper: facets, each as lit by its own slant, and creases between them."""
+    x, y = np.meshgrid(np.linspace(0, 1, side), np.linspace(0, 1, side))
+    number = int(source.integers(4, 40))
+    middle, slant = source.uniform(-0.1, 1.1, (number, 2)), source.normal(0, 1, (number, 3))
+    far = np.stack([np.hypot(x - u, y - v) for u, v in middle])
+    order = far.argsort(0)[:2]
+    nearest, second = np.take_along_axis(far, order, 0)
+    lit = slant[order[0], 0] + slant[order[0], 1] * (x - 0.5) + slant[order[0], 2] * (y - 0.5)
+    crease = np.exp(-(((second - nearest) / source.uniform(0.004, 0.02)) ** 2))
+    page = 250 * (1 + source.uniform(0.02, 0.1) * lit) * (1 - source.uniform(-0.1, 0.3) * crease)
+    return _lit(page, source)
+
+
 _EMPTY: dict[str, Callable[[Source, int], bytes]] = {
     "black": lambda source, side: png(np.zeros((side, side))),
     "white": lambda source, side: png(np.full((side, side), 255)),
@@ -298,6 +391,10 @@ _MARKED: dict[str, Callable[[Source, int], bytes]] = {
     "bare sheet on a desk": _sheet,
     "dusty": _dusty,
     "folded": _folded,
+    "dust": _dust,
+    "fold": _fold,
+    "shadow": _shadow,
+    "crumple": _crumple,
 }
 
 EMPTY: dict[str, Page] = {

@@ -2,8 +2,8 @@
 
   python -I verify.py DIR        prints the answer to DIR/golden.png as JSON on the last line
 
-serve.package starts it. Packages other than torch, torchvision, torchserve and their dependencies are
-hidden.
+serve.package starts it. Packages other than torch, torchvision, torchserve, OpenCV and their dependencies
+are hidden.
 """
 
 import json
@@ -14,7 +14,7 @@ from importlib.machinery import BuiltinImporter, FrozenImporter, PathFinder
 from importlib.metadata import PackageNotFoundError, packages_distributions, requires
 from pathlib import Path
 
-ROOTS = ("torch", "torchvision", "torchserve", "pyyaml")
+ROOTS = ("torch", "torchvision", "torchserve", "opencv-python-headless", "pyyaml")
 """Installed on a server, with their dependencies. ts imports yaml without declaring it."""
 
 

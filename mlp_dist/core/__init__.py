@@ -1,4 +1,4 @@
 """Code shared by training and serving, copied into every model archive.
 
-Imports only torch, numpy, Pillow, the standard library, and core itself.
+Imports only torch, numpy, Pillow, OpenCV, the standard library, and core itself.
 """

@@ -16,7 +16,7 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from PIL.TiffImagePlugin import TiffImageFile
 
-from mlp_dist.core.digits.framing import are_framed, as_mnist
+from mlp_dist.core.digits import are_framed, as_mnist
 from mlp_dist.core.errors import ImageError, ImageTooLargeError, UnsupportedFormatError
 from mlp_dist.core.plain_png import read_plain
 from mlp_dist.core.spec import AUTO, EXACT, PREPROCESS, ImageSpec

@@ -26,7 +26,7 @@ BUNDLE_TAG = "mlp_dist.bundle"
 _INVALID = str.maketrans({"/": "-", ":": "-", "%": "-", ".": "·", "'": "", '"': ""})
 _LONGEST_NAME = 250
 _INPUT = {"type": "any", "name": "image", "required": True}
-_REQUIREMENTS = ("mlflow", "numpy", "Pillow", "torch")
+_REQUIREMENTS = ("mlflow", "numpy", "opencv-python-headless", "Pillow", "torch")
 
 
 def log_model(

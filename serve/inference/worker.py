@@ -5,6 +5,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import cv2
 import torch
 
 from mlp_dist import core
@@ -34,6 +35,7 @@ class Worker:
         if not use_gpu:
             # Batches are small: more threads would compete with other workers and TorchServe for the cores.
             torch.set_num_threads(1)
+        cv2.setNumThreads(1)
         self.bundle = load_bundle(directory)
         self.bundle.check_golden()
         self.bundle.model.to(self.device)

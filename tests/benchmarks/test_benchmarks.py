@@ -7,11 +7,13 @@ from importlib import import_module
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from benchmarks import handwriting, recipes
 from benchmarks.pictures import EMPTY, PICTURES
 from mlp_dist.core.errors import UsageError
 from tests.helpers.launching import Trained
+from tests.helpers.pens import FIVE, SEVEN, drawn
 
 
 @pytest.mark.parametrize(
@@ -68,3 +70,27 @@ def test_pictures_are_recognized_and_empty_pages_refused(
     assert all(row["auto"] >= clean["exact"] - 0.101 for row in others)
     assert sum(row["exact"] for row in others) / len(others) < clean["exact"] / 3
     assert result["goals"]["empty"]
+
+
+@pytest.mark.slow
+def test_handwriting_is_measured_by_folder(
+    trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, page in (
+        ("anna/5-1.png", drawn(FIVE)),
+        ("ben/7-1.png", drawn(SEVEN)),
+        ("ben/7-2.png", 0 * drawn()),
+    ):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        Image.fromarray(page).save(tmp_path / name)
+    monkeypatch.setattr(sys, "argv", ["handwriting", "--bundle", str(trained.bundle), str(tmp_path)])
+    handwriting.main()
+    rows = json.loads(capsys.readouterr().out.splitlines()[-1])["sources"]
+    assert [(Path(name).name, row["images"], row["refused"]) for name, row in rows.items()] == [
+        ("anna", 1, 0),
+        ("ben", 2, 1),
+        ("all", 3, 1),
+    ]
+    (tmp_path / "ben" / "seven.png").touch()
+    with pytest.raises(UsageError, match=r"seven.png: the name must begin with a class and '-'"):
+        handwriting.main()

@@ -1,1 +1,0 @@
-"""A picture of one digit -> the frame in which MNIST has it."""
