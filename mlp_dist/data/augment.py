@@ -3,10 +3,12 @@
 import math
 from collections.abc import Callable
 from functools import lru_cache
+from typing import Any
 
 import torch
 from torch.nn import functional
 
+from mlp_dist.config import TrainConfig
 from mlp_dist.core.image import normalize
 from mlp_dist.core.spec import ImageSpec
 from mlp_dist.data.batches import AUGMENTATION, DEFORMATION, generator
@@ -21,6 +23,31 @@ shear, and the largest move down and right in units of height and width."""
 BEND, SMOOTHNESS = 0.035, 0.2
 """At strength 1: the standard deviation of each pixel's displacement, and the width (standard deviation) of
 the Gaussian that smooths it, both in units of height and width: 1 and 5.6 of 28 pixels."""
+
+
+def augment(
+    images: torch.Tensor,
+    config: TrainConfig,
+    *,
+    step: int,
+    batch_size: int,
+    positions: torch.Tensor | slice = slice(None),
+) -> torch.Tensor:
+    """Images (N, C, H, W), shifted and deformed as `config` asks for: uint8, or float32 from 0 to 1.
+
+    `positions` are the images' places in the global batch, as in `offsets`.
+    """
+    where: dict[str, Any] = {
+        "seed": config.seed,
+        "step": step,
+        "batch_size": batch_size,
+        "positions": positions,
+    }
+    if config.augment_shift:
+        images = shift(images, offsets(config.augment_shift, **where).to(images.device))
+    if config.deform:
+        images = deform(images, config.deform, **where)
+    return images
 
 
 def offsets(

@@ -157,18 +157,20 @@ EVERYTHING = replace(
     warmup_epochs=0.5,
     ema_decay=0.9,
 )
+FAST = replace(EVERYTHING, accumulation_steps=1, clip_norm=None, deform=1.0)
+"""For the CPU engine."""
 
 
 @pytest.mark.parametrize(
     ("config", "stopped_at"),
     [
-        (CONFIG, 1),
+        (FAST, 20),
         (replace(CONFIG, optimizer="adam", lr=0.01), 14),
         (EVERYTHING, 20),
         (replace(EVERYTHING, model="tensor", optimizer="sgd"), 28),
         (replace(EVERYTHING, model="layers", optimizer="scratch-sgd", schedule="one-cycle"), 1),
     ],
-    ids=["first step", "end of an epoch", "everything", "tensor", "layers"],
+    ids=["fast", "end of an epoch", "everything", "tensor", "layers"],
 )
 def test_resuming_at_any_step_gives_the_same_weights(
     config: TrainConfig, stopped_at: int, make: Make, tmp_path: Path

@@ -14,7 +14,7 @@ from mlp_dist.core import layers
 from mlp_dist.core.errors import UsageError
 from mlp_dist.core.image import normalize
 from mlp_dist.data.arrays import ImageSet
-from mlp_dist.data.augment import adversarial, deform, offsets, shift
+from mlp_dist.data.augment import adversarial, augment
 from mlp_dist.data.batches import DROPOUT, generator, shares
 from mlp_dist.training.precision import Float64Gradients, matmul_precision
 from mlp_dist.training.state import RunContext, TrainState
@@ -112,12 +112,8 @@ class AcceleratedEngine:
 
     def _inputs(self, part: Part, step: int, batch_size: int) -> torch.Tensor:
         """The part's images, augmented and normalized: float32 (N, num_features)."""
-        config, image, images = self.config, self.context.data.image, part.images
-        where: dict[str, Any] = {"step": step, "batch_size": batch_size, "positions": part.positions}
-        if config.augment_shift:
-            images = shift(images, offsets(config.augment_shift, seed=config.seed, **where).to(images.device))
-        if config.deform:
-            images = deform(images, config.deform, seed=config.seed, **where)
+        config, image = self.config, self.context.data.image
+        images = augment(part.images, config, step=step, batch_size=batch_size, positions=part.positions)
         inputs = normalize(images, image)
         if config.adversarial:
             loss = partial(self._input_loss, part.labels)
@@ -148,8 +144,8 @@ class Dropout:
         self._drawn: list[torch.Tensor] = []
         self._masks = _add_masks(model, num_features) if p else []
 
-    def at(self, step: int, *, batch_size: int, positions: torch.Tensor | slice) -> None:
-        """Set the masks for the next forward pass.
+    def at(self, step: int, *, batch_size: int, positions: torch.Tensor | slice) -> list[torch.Tensor]:
+        """Set the masks for the next forward pass; returns them, float32 (N, width) of each hidden layer.
 
         `positions` are the rows' positions in the global batch of `batch_size`: int64 (N,) on the model's
         device, or a slice. The dropped units are a function of the seed, the step, the layer and the position
@@ -161,8 +157,10 @@ class Dropout:
                 self._uniform(step, layer, batch_size, mask) for layer, mask in enumerate(self._masks)
             ]
             self._drawn_for = (step, batch_size)
-        for mask, drawn in zip(self._masks, self._drawn, strict=True):
-            mask.values = (drawn[positions] >= self.p).float().mul_(1 / (1 - self.p))
+        masks = [(drawn[positions] >= self.p).float().mul_(1 / (1 - self.p)) for drawn in self._drawn]
+        for mask, values in zip(self._masks, masks, strict=True):
+            mask.values = values
+        return masks
 
     def _uniform(self, step: int, layer: int, batch_size: int, mask: "_Mask") -> torch.Tensor:
         source = generator(self.seed, DROPOUT, step, layer)

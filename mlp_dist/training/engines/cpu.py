@@ -17,6 +17,8 @@ from torch.nn import functional
 
 from mlp_dist.config import TrainConfig
 from mlp_dist.data.arrays import ImageSet
+from mlp_dist.data.augment import augment
+from mlp_dist.training.engines.accelerated import Dropout
 from mlp_dist.training.precision import Products
 from mlp_dist.training.state import RunContext, TrainState
 
@@ -25,7 +27,7 @@ HONORED = frozenset(
         *("recipe", "dataset", "image_size", "normalize", "val_size", "skip_bad_images"),
         *("hidden_sizes", "model", "initialization", "seed", "batch_size", "epochs", "patience"),
         *("optimizer", "lr", "schedule", "warmup_epochs", "weight_decay", "label_smoothing", "ema_decay"),
-        "matmul_precision",
+        *("augment_shift", "deform", "dropout", "matmul_precision"),
     }
 )
 """The fields of TrainConfig that change a training and that this engine, or the code around it, honors. A
@@ -53,7 +55,9 @@ class CPUEngine:
 
     def __init__(self, state: TrainState, context: RunContext) -> None:
         self.state, batch_size, image = state, state.config.batch_size, context.data.image
-        num_features = image.num_features
+        num_features, config = image.num_features, state.config
+        self._augments = bool(config.augment_shift or config.deform)
+        self._dropout = Dropout(state.model, config.dropout, num_features=num_features, seed=config.seed)
         self.steps_at_once = max(1, rows_at_once(num_features) // batch_size)
         linears = [module for module in state.model.modules() if isinstance(module, nn.Linear)]
         self._weights = [linear.weight.detach() for linear in linears]
@@ -72,7 +76,7 @@ class CPUEngine:
             torch.tensor(values, dtype=torch.float64).repeat_interleave(num_pixels)
             for values in (image.mean, image.std)
         )
-        self._offset, self._scale = (-mean / std).float(), (1 / (255 * std)).float()
+        self._offset, self._scales = (-mean / std).float(), ((1 / (255 * std)).float(), (1 / std).float())
         most = self.steps_at_once * batch_size
         self._inputs = torch.empty(most, num_features)
         self._logits, self._targets = (torch.empty(most, widths[-1]) for _ in range(2))
@@ -90,14 +94,20 @@ class CPUEngine:
     @torch.no_grad()
     def train(self, step: int, sizes: Sequence[int], images: ImageSet) -> torch.Tensor:
         labels, parts = images.labels, list(sizes)
-        inputs = self._normalized(images.images)
-        targets, logits = self._one_hot(labels), self._logits[: len(labels)]
-        views = zip(parts, *(torch.split(each, parts) for each in (inputs, targets, logits)), strict=True)
+        inputs, targets = self._inputs[: len(labels)], self._one_hot(labels)
+        logits = self._logits[: len(labels)]
+        if not self._augments:
+            self._normalize(images.images, inputs)
+        rows = (torch.split(each, parts) for each in (images.images, inputs, targets, logits))
         with self._products:
-            for number, (size, x, target, outputs) in enumerate(views):
+            for number, (size, pixels, x, target, outputs) in enumerate(zip(parts, *rows, strict=True), step):
                 buffers = self._buffers(size)
-                rate = self.state.set_learning_rate(step + number)
-                self._forward(x, buffers.values, outputs)
+                rate = self.state.set_learning_rate(number)
+                if self._augments:
+                    self._products.use(True)
+                    self._normalize(augment(pixels, self.state.config, step=number, batch_size=size), x)
+                masks = self._dropout.at(number, batch_size=size, positions=slice(None))
+                self._forward(x, buffers.values, outputs, masks)
                 self._backward(outputs, target, buffers, scale=self._update.scale(size, rate))
                 self._update_from(x, buffers, rate)
                 if self.state.average is not None:
@@ -113,12 +123,10 @@ class CPUEngine:
         values, derivatives = ([each[:size] for each in all_] for all_ in (self._values, self._derivatives))
         return _Buffers(values, derivatives)
 
-    def _normalized(self, images: torch.Tensor) -> torch.Tensor:
+    def _normalize(self, images: torch.Tensor, inputs: torch.Tensor) -> None:
         """core's `normalize` up to rounding, in one pass instead of three."""
-        inputs = self._inputs[: len(images)]
         inputs.copy_(images.flatten(1))
-        torch.addcmul(self._offset, inputs, self._scale, out=inputs)
-        return inputs
+        torch.addcmul(self._offset, inputs, self._scales[images.is_floating_point()], out=inputs)
 
     def _one_hot(self, labels: torch.Tensor) -> torch.Tensor:
         targets, smoothing = self._targets[: len(labels)], self.state.config.label_smoothing
@@ -126,7 +134,13 @@ class CPUEngine:
         targets.fill_(share).scatter_(1, labels[:, None], 1 - smoothing + share)
         return targets
 
-    def _forward(self, inputs: torch.Tensor, values: list[torch.Tensor], logits: torch.Tensor) -> None:
+    def _forward(
+        self,
+        inputs: torch.Tensor,
+        values: list[torch.Tensor],
+        logits: torch.Tensor,
+        masks: list[torch.Tensor],
+    ) -> None:
         before = inputs
         for layer, after in enumerate([*values, logits]):
             self._products.use(self._large[layer])
@@ -134,7 +148,11 @@ class CPUEngine:
             torch.mm(before, self._transposed[layer], out=after)
             self._products.use(after.numel() > _WIDE)
             after.add_(self._biases[layer])
-            before = after if after is logits else after.relu_()
+            if after is not logits:
+                after.relu_()
+                if masks:
+                    after.mul_(masks[layer])
+            before = after
 
     def _backward(
         self, logits: torch.Tensor, targets: torch.Tensor, buffers: _Buffers, *, scale: float
@@ -149,6 +167,8 @@ class CPUEngine:
             self._products.use(self._large[layer + 1])
             torch.mm(above, self._weights[layer + 1], out=here)
             torch.ops.aten.threshold_backward.grad_input(here, values[layer], 0, grad_input=here)
+            if self._dropout.p:
+                here.mul_(1 / (1 - self._dropout.p))
 
     def _update_from(self, inputs: torch.Tensor, buffers: _Buffers, rate: float) -> None:
         for layer in range(len(self._weights) - 1, -1, -1):
