@@ -21,7 +21,7 @@ from typing import Any
 import torch
 
 from mlp_dist.console import command
-from mlp_dist.console.hardware import use_cpu
+from mlp_dist.console.process import use_cpu
 from mlp_dist.core.errors import TrainingError, UsageError
 from mlp_dist.core.io import replacing_file
 from mlp_dist.data.datasets import default_data_dir

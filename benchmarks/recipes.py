@@ -21,7 +21,7 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 
 from mlp_dist.config import OPTIONS, TrainConfig
-from mlp_dist.console import command, hardware
+from mlp_dist.console import command, process
 from mlp_dist.console.process import StopSignals
 from mlp_dist.core.errors import UsageError
 from mlp_dist.data.arrays import Dataset
@@ -81,7 +81,7 @@ def measure(recipe: TrainConfig, data: Dataset, num_seeds: int) -> RecipeRow:
     """Train the recipe once per seed, as the command does, without MLflow."""
     # Accelerate keeps the first mixed precision for the whole process.
     AcceleratorState._reset_state(reset_partial_state=True)
-    accelerator = Accelerator(cpu=hardware.use_cpu(), mixed_precision=recipe.mixed_precision)
+    accelerator = Accelerator(cpu=process.use_cpu(), mixed_precision=recipe.mixed_precision)
     accuracies, seconds = [], []
     with tempfile.TemporaryDirectory() as directory, StopSignals() as signals:
         for seed in range(num_seeds):
@@ -113,8 +113,8 @@ def parse() -> argparse.Namespace:
 
 def main() -> None:
     args = parse()
-    hardware.set_threads()
-    kind = platform.machine() if hardware.use_cpu() else torch.cuda.get_device_name()
+    process.set_threads()
+    kind = platform.machine() if process.use_cpu() else torch.cuda.get_device_name()
     print(f"{args.seeds} seeds, {kind}, {os.cpu_count()} cores, torch {torch.__version__}")
     print(COLUMNS.format("recipe", "epochs", "published", "test accuracy", "difference", "holds", "s/epoch"))
     rows = []

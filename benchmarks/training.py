@@ -35,7 +35,7 @@ import torch
 from benchmarks.peers import OURS, PEERS, missing, versions
 from benchmarks.peers.cases import CASES, Case, Timing
 from benchmarks.peers.process import contestant
-from mlp_dist.console import command, hardware
+from mlp_dist.console import command, process
 from mlp_dist.core.errors import DownloadError, UsageError, unknown
 from mlp_dist.data.arrays import Dataset
 from mlp_dist.data.batches import generator
@@ -148,8 +148,8 @@ def machine() -> dict[str, Any]:
     model = re.search(r"model name\s*: (.*)", cpuinfo.read_text()) if cpuinfo.exists() else None
     return {
         "cpu": model[1] if model else platform.machine(),
-        "cores": hardware.num_cores(),
-        "gpu": None if hardware.use_cpu() else torch.cuda.get_device_name(),
+        "cores": process.num_cores(),
+        "gpu": None if process.use_cpu() else torch.cuda.get_device_name(),
     }
 
 

@@ -20,7 +20,7 @@ os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 import torch
 from filelock import FileLock
 
-from mlp_dist.console.hardware import num_cores
+from mlp_dist.console.process import num_cores
 from mlp_dist.data import datasets
 from mlp_dist.data.arrays import Dataset
 from mlp_dist.data.datasets import read_dataset

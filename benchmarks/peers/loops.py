@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 from torchvision import datasets, transforms
 
 from benchmarks.peers.cases import Case, Timing, Train
-from mlp_dist.console.hardware import set_threads
+from mlp_dist.console.process import set_threads
 from mlp_dist.data.arrays import Dataset, ImageSet
 
 

@@ -58,9 +58,6 @@ class Command:
     list_recipes: bool = option(False)
     """List all recipes and exit."""
 
-    debug: bool = option(False)
-    """Show the traceback of an error."""
-
 
 def configure(words: Sequence[str]) -> tuple[Command, TrainConfig, set[str]]:
     """The command, the recipe with the options of the words and of the launcher, and the fields they set."""

@@ -10,12 +10,11 @@ import textwrap
 import time
 import traceback
 from argparse import SUPPRESS
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import FrameType
 from typing import Any, NoReturn
 
-from mlp_dist.console.hardware import limit_spinning
-from mlp_dist.console.process import RANKS, Interrupted, is_launched, is_main, variable
+from mlp_dist.console.process import RANKS, Interrupted, is_launched, is_main, limit_spinning, variable
 from mlp_dist.core.errors import MlpDistError, ProcessLostError, did_you_mean
 
 DEBUG = "--debug"
@@ -27,10 +26,14 @@ _SMALLER = "a training needs less with a smaller --batch-size or --hidden-sizes"
 
 
 class Parser(argparse.ArgumentParser):
-    """An ArgumentParser that suggests corrections, does not abbreviate flags, and has the flag --debug."""
+    """An ArgumentParser that suggests corrections, does not abbreviate flags, and has the flag --debug.
 
-    def __init__(self, **options: Any) -> None:
+    `advice` has answers for flags of other programs.
+    """
+
+    def __init__(self, *, advice: Mapping[str, str] | None = None, **options: Any) -> None:
         super().__init__(allow_abbrev=False, formatter_class=_Formatter, **options)
+        self._advice = advice or {}
         self.add_argument(DEBUG, action="store_true", default=SUPPRESS, help="show the traceback of an error")
 
     def parse_known_args(  # type: ignore[override]
@@ -40,8 +43,9 @@ class Parser(argparse.ArgumentParser):
         # `run` looks for it in sys.argv, because errors may occur before the arguments are parsed.
         vars(parsed).pop("debug", None)
         if rest:
-            flags = [flag for action in self._actions for flag in action.option_strings if flag != "-h"]
-            hint = did_you_mean(rest[0].split("=")[0], flags) or f" (there are: {', '.join(flags)})"
+            flags = [flag for action in self._actions for flag in action.option_strings]
+            flag = rest[0].partition("=")[0]
+            hint = f"; {self._advice[flag]}" if flag in self._advice else did_you_mean(flag, flags)
             self.error(f"unknown argument {rest[0]!r}{hint}")
         return parsed, rest
 
@@ -50,6 +54,10 @@ class Parser(argparse.ArgumentParser):
             known = list(map(str, action.choices))
             problem = f"{value!r}{did_you_mean(str(value), known)} (choose from {', '.join(known)})"
             raise argparse.ArgumentError(action, f"invalid choice: {problem}")
+
+    def print_help(self, file: Any = None) -> None:
+        if is_main():
+            super().print_help(file)
 
     def error(self, message: str) -> NoReturn:
         if is_main():

@@ -5,29 +5,35 @@ The launcher passes some of them on as environment variables, and drops others u
 
 import os
 import shlex
-import socket
 import sys
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from mlp_dist.console.process import SIZES, is_launched, launch_command, parent_process, variable
-from mlp_dist.core.errors import UsageError, unknown
+from mlp_dist.core.errors import UsageError
 
 INTERFACES = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
 """Where gloo and NCCL read the name of the network interface."""
 
-_STRATEGIES = {
-    **{"fsdp": "FSDP", "deepspeed": "DeepSpeed"},
-    **{"megatron_lm": "Megatron-LM", "parallelism_config": "a parallelism config"},
-}
-"""Accelerate's names of ways to divide a model among GPUs, and their own."""
+_OFF = ("", "false", "0")
 
-_COMPILER = {
-    **{"mode": "default", "use_fullgraph": "False"},
-    **{"use_dynamic": "False", "use_regional_compilation": "False"},
-}
-"""Settings of torch.compile beside its backend, and their defaults."""
+_DDP = "--multi_gpu or distributed_type MULTI_GPU, which trains with DDP"
+
+_SUPPORTED = (
+    ("use_fsdp", "FSDP", _OFF, _DDP),
+    ("use_deepspeed", "DeepSpeed", _OFF, _DDP),
+    ("use_megatron_lm", "Megatron-LM", _OFF, _DDP),
+    ("use_parallelism_config", "a parallelism config", _OFF, _DDP),
+    ("mixed_precision", "", ("", "no", "fp16", "bf16"), "--mixed_precision bf16"),
+    ("dynamo_backend", "", ("", "no", "inductor"), "--dynamo_backend inductor"),
+    ("dynamo_mode", "", ("", "default"), "its default"),
+    ("dynamo_use_fullgraph", "", _OFF, "its default"),
+    ("dynamo_use_dynamic", "", _OFF, "its default"),
+    ("dynamo_use_regional_compilation", "", _OFF, "its default"),
+)
+"""The launcher's variables, what one stands for if its name does not say it, the values that a training can
+follow, and what to use instead of others."""
 
 _DROPPED = (
     ("gradient_accumulation_steps", "--accumulation-steps", ("", "1", "auto")),
@@ -43,15 +49,15 @@ def launcher_flags() -> list[str]:
     """
     words = _words()
     config = _config(words)
-    _check_strategy(words, config)
+    _check(words, config)
     flags = []
-    if (precision := _variable("mixed_precision").lower()) not in ("", "no"):
+    if (precision := _variable("mixed_precision")) not in ("", "no"):
         flags += ["--mixed-precision", precision]
     for name, flag, nothing in _DROPPED:
         section = config.get("deepspeed_config") or {}
         value = _value(words, name) or str(section.get(name, _variable(name)))
         flags += [flag, value] if value not in nothing else []
-    return [*flags, "--compile"] if _is_compiled() else flags
+    return [*flags, "--compile"] if _variable("dynamo_backend") == "inductor" else flags
 
 
 def check_number() -> None:
@@ -70,37 +76,13 @@ def check_number() -> None:
         )
 
 
-def check_interfaces() -> None:
-    """Raise UsageError if gloo or NCCL was given an interface that does not exist."""
-    known = [name for _, name in socket.if_nameindex()]
-    for setting in INTERFACES:
-        # NCCL takes prefixes, = before exact names, and ^ before names to avoid.
-        for name in os.environ.get(setting, "").removeprefix("=").split(","):
-            if not name.startswith("^") and not any(each.startswith(name) for each in known):
-                raise UsageError(f"{setting}: {unknown('network interface', name, known)}")
-
-
-def _is_compiled() -> bool:
-    backend = _variable("dynamo_backend").lower()
-    if backend in ("", "no"):
-        return False
-    if backend != "inductor":
-        raise _unsupported(f"the dynamo backend {backend}", "--dynamo_backend inductor")
-    for name, default in _COMPILER.items():
-        if (value := _variable(f"dynamo_{name}")) not in ("", default):
-            raise _unsupported(f"dynamo_{name} {value}", f"its default, {default}")
-    return True
-
-
-def _check_strategy(words: list[str], config: dict[str, Any]) -> None:
-    for name, title in _STRATEGIES.items():
-        if _variable(f"use_{name}").lower() in ("true", "1"):
-            raise _unsupported(title, "--multi_gpu or distributed_type MULTI_GPU, which trains with DDP")
-    is_chosen = config.get("distributed_type") in ("XLA", "TPU") and not _has(words, "cpu", "multi_gpu")
-    if is_chosen or _has(words, "tpu"):
+def _check(words: list[str], config: dict[str, Any]) -> None:
+    is_xla = config.get("distributed_type") in ("XLA", "TPU") and not _has(words, "cpu", "multi_gpu")
+    if is_xla or _has(words, "tpu"):
         raise _unsupported("XLA", "a GPU or the CPU, with distributed_type MULTI_GPU or NO")
-    if _variable("mixed_precision").lower() == "fp8":
-        raise _unsupported("mixed precision fp8", "--mixed_precision bf16")
+    for name, title, supported, instead in _SUPPORTED:
+        if (value := _variable(name)) not in supported:
+            raise _unsupported(title or f"{name} {value}", instead)
 
 
 def _unsupported(what: str, instead: str) -> UsageError:
@@ -130,7 +112,7 @@ def _config(words: list[str]) -> dict[str, Any]:
 
 
 def _variable(name: str) -> str:
-    return os.environ.get(f"ACCELERATE_{name.upper()}", "")
+    return os.environ.get(f"ACCELERATE_{name.upper()}", "").lower()
 
 
 def _has(words: list[str], *names: str) -> bool:

@@ -2,14 +2,15 @@
 
 import math
 import operator
+from argparse import SUPPRESS, BooleanOptionalAction
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import MISSING, dataclass, field, fields, make_dataclass
+from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from mlp_dist.console.process import is_main
+from mlp_dist.console.command import Parser
 from mlp_dist.core.errors import UsageError, did_you_mean
 
 _TYPES: dict[Any, tuple[str, str]] = {
@@ -177,62 +178,37 @@ def parse(
     """The options that the words of a command line set; for --help, prints all options and exits.
 
     `groups` are dataclasses whose fields are options; their docstrings are the titles in --help. `advice`
-    answers flags of other programs. Raises UsageError.
+    answers flags of other programs. Flags may have underscores. Raises UsageError.
     """
-    # Its import takes 0.1 seconds.
-    import tyro
-
-    known = {name: each for group in groups for name, each in options(group).items()}
-    shown = {
-        name: defaults[name] if each.type is bool else each.text(defaults[name])
-        for name, each in known.items()
-    }
+    usage = f"{prog} [--OPTION VALUE ...]"
+    parser = Parser(prog=prog, usage=usage, description=description, argument_default=SUPPRESS, advice=advice)
     has_help = not {"-h", "--help"}.isdisjoint(words)
-    views = [(group.__name__.lower(), _view(group, shown, has_help=has_help)) for group in groups]
-    found: Any
-    found, left = tyro.cli(
-        make_dataclass("Options", views),
-        args=words,
-        prog=prog,
-        description=description,
-        return_unknown_args=True,
-        console_outputs=is_main(),
-        config=(tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff, tyro.conf.HelptextFromCommentsOff),
-    )
-    values = {name: value for group in vars(found).values() for name, value in vars(group).items()}
-    given = {name: value for name, value in values.items() if value is not shown[name]}
-    left = [*(word for value in given.values() if isinstance(value, list) for word in value[1:]), *left]
-    if left:
-        flag = left[0].partition("=")[0].replace("_", "-")
-        near = did_you_mean(flag, [each.flag for each in known.values()])
-        hint = f"; {advice[flag]}" if flag in advice else near or "; --help lists all"
-        raise UsageError(f"unknown argument {left[0]!r}{hint}")
-    for name, value in given.items():
-        if isinstance(value, list):
-            if not value and "" not in known[name].names:
-                raise UsageError(f"{known[name].flag} needs a value: {known[name].wanted}")
-            given[name] = known[name].read("".join(value))
-    return given
+    known = {name: each for group in groups for name, each in options(group).items()}
+    for group in groups:
+        add = parser.add_argument_group(str(group.__doc__).rstrip(".")).add_argument
+        helps = _documented(group) if has_help else {}
+        for name, each in options(group).items():
+            if each.type is bool:
+                add(each.flag, action=BooleanOptionalAction, help=helps.get(name))
+                continue
+            metavar = f"{{{','.join(each.choices)}}}" if each.choices else _TYPES[each.type][1]
+            shown = f"{helps.get(name)} (default: {each.text(defaults[name])})".replace("%", "%%")
+            bare: dict[str, Any] = {"nargs": "?", "const": ""} if "" in each.names else {}
+            add(each.flag, metavar=metavar, help=shown, **bare)
+    given = vars(parser.parse_args([_hyphenated(word) for word in words]))
+    return {
+        name: known[name].read(value) if isinstance(value, str) else value for name, value in given.items()
+    }
 
 
-def _view(group: type, defaults: Mapping[str, Any], *, has_help: bool) -> type:
-    """The dataclass that tyro parses in place of `group`: a list of words, or the default as a text."""
+def _hyphenated(word: str) -> str:
+    flag, equals, value = word.partition("=")
+    return f"{flag.replace('_', '-')}{equals}{value}" if flag.startswith("--") else word
+
+
+def _documented(group: type) -> dict[str, str]:
+    """The docstrings below the fields of a dataclass."""
     import docstring_parser
-    from tyro.conf import arg
-    from tyro.constructors import PrimitiveConstructorSpec
 
-    # Parsing the source takes 0.1 seconds.
-    documented = docstring_parser.parse_from_object(group).params if has_help else []
-    helps = {each.arg_name: " ".join((each.description or "").split()) for each in documented}
-    shown = []
-    for name, each in options(group).items():
-        words: Any = PrimitiveConstructorSpec(
-            nargs="*",
-            metavar=f"{{{','.join(each.choices)}}}" if each.choices else _TYPES[each.type][1],
-            instance_from_str=list,
-            is_instance=lambda value: True,
-            str_from_instance=str.split,
-        )
-        kind = bool if each.type is bool else Annotated[str, words]
-        shown.append((name, Annotated[kind, arg(help=helps.get(name))], field(default=defaults[name])))
-    return make_dataclass(group.__name__, shown, namespace={"__doc__": group.__doc__})
+    documented = docstring_parser.parse_from_object(group).params
+    return {each.arg_name: " ".join((each.description or "").split()) for each in documented}

@@ -1,21 +1,16 @@
-"""This process: its rank, the launcher that started it, and the signals that end it. Imports no torch."""
+"""This process: its rank, launcher, hardware, and the signals that end it. Imports torch late."""
 
 import ctypes
 import os
 import re
 import signal
 import sys
-import threading
-from collections.abc import Callable
-from concurrent.futures import Future
 from contextlib import ExitStack
 from pathlib import Path
 from types import FrameType
-from typing import Self, TypeVar
+from typing import Self
 
 from mlp_dist.core.errors import UsageError
-
-T = TypeVar("T")
 
 RANKS = ("RANK", "PMI_RANK", "OMPI_COMM_WORLD_RANK", "MV2_COMM_WORLD_RANK")
 SIZES = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
@@ -77,6 +72,53 @@ def is_cpu_forced() -> bool:
     return os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes", "on")
 
 
+def use_cpu() -> bool:
+    """True to train on the CPU: there is no GPU, or the launcher chose the CPU.
+
+    Raises UsageError if this machine has fewer GPUs than processes.
+    """
+    import torch
+
+    if is_cpu_forced() or not torch.cuda.is_available():
+        return True
+    local, gpus = int(os.environ.get("LOCAL_WORLD_SIZE", 1)), torch.cuda.device_count()
+    if local > gpus:
+        raise UsageError(
+            f"{local} processes on this machine, but it has {gpus} GPU{'s' * (gpus > 1)}; start {gpus} with "
+            f"--num_processes {gpus}, or {local} on the CPU with ACCELERATE_USE_CPU=true before the command"
+        )
+    return False
+
+
+def num_cores() -> int:
+    """The number of cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def user_variables() -> list[str]:
+    """Names of the environment variables that the user set; launchers add some, such as OMP_NUM_THREADS=1."""
+    return [entry.split("=")[0] for entry in parent_process("environ")] if is_launched() else list(os.environ)
+
+
+def set_threads(num_local: int = 1) -> None:
+    """Share the cores among this machine's processes, unless the user chose a number of threads."""
+    words = " ".join(parent_process("cmdline")).replace("-", "_")
+    if "OMP_NUM_THREADS" not in user_variables() and "__num_cpu_threads_per_process" not in words:
+        import torch
+
+        torch.set_num_threads(max(1, num_cores() // num_local))
+
+
+def limit_spinning() -> None:
+    """Let waiting OpenMP threads sleep soon, unless the user set an OMP_* or GOMP_* variable.
+
+    libgomp reads GOMP_SPINCOUNT when it is loaded, so call this before torch is imported. By default its
+    threads spin while they wait, which slows training down to an eighth beside other busy processes.
+    """
+    if not any(name.startswith(("OMP_", "GOMP_")) for name in user_variables()):
+        os.environ["GOMP_SPINCOUNT"] = "1000"
+
+
 def launch_command(number: str = "") -> str:
     """The command that starts `number` processes of a training on this machine, by default as many as now."""
     number = number or variable(SIZES, "1")
@@ -100,20 +142,6 @@ def end_with(parent: int) -> None:
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
         if os.getppid() != parent:
             raise Interrupted(signal.SIGTERM)
-
-
-def in_thread(work: Callable[[], T]) -> Future[T]:
-    """Run `work` in a thread that never keeps this process from ending."""
-    outcome: Future[T] = Future()
-
-    def run() -> None:
-        try:
-            outcome.set_result(work())
-        except BaseException as error:
-            outcome.set_exception(error)
-
-    threading.Thread(target=run, daemon=True).start()
-    return outcome
 
 
 class Interrupted(KeyboardInterrupt):

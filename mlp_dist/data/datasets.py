@@ -4,13 +4,14 @@ import gzip
 import math
 import os
 import shutil
+import socket
 import struct
 import sys
 import tempfile
 import time
 import zlib
-from collections.abc import Sequence
-from concurrent.futures import wait
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from http.client import HTTPException
 from importlib.util import find_spec
@@ -22,7 +23,6 @@ import torch
 from PIL import Image
 
 from mlp_dist.console import progress
-from mlp_dist.console.process import in_thread
 from mlp_dist.core.catalog import ARRAYS_PREFIX, CATALOG, FOLDER_PREFIX, DatasetFacts
 from mlp_dist.core.errors import DataError, DownloadError
 from mlp_dist.core.io import replacing_file
@@ -183,17 +183,20 @@ def download(source: str, names: Sequence[str], directory: Path) -> None:
 
 def _download(name: str, md5: str, mirrors: Sequence[str], directory: Path) -> Path:
     """Try all mirrors in turn, five times, within RETRY_SECONDS."""
-    end = time.monotonic() + RETRY_SECONDS
+    from torchvision.datasets.utils import download_url
+
+    end, reason = time.monotonic() + RETRY_SECONDS, ""
     for number, pause in enumerate((*PAUSES, math.inf), start=1):
         for mirror in mirrors:
-            # Each request has its own file, because one that was given up may still write.
-            path = directory / f"{time.monotonic_ns()}.gz"
-            try:
-                _fetch(f"{mirror}{name}", md5, path, min(STALL_SECONDS, max(0.0, end - time.monotonic())))
-                return path
-            # The errors of torchvision, urllib and http.client.
-            except (OSError, RuntimeError, HTTPException) as error:
-                reason = " ".join(str(error).split()).removeprefix("<urlopen error ").removesuffix(">")
+            with _time_limit(min(STALL_SECONDS, max(0.1, end - time.monotonic()))):
+                try:
+                    download_url(f"{mirror}{name}", directory, name, md5)
+                    return directory / name
+                # The errors of torchvision, urllib and http.client.
+                except (OSError, RuntimeError, HTTPException) as error:
+                    reason = " ".join(str(error).split()).removeprefix("<urlopen error ").removesuffix(">")
+                    if isinstance(error, HTTPError):
+                        error.close()
         if time.monotonic() + pause > end:
             break
         trying = f"try {number + 1} of {len(PAUSES) + 1} in {pause:g} s"
@@ -202,27 +205,15 @@ def _download(name: str, md5: str, mirrors: Sequence[str], directory: Path) -> P
     raise DownloadError(f"{name}: {reason}, tried {number} times")
 
 
-def _fetch(url: str, md5: str, path: Path, seconds: float) -> None:
-    """Download `url`; raises TimeoutError if nothing arrives for `seconds`."""
-    from torchvision.datasets.utils import download_url
-
-    def work() -> None:
-        try:
-            download_url(url, path.parent, path.name, md5)
-        except HTTPError as error:
-            error.close()
-            raise
-
-    # torchvision sets no time limit, and a lookup of a host name cannot be stopped.
-    outcome = in_thread(work)
-    size, since = -1, time.monotonic()
-    while not wait([outcome], timeout=0.05).done:
-        found = path.stat().st_size if path.exists() else 0
-        if found > size:
-            size, since = found, time.monotonic()
-        elif time.monotonic() - since > seconds:
-            raise TimeoutError(f"no answer for {seconds:.0f} seconds")
-    outcome.result()
+@contextmanager
+def _time_limit(seconds: float) -> Iterator[None]:
+    """How long new connections wait for each piece of data; torchvision has no parameter for it."""
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(seconds)
+    try:
+        yield
+    finally:
+        socket.setdefaulttimeout(before)
 
 
 # scikit-learn's digits

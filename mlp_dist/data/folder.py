@@ -10,8 +10,7 @@ import torch
 from PIL import Image
 
 from mlp_dist.console import progress
-from mlp_dist.console.hardware import num_cores
-from mlp_dist.console.process import is_main
+from mlp_dist.console.process import is_main, num_cores
 from mlp_dist.core.catalog import FOLDER_PREFIX
 from mlp_dist.core.errors import DataError, ImageError
 from mlp_dist.core.image import FORMATS, decode_image

@@ -20,8 +20,7 @@ from optuna import Study, Trial
 from optuna.trial import TrialState
 
 from mlp_dist.console import command
-from mlp_dist.console.hardware import num_cores, use_cpu
-from mlp_dist.console.process import end_with
+from mlp_dist.console.process import end_with, num_cores, use_cpu
 from mlp_dist.core.errors import TrainingError
 from mlp_dist.sweep.plan import Plan, load_plan
 from mlp_dist.sweep.study import open_study, take_trial

@@ -5,15 +5,16 @@ import ipaddress
 import os
 import select
 import socket
+import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import wait
+from concurrent.futures import Future, wait
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
-from mlp_dist.console import hardware, launcher, process, progress
+from mlp_dist.console import launcher, process, progress
 from mlp_dist.core.errors import MlpDistError, ProcessLostError, TrainingError
 
 T = TypeVar("T")
@@ -66,7 +67,6 @@ def connect(use_cpu: bool) -> "Peers":
     from torch import distributed
 
     launcher.check_number()
-    launcher.check_interfaces()
     rank, size = process.rank_and_size(use_cpu)
     missing = [0] if rank else [*range(1, size)]
 
@@ -82,7 +82,7 @@ def connect(use_cpu: bool) -> "Peers":
         problem = f"the {size} processes cannot connect at {process.address()}"
         raise TrainingError(f"{problem}: {str(error).splitlines()[0]}") from error
     PartialState(cpu=use_cpu)
-    hardware.set_threads(peers.local_size)
+    process.set_threads(peers.local_size)
     return peers
 
 
@@ -113,7 +113,16 @@ def _wait(work: Callable[[], T], size: int, missing: Sequence[int]) -> T:
 
     A thread does it, since no handler of a signal runs while the main thread waits in C++.
     """
-    outcome = process.in_thread(work)
+    outcome: Future[T] = Future()
+
+    def run() -> None:
+        try:
+            outcome.set_result(work())
+        except BaseException as error:
+            outcome.set_exception(error)
+
+    # A daemon, which never keeps this process from ending.
+    threading.Thread(target=run, daemon=True).start()
     if wait([outcome], _ANNOUNCED_AFTER).not_done:
         ranks = f" (rank {', '.join(map(str, missing))})" if missing else ""
         number = len(missing) or f"up to {size - 1}"

@@ -1,17 +1,43 @@
-"""What a training reports on the main process: lines on stdout, and its run's files."""
+"""What a training reports on the main process: lines on stdout, and the files of its run."""
 
+import math
+import platform
+from collections.abc import Sequence
 from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
 
+import numpy as np
+import torch
+from numpy.typing import ArrayLike
+
+import mlp_dist
 from mlp_dist.console import progress
 from mlp_dist.console.process import StopSignals
+from mlp_dist.core.bundle import load_bundle, save_bundle, to_probabilities
 from mlp_dist.core.errors import TrackingError
+from mlp_dist.core.io import replacing_file
+from mlp_dist.core.model import build_model, first_layer
+from mlp_dist.core.spec import BundleSpec, ImageSpec
+from mlp_dist.data.arrays import Dataset, ImageSet
+from mlp_dist.data.evaluate import model_temperature, predict
+from mlp_dist.data.scores import confident_mistakes, evaluate, probabilities
 from mlp_dist.tracking.follow import Follower, followed
-from mlp_dist.tracking.run_dir import CONFIG, RunRecord, Uploaded, write_json
-from mlp_dist.training.directories import release
+from mlp_dist.tracking.run_dir import (
+    BUNDLE,
+    CONFIG,
+    PREDICTIONS,
+    SAMPLES,
+    RunRecord,
+    Uploaded,
+    write_json,
+)
+from mlp_dist.training.checkpoint import release
 from mlp_dist.training.identity import describe
-from mlp_dist.training.outputs import write_outputs
-from mlp_dist.training.predictions import write_samples
 from mlp_dist.training.state import Record, RunContext, TrainState
+
+MAX_SHOWN = 20
+"""Images, or units of the first layer, in a picture."""
 
 
 class Report(ExitStack):
@@ -82,3 +108,118 @@ class Report(ExitStack):
         """The run's id in MLflow, once the run has ended; None if MLflow could not be reached."""
         found = Uploaded.load(self.context.output_dir)
         return found.run_id if found.key == self.record.key else None
+
+
+def write_outputs(state: TrainState, context: RunContext, record: RunRecord) -> dict[str, Any]:
+    """Runs on the main process; returns the command's result but for the run's id."""
+    data, history, best = context.data, state.history, state.history[state.kept]
+    model = build_model(context.spec).to(context.device).eval()
+    model.load_state_dict(state.best)
+    temperature = model_temperature(model, context.val_set, data.image)
+    logits = predict(model, context.test_set, data.image).cpu()
+    test = evaluate(logits.numpy(), data.test.labels.numpy(), temperature=temperature)
+    write_predictions(context.output_dir, model, logits, temperature, data)
+    figures = {"test_accuracy": test.accuracy, "test_loss": test.loss, "test_ece": test.ece}
+    _write_bundle(state, context, model.cpu(), test.temperature, figures)
+    kept = {f"best_{name}": best[name] for name in ("epoch", "val_accuracy", "val_loss")}
+    record.summary = {
+        name: value for name, value in (kept | figures).items() if value is not None and math.isfinite(value)
+    }
+    train_seconds = sum(record["train_seconds"] for record in history)
+    return {
+        "recipe": state.config.recipe,
+        "dataset": data.name,
+        "num_parameters": state.num_parameters,
+        "num_processes": context.world_size,
+        "epochs": len(history),
+        "best_epoch": best["epoch"],
+        **{name: best[name] for name in ("train_loss", "train_accuracy", "val_accuracy")},
+        **figures,
+        "test_ece_uncalibrated": test.uncalibrated_ece,
+        "temperature": test.temperature,
+        "train_seconds": round(train_seconds, 3),
+        "samples_per_second": round(len(context.train_set) * len(history) / train_seconds, 1),
+        "output_dir": str(context.output_dir),
+    }
+
+
+def _write_bundle(
+    state: TrainState,
+    context: RunContext,
+    model: torch.nn.Module,
+    temperature: float,
+    figures: dict[str, float],
+) -> None:
+    """Write the bundle, read it back, and compare its prediction with the trained model's.
+
+    The upload adds the run's id.
+    """
+    directory, data = context.output_dir / BUNDLE, context.data
+    golden = data.test[:1].images[0]
+    probabilities = to_probabilities(predict(model, golden[None], data.image), temperature)[0].tolist()
+    spec = BundleSpec(
+        model=context.spec,
+        image=data.image,
+        classes=data.classes,
+        dataset=data.name,
+        recipe=state.config.recipe,
+        run_id="",
+        metrics={"val_accuracy": state.history[state.kept]["val_accuracy"], **figures},
+        golden_probabilities=tuple(probabilities),
+        weights_sha256="",
+        versions={
+            "mlp_dist": mlp_dist.__version__,
+            "python": platform.python_version(),
+            "torch": str(torch.__version__),
+        },
+        temperature=temperature,
+        preprocess=data.preprocess,
+    )
+    save_bundle(directory, spec, model.state_dict(), golden)
+    load_bundle(directory).check_golden()
+
+
+def write_samples(directory: Path, images: ImageSet, classes: Sequence[str]) -> None:
+    """Write SAMPLES: the first `images`, uint8 (N, C, H, W), their `labels`, int64 (N,), and `classes`."""
+    part = images[:MAX_SHOWN]
+    _write(directory / SAMPLES, images=part.images, labels=part.labels, classes=list(classes))
+
+
+def write_predictions(
+    directory: Path, model: torch.nn.Module, logits: torch.Tensor, temperature: float, data: Dataset
+) -> None:
+    """Write PREDICTIONS: the test images' `logits`, float32 (N, classes), `labels`, int64 (N,), and what the
+    pictures show besides.
+
+    `temperature` is float64 (), `classes` are strings. `mistakes` are the indices, int64 (M,), of the most
+    confident mistakes, and `mistake_images` uint8 (M, C, H, W). If the first layer of `model` sees the pixels
+    of `data.image`, `weights`, float32 (U, C * H * W), are those of its units with the largest norms, `units`
+    their indices, int64 (U,), and `image` is (C, H, W).
+    """
+    scores, labels = logits.cpu().numpy(), data.test.labels.cpu().numpy()
+    mistakes = confident_mistakes(probabilities(scores, temperature), labels, MAX_SHOWN)
+    _write(
+        directory / PREDICTIONS,
+        logits=scores,
+        labels=labels,
+        temperature=temperature,
+        classes=list(data.classes),
+        mistakes=mistakes,
+        mistake_images=data.test[torch.from_numpy(mistakes)].images,
+        **_largest_units(model, data.image),
+    )
+
+
+def _largest_units(model: torch.nn.Module, image: ImageSpec) -> dict[str, ArrayLike]:
+    weights = first_layer(model)
+    if weights is None or weights.shape[1] != image.num_features:
+        return {}
+    weights = weights.float().cpu()
+    units = weights.norm(dim=1).argsort(descending=True, stable=True)[:MAX_SHOWN]
+    shape = (image.channels, image.height, image.width)
+    return {"weights": weights[units].numpy(), "units": units.numpy(), "image": shape}
+
+
+def _write(path: Path, **arrays: ArrayLike) -> None:
+    with replacing_file(path) as temporary, temporary.open("wb") as file:
+        np.savez(file, allow_pickle=False, **{name: np.asarray(array) for name, array in arrays.items()})

@@ -12,19 +12,18 @@ from pathlib import Path
 from typing import cast
 
 import torch
-from accelerate import Accelerator, PartialState
+from accelerate import Accelerator
 from accelerate.utils import GradientAccumulationPlugin
 
 from mlp_dist.config import TrainConfig
-from mlp_dist.console import hardware
+from mlp_dist.console import process
 from mlp_dist.core.catalog import CATALOG
 from mlp_dist.core.errors import CheckpointError, DataError, DownloadError, UsageError
 from mlp_dist.data.arrays import Dataset
 from mlp_dist.data.batches import usual_val_size
 from mlp_dist.data.datasets import default_data_dir, prepare_dataset, read_dataset
 from mlp_dist.training import distributed
-from mlp_dist.training.checkpoint import Checkpoint
-from mlp_dist.training.directories import find_checkpoint, new_output_dir, resumed_config
+from mlp_dist.training.checkpoint import Checkpoint, find_checkpoint, new_output_dir, resumed_config
 from mlp_dist.training.distributed import Peers
 from mlp_dist.training.trainer import Trainer
 
@@ -45,11 +44,41 @@ def start_training(
 
     Raises UsageError, CheckpointError or DataError on all processes; ProcessLostError if one has died.
     """
-    use_cpu = hardware.use_cpu()
+    use_cpu = process.use_cpu()
     _check_machine(config, use_cpu)
     peers = distributed.connect(use_cpu)
     with peers.watched():
-        return _build_trainer(config, PartialState(), peers, resume=resume, given=given, parent=parent)
+        output_dir, checkpoint = peers.on_main(lambda: find_checkpoint(config, resume=resume))
+        if checkpoint is not None:
+            config = resumed_config(checkpoint, config, given)
+        config, data = _load_data(peers, config)
+        if checkpoint is not None and checkpoint.data_digest not in ("", data.digest()):
+            raise CheckpointError(
+                f"{data.title} has changed since the run was started: resuming would mix two data sets; "
+                "leave --resume out to start a new run"
+            )
+        output_dir = output_dir or peers.on_main(lambda: new_output_dir(config))
+        config = replace(config, output_dir=output_dir)
+        accelerator = Accelerator(
+            cpu=use_cpu,
+            mixed_precision=config.mixed_precision,
+            # The launcher's settings are in `config`; Accelerate would apply them once more.
+            dynamo_backend="no",
+            gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
+        )
+        trainer = Trainer(
+            config,
+            data,
+            accelerator,
+            output_dir,
+            peers=peers,
+            checkpoint=checkpoint,
+            workers=_hardware(accelerator),
+            parent=parent,
+        )
+    if peers.rank == 0:
+        _announce(trainer, checkpoint)
+    return trainer
 
 
 def _check_machine(config: TrainConfig, use_cpu: bool) -> None:
@@ -61,46 +90,6 @@ def _check_machine(config: TrainConfig, use_cpu: bool) -> None:
             f"compile needs a C++ compiler, and {compiler} was not found: install it, set CXX to another, "
             "or leave --compile out"
         )
-
-
-def _build_trainer(
-    config: TrainConfig,
-    state: PartialState,
-    peers: Peers,
-    *,
-    resume: str,
-    given: Set[str],
-    parent: Path | None,
-) -> Trainer:
-    output_dir, checkpoint = peers.on_main(lambda: find_checkpoint(config, resume=resume))
-    if checkpoint is not None:
-        config = resumed_config(checkpoint, config, given)
-    config, data = _load_data(peers, config)
-    if checkpoint is not None:
-        _check_same_data(checkpoint, data)
-    if output_dir is None:
-        output_dir = peers.on_main(lambda: new_output_dir(config))
-    config = replace(config, output_dir=output_dir)
-    accelerator = Accelerator(
-        cpu=state.device.type == "cpu",
-        mixed_precision=config.mixed_precision,
-        # The launcher's settings are in `config`; Accelerate would apply them once more.
-        dynamo_backend="no",
-        gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
-    )
-    trainer = Trainer(
-        config,
-        data,
-        accelerator,
-        output_dir,
-        peers=peers,
-        checkpoint=checkpoint,
-        workers=_hardware(accelerator),
-        parent=parent,
-    )
-    if state.is_main_process:
-        _announce(trainer, checkpoint)
-    return trainer
 
 
 def _load_data(peers: Peers, config: TrainConfig) -> tuple[TrainConfig, Dataset]:
@@ -152,60 +141,42 @@ def _read_in_turn(peers: Peers, config: TrainConfig) -> Dataset | DataError:
 
 
 def _read(config: TrainConfig) -> Dataset | DataError:
-    data_dir = config.data_dir or default_data_dir()
+    data_dir, size = config.data_dir or default_data_dir(), config.image_size
     try:
         prepare_dataset(config.dataset, data_dir)
-        return read_dataset(
-            config.dataset,
-            data_dir,
-            image_size=config.image_size,
-            skip_bad_images=config.skip_bad_images,
-        )
+        return read_dataset(config.dataset, data_dir, image_size=size, skip_bad_images=config.skip_bad_images)
     except DataError as error:
         return error
 
 
-def _check_same_data(checkpoint: Checkpoint, data: Dataset) -> None:
-    if checkpoint.data_digest not in ("", data.digest()):
-        raise CheckpointError(
-            f"{data.title} has changed since the run was started: resuming would mix two data sets; "
-            "leave --resume out to start a new run"
-        )
-
-
 def _hardware(accelerator: Accelerator) -> str:
     number, device, threads = accelerator.num_processes, accelerator.device, torch.get_num_threads()
-    kind = "CPU" if device.type == "cpu" else torch.cuda.get_device_name(device)
-    hardware = f"{number} {kind} process{'es' * (number > 1)}"
-    if device.type == "cpu":
-        hardware += f" of {threads} thread{'s' * (threads > 1)}"
-    return hardware
+    is_cpu, processes = device.type == "cpu", f"process{'es' * (number > 1)}"
+    kind = "CPU" if is_cpu else torch.cuda.get_device_name(device)
+    each = f" of {threads} thread{'s' * (threads > 1)}" if is_cpu else ""
+    return f"{number} {kind} {processes}{each}"
 
 
 def _announce(trainer: Trainer, checkpoint: Checkpoint | None) -> None:
-    config, context, num_parameters = trainer.state.config, trainer.context, trainer.state.num_parameters
-    data, workers = context.data, context.workers
-    if context.world_size > 1 and not torch.cuda.is_available():
-        workers += " (there is no GPU)"
-    print(
-        f"{data.title}: {len(context.train_set):,} training, {len(context.val_set):,} validation and "
-        f"{len(data.test):,} test images\n"
-        f"{config.recipe}: {context.spec}, {num_parameters:,} parameters, "
+    config, context = trainer.state.config, trainer.context
+    no_gpu = " (there is no GPU)" if context.world_size > 1 and not torch.cuda.is_available() else ""
+    lines = [
+        f"{context.data.title}: {len(context.train_set):,} training, {len(context.val_set):,} validation and "
+        f"{len(context.test_set):,} test images",
+        f"{config.recipe}: {context.spec}, {trainer.state.num_parameters:,} parameters, "
         f"{config.optimizer} at {config.lr:g}, global batch {config.batch_size}, seed {config.seed}, "
-        f"gradients in {config.gradient_dtype}, matmul precision {context.matmul_precision}\n"
-        f"training on {workers} in {context.output_dir}",
-        flush=True,
-    )
+        f"gradients in {config.gradient_dtype}, matmul precision {context.matmul_precision}",
+        f"training on {context.workers}{no_gpu} in {context.output_dir}",
+    ]
     if checkpoint is not None:
-        print(f"resumed after {checkpoint.progress} of {config.epochs}", flush=True)
+        lines.append(f"resumed after {checkpoint.progress} of {config.epochs}")
         if checkpoint.workers not in ("", context.workers):
-            print(
+            lines.append(
                 f"the run was on {checkpoint.workers}: its weights will equal those of an uninterrupted run "
-                "up to rounding, not bit for bit",
-                flush=True,
+                "up to rounding, not bit for bit"
             )
     if not len(context.val_set):
-        print(
-            "no validation images: the last epoch's weights are kept, and probabilities are not calibrated",
-            flush=True,
+        lines.append(
+            "no validation images: the last epoch's weights are kept, and probabilities are not calibrated"
         )
+    print("\n".join(lines), flush=True)

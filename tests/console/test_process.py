@@ -6,9 +6,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
-from mlp_dist.console.hardware import num_cores
-from mlp_dist.console.process import STOP_SIGNALS, Interrupted, StopSignals, launch_command
+from mlp_dist.console.process import (
+    STOP_SIGNALS,
+    Interrupted,
+    StopSignals,
+    launch_command,
+    num_cores,
+    use_cpu,
+)
+from mlp_dist.core.errors import UsageError
 from tests.helpers.launching import run
 
 CORES = num_cores()
@@ -93,6 +101,20 @@ def test_launch_command_starts_the_same_number_of_processes(monkeypatch: pytest.
     assert launch_command() == command
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
     assert launch_command() == f"ACCELERATE_USE_CPU=true {command}"
+
+
+def test_cpu_is_used_if_chosen_or_without_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    assert not use_cpu()
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    with pytest.raises(UsageError, match="4 processes on this machine, but it has 1 GPU; start 1 with"):
+        use_cpu()
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "True")
+    assert use_cpu()
+    monkeypatch.delenv("ACCELERATE_USE_CPU")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert use_cpu()
 
 
 # Signals

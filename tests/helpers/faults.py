@@ -55,7 +55,7 @@ MOMENTS: dict[str, dict[str, tuple[int, int]]] = {
         "torch:save": (1, 3),
         "os:replace": FIRST,
         "os:fsync": (1, 4),
-        "mlp_dist.training.outputs:write_predictions": FIRST,
+        "mlp_dist.training.report:write_predictions": FIRST,
         "mlp_dist.tracking.run_dir:RunRecord.save": FIRST,
         "mlp_dist.tracking.follow:Follower.wait": FIRST,
     },

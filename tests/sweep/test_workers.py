@@ -9,7 +9,7 @@ import torch
 from optuna import Study, Trial
 from optuna.trial import FrozenTrial, TrialState
 
-from mlp_dist.console.hardware import num_cores
+from mlp_dist.console.process import num_cores
 from mlp_dist.sweep import worker
 from mlp_dist.sweep.plan import Plan, new_plan
 from mlp_dist.sweep.study import open_study, take_trial

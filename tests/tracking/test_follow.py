@@ -18,7 +18,7 @@ import psutil
 import pytest
 import torch
 
-from mlp_dist.console.hardware import num_cores
+from mlp_dist.console.process import num_cores
 from mlp_dist.tracking.follow import PATIENCE, Follower, followed
 from mlp_dist.tracking.run_dir import FINISHED, RunRecord, Uploaded
 from mlp_dist.tracking.upload import sync

@@ -6,8 +6,15 @@ import pytest
 from mlp_dist.config import TrainConfig
 from mlp_dist.core.errors import UsageError
 from mlp_dist.tracking.run_dir import PLAN
-from mlp_dist.training.checkpoint import METRICS, Checkpoint, save_checkpoint
-from mlp_dist.training.directories import find_checkpoint, new_output_dir, release, resumed_config
+from mlp_dist.training.checkpoint import (
+    METRICS,
+    Checkpoint,
+    find_checkpoint,
+    new_output_dir,
+    release,
+    resumed_config,
+    save_checkpoint,
+)
 
 CONFIG = TrainConfig(
     recipe="small",

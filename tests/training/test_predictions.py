@@ -10,7 +10,7 @@ from mlp_dist.core.spec import ModelSpec
 from mlp_dist.data.arrays import Dataset, ImageSet
 from mlp_dist.data.batches import generator
 from mlp_dist.data.evaluate import predict
-from mlp_dist.training.predictions import MAX_SHOWN, write_predictions, write_samples
+from mlp_dist.training.report import MAX_SHOWN, write_predictions, write_samples
 
 
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
