@@ -114,6 +114,7 @@ def parse() -> argparse.Namespace:
 def main() -> None:
     args = parse()
     process.set_threads()
+    process.keep_freed_memory()
     kind = platform.machine() if process.use_cpu() else torch.cuda.get_device_name()
     print(f"{args.seeds} seeds, {kind}, {os.cpu_count()} cores, torch {torch.__version__}")
     print(COLUMNS.format("recipe", "epochs", "published", "test accuracy", "difference", "holds", "s/epoch"))

@@ -83,6 +83,7 @@ def connect(use_cpu: bool) -> "Peers":
         raise TrainingError(f"{problem}: {str(error).splitlines()[0]}") from error
     PartialState(cpu=use_cpu)
     process.set_threads(peers.local_size)
+    process.keep_freed_memory()
     return peers
 
 

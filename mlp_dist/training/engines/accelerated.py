@@ -153,20 +153,19 @@ class Dropout:
         """
         # The parts of an accumulated batch share its draws.
         if self._drawn_for != (step, batch_size):
-            self._drawn = [
-                self._uniform(step, layer, batch_size, mask) for layer, mask in enumerate(self._masks)
-            ]
+            self._drawn = [self._draw(step, batch_size, layer) for layer in range(len(self._masks))]
             self._drawn_for = (step, batch_size)
-        masks = [(drawn[positions] >= self.p).float().mul_(1 / (1 - self.p)) for drawn in self._drawn]
-        for mask, values in zip(self._masks, masks, strict=True):
+        chosen = [drawn[positions] for drawn in self._drawn]
+        for mask, values in zip(self._masks, chosen, strict=True):
             mask.values = values
-        return masks
+        return chosen
 
-    def _uniform(self, step: int, layer: int, batch_size: int, mask: "_Mask") -> torch.Tensor:
-        source = generator(self.seed, DROPOUT, step, layer)
+    def _draw(self, step: int, batch_size: int, layer: int) -> torch.Tensor:
+        mask, source = self._masks[layer], generator(self.seed, DROPOUT, step, layer)
         if mask.device.type != "cpu":
             source = torch.Generator(mask.device).manual_seed(source.initial_seed())
-        return torch.rand(batch_size, *mask.shape, generator=source, device=mask.device)
+        drawn = torch.rand(batch_size, *mask.shape, generator=source, device=mask.device)
+        return drawn.ge_(self.p).mul_(1 / (1 - self.p))
 
 
 class _Mask:

@@ -14,6 +14,7 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 from torch.nn import functional
+from torch.optim.swa_utils import AveragedModel
 
 from mlp_dist.config import TrainConfig
 from mlp_dist.data.arrays import ImageSet
@@ -111,7 +112,7 @@ class CPUEngine:
                 self._backward(outputs, target, buffers, scale=self._update.scale(size, rate))
                 self._update_from(x, buffers, rate)
                 if self.state.average is not None:
-                    self.state.average.update_parameters(self.state.model)
+                    self._update_average(self.state.average)
         self._update.finish()
         smoothing = self.state.config.label_smoothing
         losses = functional.cross_entropy(logits, labels, reduction="none", label_smoothing=smoothing)
@@ -177,6 +178,15 @@ class CPUEngine:
             self._update.add(layer, before, buffers.derivatives[layer])
         self._products.use(True)
         self._update.step(rate)
+
+    def _update_average(self, average: AveragedModel) -> None:
+        """AveragedModel.update_parameters, which takes 0.1 ms to group the parameters at each step."""
+        if average.n_averaged == 0 or average.multi_avg_fn is None:
+            average.update_parameters(self.state.model)
+        else:
+            averaged, current = (tuple(each.parameters()) for each in (average.module, self.state.model))
+            average.multi_avg_fn(averaged, current, average.n_averaged)
+            average.n_averaged += 1
 
 
 def _set_fields(config: TrainConfig) -> set[str]:
