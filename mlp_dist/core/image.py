@@ -11,7 +11,6 @@ from functools import lru_cache
 from itertools import compress
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from PIL.TiffImagePlugin import TiffImageFile
@@ -39,13 +38,22 @@ _UNSUPPORTED = (
     ("a video", b"ftyp", 4),
     *(("PDF", b"%PDF", 0), ("SVG", b"<svg", 0), ("XML", b"<?xml", 0), ("ZIP", b"PK\3\4", 0)),
     *(("HTML", beginning, 0) for beginning in (b"<!DOCTYPE html", b"<html")),
-    *(("JPEG XL", b"\xff\x0a", 0), ("JPEG XL", b"JXL ", 4)),
+    *(("JPEG XL", b"\xff\x0a", 0), ("JPEG XL", b"JXL ", 4), ("gzip", b"\x1f\x8b", 0)),
+    *(("a URL", scheme, 0) for scheme in (b"http://", b"https://")),
+    ("a Git LFS pointer", b"version https://git-lfs", 0),
 )
-"""Other file formats: name, magic bytes, and their offset."""
+"""Other content: name, magic bytes, and their offset."""
 
 _TIFF = (b"II*\0", b"MM\0*")
 
 _SAVE_OTHERWISE = "; save it as PNG or JPEG"
+
+_INSTEAD = {
+    "gzip": "; send it uncompressed, without Content-Encoding",
+    "a URL": "; nothing is downloaded: send the image itself",
+    "a Git LFS pointer": "; get the file itself: git lfs pull",
+}
+"""What to do about content that is not an image; otherwise _SAVE_OTHERWISE."""
 
 
 @dataclass(frozen=True)
@@ -112,31 +120,11 @@ def num_pixels(data: bytes) -> int:
         return 0
 
 
-def decode_images(
-    files: Sequence[bytes], spec: ImageSpec, reading: Reading = DEFAULT_READING
-) -> tuple[torch.Tensor, dict[int, ImageError]]:
-    """Decode files to uint8 pixels (N, C, H, W), as `decode_image` does.
+def decode_plain(files: Sequence[bytes], spec: ImageSpec, reading: Reading) -> tuple[list[int], torch.Tensor]:
+    """Indices and uint8 pixels (N, C, H, W) of the files that `read_plain` reads and that need no framing.
 
-    Also returns its errors by index; the pixels of these images are 0.
+    The pixels are those of `decode_image`, which takes several times as long.
     """
-    indices, plain = _decode_plain(files, spec, reading)
-    if len(indices) == len(files):
-        return torch.from_numpy(plain), {}
-    pixels = np.zeros((len(files), spec.channels, spec.height, spec.width), np.uint8)
-    pixels[indices] = plain
-    errors = {}
-    for index in set(range(len(files))).difference(indices):
-        try:
-            pixels[index] = decode_image(files[index], spec, reading).numpy()
-        except ImageError as error:
-            errors[index] = error
-    return torch.from_numpy(pixels), errors
-
-
-def _decode_plain(
-    files: Sequence[bytes], spec: ImageSpec, reading: Reading
-) -> tuple[list[int], npt.NDArray[np.uint8]]:
-    """Indices and pixels (N, C, H, W) of the files that `read_plain` reads and that need no framing."""
     images = {index: image for index, data in enumerate(files) if (image := read_plain(data, spec))}
     stored = bytearray().join(image.tobytes() for image in images.values())
     array = np.frombuffer(stored, np.uint8).reshape(-1, spec.height, spec.width, spec.channels)
@@ -145,7 +133,7 @@ def _decode_plain(
         framed = are_framed(array[..., 0]) if spec.channels == 1 else [False] * len(array)
         if not all(framed):
             indices, array = list(compress(indices, framed)), array[framed]
-    return indices, array.transpose(0, 3, 1, 2)
+    return indices, torch.from_numpy(array.transpose(0, 3, 1, 2))
 
 
 def _check_size(image: Image.Image, data: bytes) -> None:
@@ -163,16 +151,23 @@ def _check_size(image: Image.Image, data: bytes) -> None:
             )
 
 
-def _unidentified(data: bytes) -> ImageError:
-    message = f"{len(data)} bytes are not a {_listed(FORMATS)} image"
+def check_format(data: bytes) -> None:
+    """Raise UnsupportedFormatError if `data` begins like a known format that is not supported."""
     for name, magic, position in _UNSUPPORTED:
         if data.startswith(magic, position) or data[:64].lstrip().startswith(magic):
-            return UnsupportedFormatError(f"{message} but {name}{_SAVE_OTHERWISE}")
+            instead = _INSTEAD.get(name, _SAVE_OTHERWISE)
+            raise UnsupportedFormatError(
+                f"{len(data)} bytes are not a {_listed(FORMATS)} image but {name}{instead}"
+            )
+
+
+def _unidentified(data: bytes) -> ImageError:
+    check_format(data)
     if data.startswith(_TIFF):
         return ImageError(
             f"the image is damaged: a TIFF without its pixels, or of a rare kind{_SAVE_OTHERWISE}"
         )
-    return ImageError(f"{message} (they start with {data[:8]!r})")
+    return ImageError(f"{len(data)} bytes are not a {_listed(FORMATS)} image (they start with {data[:8]!r})")
 
 
 def to_pixels(image: Image.Image, spec: ImageSpec, reading: Reading = DEFAULT_READING) -> torch.Tensor:

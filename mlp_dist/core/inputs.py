@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from mlp_dist.core.errors import ImageError
-from mlp_dist.core.image import DEFAULT_READING, Reading, decode_image, normalize, to_pixels
+from mlp_dist.core.image import DEFAULT_READING, Reading, check_format, decode_image, normalize, to_pixels
 from mlp_dist.core.spec import AUTO, ImageSpec
 
 OneOrBatch = str | Path | bytes | Image.Image | np.ndarray | torch.Tensor
@@ -55,6 +55,7 @@ def decode_text(text: str | bytes, where: str) -> bytes:
     try:
         return base64.b64decode(packed + b"=" * (-len(packed) % 4), validate=True)
     except (binascii.Error, ValueError) as error:
+        check_format(encoded)
         raise ImageError(f"{where} is not base64 ({error}): it starts with {start}") from error
 
 
@@ -77,13 +78,17 @@ def read_images(part: Any, spec: ImageSpec, reading: Reading = DEFAULT_READING) 
         # A lazily opened PIL image is decoded here, and damaged ones raise various exceptions.
         except Exception as error:
             raise ImageError(f"the image is damaged: {error}") from error
-    if isinstance(part, np.ndarray):
-        part = _tensor(part)
-    if isinstance(part, torch.Tensor):
-        return _converted(_as_batch(_checked(part), spec), spec, reading)
+    if isinstance(part, np.ndarray | torch.Tensor):
+        return convert(as_batch(part, spec), spec, reading)
     raise ImageError(
         f"{type(part).__name__} is not an image; give a path, bytes, a PIL image, an array or a tensor"
     )
+
+
+def as_batch(images: np.ndarray | torch.Tensor, spec: ImageSpec) -> torch.Tensor:
+    """Images of any size, before `convert`: (N, C, H, W), uint8 or float32 from 0 to 1. Raises ImageError."""
+    tensor = _tensor(images) if isinstance(images, np.ndarray) else images
+    return _with_four_dimensions(_checked(tensor), spec)
 
 
 def _tensor(array: np.ndarray) -> torch.Tensor:
@@ -123,7 +128,7 @@ def _checked(values: torch.Tensor) -> torch.Tensor:
     return wide.to(torch.float32).clamp_(0, 1) if floating else wide.to(torch.uint8)
 
 
-def _as_batch(values: torch.Tensor, spec: ImageSpec) -> torch.Tensor:
+def _with_four_dimensions(values: torch.Tensor, spec: ImageSpec) -> torch.Tensor:
     """(N, C, H, W); C, H and W may differ from the spec."""
     shape, wanted = tuple(values.shape), (spec.channels, spec.height, spec.width)
     if len(shape) in (1, 2) and shape[-1] == spec.num_features:
@@ -159,10 +164,13 @@ def _as_batch_of_planes(values: torch.Tensor, spec: ImageSpec) -> torch.Tensor:
     )
 
 
-def _converted(batch: torch.Tensor, spec: ImageSpec, reading: Reading) -> torch.Tensor:
-    """Convert other sizes and colors, and frame digits, as for image files, in 8 bits."""
-    has_own_size = batch.shape[1:] == (spec.channels, spec.height, spec.width)
-    if has_own_size and reading.preprocess != AUTO:
+def needs_conversion(batch: torch.Tensor, spec: ImageSpec, reading: Reading) -> bool:
+    return reading.preprocess == AUTO or batch.shape[1:] != (spec.channels, spec.height, spec.width)
+
+
+def convert(batch: torch.Tensor, spec: ImageSpec, reading: Reading) -> torch.Tensor:
+    """Convert other sizes and colors, and frame digits, as for image files, in 8 bits. Raises ImageError."""
+    if not needs_conversion(batch, spec, reading):
         return batch
     pixels = batch if batch.dtype == torch.uint8 else (batch * 255).round().to(torch.uint8)
     arrays = pixels.permute(0, 2, 3, 1).contiguous().numpy()
@@ -173,4 +181,4 @@ def _converted(batch: torch.Tensor, spec: ImageSpec, reading: Reading) -> torch.
         ]
     )
     # Without a change, return the batch in its own precision.
-    return batch if has_own_size and torch.equal(read, pixels) else read
+    return batch if read.shape == pixels.shape and torch.equal(read, pixels) else read

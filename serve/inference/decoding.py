@@ -1,97 +1,130 @@
 """Images of a batch of requests -> pixels for the model."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+import os
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import zip_longest
 
 import torch
 
 from mlp_dist.core.bundle import Bundle
-from mlp_dist.core.errors import ImageError, ImageTooLargeError
-from mlp_dist.core.image import MAX_PIXELS, decode_image, decode_images, num_pixels
-from mlp_dist.core.inputs import read_images
+from mlp_dist.core.errors import ImageError
+from mlp_dist.core.image import decode_image, decode_plain, num_pixels
+from mlp_dist.core.inputs import as_batch, convert, needs_conversion
+from serve.inference.limits import Budget, RequestError, check_num_images, late_error
 from serve.inference.payload import Array
 from serve.inference.protocol import PLAIN, Request
-from serve.inference.request_errors import RequestError, check_num_images
 
-MAX_REQUEST_PIXELS = 4 * MAX_PIXELS
-"""Pixels of all files of one request. Other requests wait while they are decoded."""
-
-
-@dataclass(frozen=True)
-class Pixels:
-    """`images` (N, C, H, W), uint8 or float32 from 0 to 1. With `many` the response is a list."""
-
-    images: torch.Tensor
-    many: bool
+_SMALL_PIXELS = 2**20
+"""A request with one image of at most this size is answered however long others take."""
 
 
-@dataclass
-class DecodedBatch:
-    """`images` of several requests. `shares` maps a request's position to (number of images, many), in the
-    order of the images; `errors` holds the requests without images.
-    """
+class Job:
+    """A request's images, which are read one by one: files, and arrays (N, C, H, W)."""
 
-    images: torch.Tensor
-    shares: dict[int, tuple[int, bool]] = field(default_factory=dict)
-    errors: dict[int, ImageError] = field(default_factory=dict)
-
-
-def read_batch(requests: Mapping[int, Request], bundle: Bundle) -> DecodedBatch:
-    """Decode requests with a single file together, since most are, and the others one by one."""
-    files = {key: part for key, request in requests.items() if (part := request.only_file) is not None}
-    images, errors = decode_images(list(files.values()), bundle.spec.image, bundle.reading())
-    batch = DecodedBatch(images)
-    for place, key in enumerate(files):
-        if place in errors:
-            batch.errors[key] = errors[place]
-        else:
-            batch.shares[key] = 1, False
-    read = [images[[place for place in range(len(files)) if place not in errors]] if errors else images]
-    for key, request in requests.items():
-        if key not in files:
-            try:
-                pixels = read_pixels(request, bundle)
-            except ImageError as error:
-                batch.errors[key] = error
-            else:
-                read.append(pixels.images)
-                batch.shares[key] = len(pixels.images), pixels.many
-    batch.images = _concatenated(read)
-    return batch
-
-
-def read_pixels(request: Request, bundle: Bundle) -> Pixels:
-    """Decode one request. Raises ImageError; for one of several images it names the image."""
-    spec = bundle.spec.image
-    arrays = [part for part in request.parts if isinstance(part, Array)]
-    files = [part for part in request.parts if isinstance(part, bytes)]
-    check_num_images(len(files) + sum(part.num_images(spec) for part in arrays))
-    total = sum(map(num_pixels, files)) if len(files) > 1 else 0
-    if total > MAX_REQUEST_PIXELS:
-        raise ImageTooLargeError(
-            f"the request's images have {total} pixels in total; send at most {MAX_REQUEST_PIXELS}"
-        )
-    reading = bundle.reading(request.options.get("preprocess"), request.options.get("background"))
-    many = request.protocol != PLAIN or len(request.parts) > 1
-    read = []
-    for number, part in enumerate(request.parts):
-        try:
+    def __init__(self, request: Request, bundle: Bundle) -> None:
+        """Raises ImageError for unknown options, arrays that hold no images, and too many images."""
+        self.request, self.seconds = request, 0.0
+        self.spec = bundle.spec.image
+        self.reading = bundle.reading(request.options.get("preprocess"), request.options.get("background"))
+        request.many = request.protocol != PLAIN or len(request.parts) > 1
+        self.images: list[bytes | torch.Tensor] = []
+        for part in request.parts:
             if isinstance(part, Array):
-                many = many or part.is_batch(spec)
-                images = read_images(part.values, spec, reading)
-                if part.one and len(images) > 1:
-                    raise RequestError(f"{part.where} holds {len(images)} images; send one each")
-                read.append(images)
+                self._add(part)
             else:
-                read.append(decode_image(part, spec, reading)[None])
+                self.images.append(part)
+        check_num_images(sum(1 if isinstance(image, bytes) else len(image) for image in self.images))
+        self.read: list[torch.Tensor | None] = [None] * len(self.images)
+
+    def _add(self, array: Array) -> None:
+        self.request.many |= array.is_batch(self.spec)
+        batch = as_batch(array.values, self.spec)
+        if array.one and len(batch) > 1:
+            raise RequestError(f"{array.where} holds {len(batch)} images; send one each")
+        self.images += torch.split(batch, 1) if needs_conversion(batch, self.spec, self.reading) else [batch]
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Orders jobs by the time that they may take."""
+        return len(self.images), sum(len(image) for image in self.images if isinstance(image, bytes))
+
+    @property
+    def is_small(self) -> bool:
+        [image, *others] = self.images
+        pixels = num_pixels(image) if isinstance(image, bytes) else image[0, 0].numel()
+        return not others and pixels <= _SMALL_PIXELS
+
+    def read_image(self, place: int, budget: Budget) -> None:
+        """Fill in `read[place]`, or the request's error, unless there is an error or no time."""
+        if self.request.error is not None or (budget.is_spent and not self.is_small):
+            return
+        image, started = self.images[place], time.monotonic()
+        try:
+            if isinstance(image, bytes):
+                self.read[place] = decode_image(image, self.spec, self.reading)[None]
+            else:
+                self.read[place] = convert(image, self.spec, self.reading)
         except ImageError as error:
-            if len(request.parts) == 1:
-                raise
-            raise type(error)(f"image {number}: {error}") from error
-    return Pixels(_concatenated(read), many)
+            several = len(self.images) > 1
+            self.request.error = type(error)(f"image {place}: {error}") if several else error
+        self.seconds += time.monotonic() - started
+
+    def finish(self, num_threads: int) -> None:
+        """Give the request its pixels, or an error if there was no time for all of them."""
+        done = [image for image in self.read if image is not None]
+        if self.request.error is None and len(done) < len(self.read):
+            self.request.error = late_error(len(self.read), len(done), self.seconds / num_threads)
+        elif self.request.error is None:
+            self.request.pixels = concatenated(done)
 
 
-def _concatenated(batches: Sequence[torch.Tensor]) -> torch.Tensor:
+class Decoder:
+    """Decodes in as many threads as this process may use cores: Pillow and OpenCV release the GIL."""
+
+    def __init__(self, bundle: Bundle) -> None:
+        self.bundle = bundle
+        self.num_threads = len(os.sched_getaffinity(0))
+        self.pool = ThreadPoolExecutor(self.num_threads)
+
+    def decode(self, requests: Sequence[Request], budget: Budget) -> None:
+        """Set the `pixels` and `many` of each request, or its `error`."""
+        files = [request for request in requests if request.only_file is not None]
+        plain, pixels = decode_plain(
+            [request.only_file or b"" for request in files], self.bundle.spec.image, self.bundle.reading()
+        )
+        for number, place in enumerate(plain):
+            files[place].pixels = pixels[number : number + 1]
+        jobs = []
+        for request in requests:
+            if request.pixels is None:
+                try:
+                    jobs.append(Job(request, self.bundle))
+                except ImageError as error:
+                    request.error = error
+        if jobs:
+            self._run(sorted(jobs, key=lambda job: job.size), budget)
+
+    def _run(self, jobs: Sequence[Job], budget: Budget) -> None:
+        """The first images of all jobs, then the second ones, ..., so that none waits for another's many."""
+        rounds = zip_longest(*([(job, place) for place in range(len(job.images))] for job in jobs))
+        tasks = iter([task for each in rounds for task in each if task is not None])
+
+        def work() -> None:
+            for job, place in tasks:
+                job.read_image(place, budget)
+
+        num_helpers = min(self.num_threads, sum(len(job.images) for job in jobs)) - 1
+        helpers = [self.pool.submit(work) for _ in range(num_helpers)]
+        work()
+        for helper in helpers:
+            helper.result()
+        for job in jobs:
+            job.finish(self.num_threads)
+
+
+def concatenated(batches: Sequence[torch.Tensor]) -> torch.Tensor:
     """Batches (N, C, H, W), uint8 or float32 from 0 to 1, as one: uint8 only if all are."""
     if any(each.is_floating_point() for each in batches):
         batches = [each if each.is_floating_point() else each.float().div(255) for each in batches]

@@ -5,16 +5,14 @@ which is imported at the first explanation.
 """
 
 import base64
+import time
 from typing import Any
 
 import torch
 
 from mlp_dist.core.bundle import Bundle, to_probabilities
 from mlp_dist.core.image import encode_png, normalize
-from serve.inference.request_errors import NotInstalledError, TooManyImagesError
-
-MAX_EXPLAINED = 32
-"""Images per request: each takes as long as some hundred predictions, while other requests wait."""
+from serve.inference.limits import Budget, NotInstalledError, late_error
 
 STEPS = 200
 """Integration steps. The gradient of a ReLU network is piecewise constant along the path, so the midpoint
@@ -28,7 +26,7 @@ _HEAT_MAP_SIZE = 280
 _RED, _BLUE = (230, 30, 30), (40, 90, 255)
 
 
-def explain(bundle: Bundle, pixels: torch.Tensor) -> list[dict[str, Any]]:
+def explain(bundle: Bundle, pixels: torch.Tensor, budget: Budget) -> list[dict[str, Any]]:
     """Attribute the logit of the most probable class to the pixels of each image.
 
     `pixels` are (N, C, H, W), uint8 or float32 from 0 to 1.
@@ -41,10 +39,8 @@ def explain(bundle: Bundle, pixels: torch.Tensor) -> list[dict[str, Any]]:
     sum up to logit - baseline_logit + convergence_delta. The last two are PNGs as data URLs: the pixels, and
     red where they raise the logit and blue where they lower it.
 
-    Raises NotInstalledError without Captum, and TooManyImagesError.
+    Raises NotInstalledError without Captum, and an ImageError if there is no time for more than the first.
     """
-    if len(pixels) > MAX_EXPLAINED:
-        raise TooManyImagesError(f"{len(pixels)} images to explain; send at most {MAX_EXPLAINED}")
     spec = bundle.spec
     # The caller may be in inference mode, where tensors have no gradients.
     with torch.inference_mode(False), torch.enable_grad():
@@ -55,7 +51,7 @@ def explain(bundle: Bundle, pixels: torch.Tensor) -> list[dict[str, Any]]:
             logits, baseline_logits = bundle.model(inputs), bundle.model(baseline)[0].tolist()
         probabilities = to_probabilities(logits, spec.temperature).tolist()
         targets = logits.argmax(dim=1).tolist()
-        attributions = _integrated_gradients(bundle, inputs, baseline, targets)
+        attributions = _integrated_gradients(bundle, inputs, baseline, targets, budget)
     return [
         {
             "class": spec.classes[number],
@@ -72,7 +68,7 @@ def explain(bundle: Bundle, pixels: torch.Tensor) -> list[dict[str, Any]]:
 
 
 def _integrated_gradients(
-    bundle: Bundle, inputs: torch.Tensor, baseline: torch.Tensor, targets: list[int]
+    bundle: Bundle, inputs: torch.Tensor, baseline: torch.Tensor, targets: list[int], budget: Budget
 ) -> torch.Tensor:
     """Attributions (N, C, H, W), float32, of normalized inputs (N, features)."""
     try:
@@ -82,17 +78,21 @@ def _integrated_gradients(
             "explanations need Captum on the server: pip install captum, then restart it"
         ) from error
     method, image = IntegratedGradients(bundle.model), bundle.spec.image
-    rows = [
-        method.attribute(
-            row[None],
-            baseline,
-            target=target,
-            n_steps=STEPS,
-            method="riemann_middle",
-            internal_batch_size=max(1, _MAX_INPUTS // image.num_features),
+    rows: list[torch.Tensor] = []
+    started = time.monotonic()
+    for row, target in zip(inputs, targets, strict=True):
+        if rows and budget.is_spent:
+            raise late_error(len(inputs), len(rows), time.monotonic() - started)
+        rows.append(
+            method.attribute(
+                row[None],
+                baseline,
+                target=target,
+                n_steps=STEPS,
+                method="riemann_middle",
+                internal_batch_size=max(1, _MAX_INPUTS // image.num_features),
+            )
         )
-        for row, target in zip(inputs, targets, strict=True)
-    ]
     return torch.cat(rows).detach().cpu().view(-1, image.channels, image.height, image.width)
 
 

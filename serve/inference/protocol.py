@@ -1,32 +1,46 @@
-"""Requests and responses: plain, KServe v1 ({"instances": [...]}) and KServe v2 ({"inputs": [...]}).
+"""Requests: plain, KServe v1 ({"instances": [...]}) and KServe v2 ({"inputs": [...]}).
 
 A request is one entry of TorchServe's batch. An image is a file, sent as the body or as a form field, or
-text or JSON with base64, data URLs or arrays.
+text or JSON with base64, data URLs or arrays. Tensors of v2 may follow the JSON as bytes.
 """
 
 import json
-import re
 from codecs import BOM_UTF8
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
+from io import BytesIO
 from typing import Any
 
-from mlp_dist.core.errors import ImageError
-from serve.inference.payload import Array, check_shape, decode_text, from_lists, from_tensor, is_text
-from serve.inference.request_errors import RequestError, check_num_images
+import torch
 
-IMAGE_FIELDS = ("data", "body", "image", "file", "b64", "image_bytes", "bytes")
+from mlp_dist.core.errors import ImageError, ImageTooLargeError, UnsupportedFormatError
+from serve.inference.limits import MAX_NUMBERS, RequestError, check_num_images
+from serve.inference.payload import (
+    Array,
+    decode_text,
+    from_lists,
+    from_tensor,
+    full_shape,
+    holds_image,
+    is_binary,
+    is_text,
+    texts,
+    unpack,
+)
+
+IMAGE_FIELDS = ("data", "body", "composite", "image", "file", "b64", "image_bytes", "bytes")
 """Field names of an image in a form or JSON object, by precedence. A single field may have any name."""
 
-OPTIONS = ("top_k", "preprocess", "background")
+OPTIONS = {"top_k": "x-top-k", "preprocess": "x-preprocess", "background": "x-background"}
+"""Form fields and JSON keys, and their headers."""
 
 PLAIN, V1, V2 = "plain", "v1", "v2"
 
-_DIGITS = 6
-"""Decimal places of a probability."""
+OUTPUTS = ("labels", "probabilities")
+"""The tensors of a v2 response."""
 
-_NON_TEXT = re.compile(rb"[^\t\n\r\x20-\x7e]")
+BINARY_HEADER = "Inference-Header-Content-Length"
+"""The length of the JSON before the tensors' bytes, of a v2 request and response."""
 
 _MAX_DEPTH = 4
 """Nesting of the objects around an image. {"data": {"b64": ...}} is common."""
@@ -34,37 +48,82 @@ _MAX_DEPTH = 4
 
 @dataclass
 class Request:
-    """`parts` are image files and arrays of images. Of the `options`, only top_k is validated."""
+    """`parts` are image files and arrays of images. Of the `options`, only top_k is validated.
 
-    parts: list[bytes | Array]
+    `outputs` maps the tensors of a v2 response to whether they are sent as bytes. With `explain` an
+    explanation is asked for. Decoding sets `pixels`, (N, C, H, W), uint8 or float32 from 0 to 1, and `many`:
+    the response is then a list. At the end there is a `response` or an `error`.
+    """
+
+    parts: list[bytes | Array] = field(default_factory=list)
     protocol: str = PLAIN
     request_id: str | None = None
     options: dict[str, Any] = field(default_factory=dict)
+    outputs: dict[str, bool] = field(default_factory=dict)
+    explain: bool = False
+    pixels: torch.Tensor | None = None
+    many: bool = False
+    error: ImageError | None = None
+    response: bytes = b""
+    response_headers: dict[str, str] = field(default_factory=dict)
 
     @property
     def only_file(self) -> bytes | None:
         """The image file of a plain request with one file and no options, else None."""
-        part = self.parts[0]
-        alone = len(self.parts) == 1 and self.protocol == PLAIN and not self.options
-        return part if alone and isinstance(part, bytes) else None
+        if len(self.parts) != 1 or self.protocol != PLAIN or self.options:
+            return None
+        return self.parts[0] if isinstance(self.parts[0], bytes) else None
 
 
-def read_request(row: Mapping[str, Any], headers: Mapping[str, Any]) -> Request:
+def read_request(row: Mapping[str, Any], headers: Mapping[str, str]) -> Request:
     """Parse one entry of TorchServe's batch: field name -> value, with the body in the field "body".
 
-    Options in the body override the headers X-Top-K, X-Preprocess and X-Background. Raises ImageError.
+    The names of `headers` are in lower case.
+    Options in the body override the headers X-Top-K, X-Preprocess and X-Background.
     """
-    body = row.get("body")
-    if _starts_like_json(body):
-        body = _parse(body)
-    if isinstance(body, dict | list):
-        request = _read_json(body)
-    else:
-        fields = {name: value for name, value in row.items() if name not in OPTIONS}
-        where = "the body" if "body" in fields else "the form's field"
-        request = Request([_image(part, where) for part in _uploads(fields)], options=_options(row))
-    request.options = _options(_header_options(headers)) | request.options
+    request = Request(explain=headers.get("explain") == "True")
+    if BINARY_HEADER.lower() in headers:
+        request.protocol = V2
+    try:
+        _read(request, row, headers)
+    except ImageError as error:
+        request.error = error
     return request
+
+
+def _read(request: Request, row: Mapping[str, Any], headers: Mapping[str, str]) -> None:
+    encoding = headers.get("content-encoding", "identity")
+    if encoding != "identity":
+        raise UnsupportedFormatError(f"the body has Content-Encoding: {encoding[:40]}; send it uncompressed")
+    request.options = _options({name: headers.get(header) for name, header in OPTIONS.items()})
+    body, tensors = row.get("body"), b""
+    if request.protocol == V2:
+        body, tensors = _split(body, headers[BINARY_HEADER.lower()])
+    if request.protocol == V2 or _starts_like_json(body):
+        body = _parse(request, body)
+    if isinstance(body, dict):
+        _read_object(request, body, BytesIO(tensors))
+    elif isinstance(body, list):
+        request.parts = [_image(*picked) for picked in _pick(body, "the JSON array")]
+    elif "body" in row:
+        request.parts = [_image(body, "the body")]
+    else:
+        request.options |= _options(row)
+        fields = {name: value for name, value in row.items() if name not in OPTIONS}
+        # curl -d sends text as a form.
+        if not fields or any(name.lstrip()[:1] == "{" for name in fields):
+            raise RequestError(
+                "the form is empty; send a file as the body (curl -T FILE) or in a field (curl -F "
+                "image=@FILE), and JSON with -H 'Content-Type: application/json'"
+            )
+        request.parts = [_image(each, "the form's field") for each in _chosen(fields, "the form")]
+
+
+def _split(body: Any, length: str) -> tuple[bytes, bytes]:
+    """The JSON of a v2 request, and the bytes of its tensors."""
+    if not isinstance(body, bytes | bytearray) or not (length.isdigit() and int(length) <= len(body)):
+        raise RequestError(f"{BINARY_HEADER} is {str(length)[:40]!r}; give the length of the body's JSON")
+    return bytes(body[: int(length)]), bytes(body[int(length) :])
 
 
 def _starts_like_json(body: Any) -> bool:
@@ -76,45 +135,112 @@ def _starts_like_json(body: Any) -> bool:
     return bytes(body[:64]).removeprefix(BOM_UTF8).lstrip()[:1] in (b"{", b"[")
 
 
-def _parse(body: Any) -> Any:
+def _parse(request: Request, body: Any) -> Any:
+    data = body.encode(errors="replace") if isinstance(body, str) else body
+    if data.count(b",") > MAX_NUMBERS:
+        raise ImageTooLargeError(f"the JSON holds more than {MAX_NUMBERS} numbers; send image files")
     try:
-        return json.loads(body.removeprefix("\ufeff") if isinstance(body, str) else body)
+        return json.loads(data.removeprefix(BOM_UTF8))
     except (ValueError, RecursionError) as error:
+        request.protocol = V2 if b'"inputs"' in data else request.protocol
         raise RequestError(f"the body starts like JSON but is invalid: {error}") from error
 
 
-def _read_json(body: dict[str, Any] | list[Any]) -> Request:
-    if isinstance(body, list):
-        return Request([from_lists(body, "the JSON array")])
-    parameters = body.get("parameters")
-    options = _options(parameters if isinstance(parameters, dict) else {}) | _options(body)
+def _read_object(request: Request, body: dict[str, Any], tensors: BytesIO) -> None:
     if "instances" in body:
-        instances = _images(body["instances"], "instances")
-        parts = [_image(each, f"instances[{number}]", one=True) for number, each in enumerate(instances)]
-        return Request(parts, V1, options=options)
-    if "inputs" in body:
-        inputs = _images(body["inputs"], "inputs")
-        parts = [part for number, each in enumerate(inputs) for part in _input(each, f"inputs[{number}]")]
-        request_id = body.get("id")
-        return Request(parts, V2, None if request_id is None else str(request_id), options)
-    fields = {name: value for name, value in body.items() if name not in (*OPTIONS, "parameters")}
-    return Request([_image(_field(fields, "the JSON object"), "the JSON object")], options=options)
+        request.protocol = V1
+    elif "inputs" in body:
+        request.protocol = V2
+    parameters = body["parameters"] if isinstance(body.get("parameters"), dict) else {}
+    request.options |= _options(parameters) | _options(body)
+    if request.protocol == V1:
+        for number, each in enumerate(_several(body["instances"], "instances")):
+            request.parts += [_image(*_only(each, f"instances[{number}]"), one=True)]
+    elif request.protocol == V2:
+        request.request_id = None if body.get("id") is None else str(body["id"])
+        request.outputs = _outputs(body.get("outputs"), is_binary=bool(parameters.get("binary_data_output")))
+        for number, each in enumerate(_several(body.get("inputs"), "inputs")):
+            request.parts += _tensor(each, f"inputs[{number}]", tensors)
+    else:
+        fields = {
+            name: value
+            for name, value in body.items()
+            if name not in (*OPTIONS, "parameters") or holds_image(value, _MAX_DEPTH)
+        }
+        request.parts = [_image(*picked) for picked in _pick(fields, "the JSON object")]
 
 
-def _input(value: Any, where: str) -> list[bytes | Array]:
+def _outputs(asked: Any, *, is_binary: bool) -> dict[str, bool]:
+    """The outputs that a v2 request asks for, all by default, and whether as bytes."""
+    if not asked:
+        return dict.fromkeys(OUTPUTS, is_binary)
+    outputs = {}
+    for each in asked if isinstance(asked, list) else [asked]:
+        name = each.get("name") if isinstance(each, dict) else each
+        if name not in OUTPUTS:
+            raise RequestError(f"there is no output {str(name)[:40]!r}; ask for {' or '.join(OUTPUTS)}")
+        parameters = each.get("parameters") if isinstance(each, dict) else None
+        own = parameters.get("binary_data", is_binary) if isinstance(parameters, dict) else is_binary
+        outputs[name] = bool(own)
+    return outputs
+
+
+def _tensor(value: Any, where: str, tensors: BytesIO) -> list[bytes | Array]:
     """The images in a tensor of protocol v2."""
-    if not isinstance(value, dict) or not {"shape", "datatype", "data"} <= set(value):
-        binary = isinstance(value, dict) and "binary_data_size" in str(value.get("parameters"))
-        hint = "; binary tensors are not supported: send the numbers as JSON" if binary else ""
-        raise RequestError(f"{where} needs shape, datatype and data{hint}")
-    if value["datatype"] == "BYTES":
-        texts = _images(value["data"], f"{where}.data")
-        check_shape(value["shape"], len(texts), where)
-        return [_image(each, f"{where}.data[{number}]") for number, each in enumerate(texts)]
-    return [from_tensor(value["data"], value["shape"], value["datatype"], where)]
+    if not isinstance(value, dict) or not {"shape", "datatype"} <= set(value):
+        raise RequestError(f"{where} needs shape, datatype and data")
+    parameters = value.get("parameters")
+    size = parameters.get("binary_data_size") if isinstance(parameters, dict) else None
+    data: Any = value.get("data")
+    if size is not None:
+        data = tensors.read(size) if type(size) is int and size > 0 else b""
+        if len(data) != size:
+            raise RequestError(
+                f"{where} has a binary_data_size of {str(size)[:40]}, but {len(data)} bytes follow the JSON, "
+                f"whose length the header {BINARY_HEADER} gives"
+            )
+    elif data is None:
+        raise RequestError(f"{where} needs shape, datatype and data")
+    if value["datatype"] != "BYTES":
+        return [from_tensor(data, value["shape"], value["datatype"], where)]
+    elements = _several(texts(data) if size is None else unpack(data, where), f"{where}.data")
+    full_shape(value["shape"], len(elements), where)
+    return [_image(*_only(each, f"{where}.data[{number}]")) for number, each in enumerate(elements)]
 
 
-def _image(value: Any, where: str, *, one: bool = False, depth: int = 1) -> bytes | Array:
+def _only(value: Any, where: str) -> tuple[Any, str]:
+    [first, *others] = _pick(value, where)
+    if others:
+        raise RequestError(f"{where} holds {len(others) + 1} images; send one each")
+    return first
+
+
+def _pick(value: Any, where: str, depth: int = 1) -> list[tuple[Any, str]]:
+    """The images inside nested objects and lists, each with its name for error messages."""
+    inside: list[tuple[Any, str]] = []
+    if isinstance(value, dict) and depth < _MAX_DEPTH:
+        inside = [(each, where) for each in _chosen(value, where)]
+    elif isinstance(value, list) and value and isinstance(value[0], str | dict):
+        inside = [(each, f"{where}[{number}]") for number, each in enumerate(_several(value, where))]
+    return [picked for each in inside for picked in _pick(*each, depth + 1)] or [(value, where)]
+
+
+def _chosen(fields: Mapping[str, Any], where: str) -> list[Any]:
+    """The values of a form's or an object's fields that are images."""
+    values = [value for value in fields.values() if value is not None]
+    if len(fields) == 1:
+        return list(fields.values())
+    files = [value for value in values if is_binary(value)]
+    named = [fields[name] for name in IMAGE_FIELDS if fields.get(name) is not None]
+    images = [value for value in values if holds_image(value, _MAX_DEPTH)]
+    urls = [value for value in values if isinstance(value, str) and value.startswith(("http://", "https://"))]
+    if chosen := files or named[:1] or images or urls:
+        return chosen
+    found = [str(name)[:40] for name in sorted(fields)[:20]]
+    raise RequestError(f"{where} has the fields {found}; name the image {', '.join(IMAGE_FIELDS)}")
+
+
+def _image(value: Any, where: str, *, one: bool = False) -> bytes | Array:
     if isinstance(value, bytes | bytearray):
         data = bytes(value)
         return decode_text(data, where) if is_text(data) else data
@@ -122,53 +248,25 @@ def _image(value: Any, where: str, *, one: bool = False, depth: int = 1) -> byte
         return decode_text(value, where)
     if isinstance(value, list):
         return from_lists(value, where, one=one)
-    if isinstance(value, dict) and depth < _MAX_DEPTH:
-        return _image(_field(value, where), where, one=one, depth=depth + 1)
     raise RequestError(
         f"{where} has {type(value).__name__} in place of an image; send the file's bytes as the body or a "
         'form field, or JSON: {"data": base64} or an array of numbers'
     )
 
 
-def _uploads(fields: Mapping[str, Any]) -> list[Any]:
-    """The images of a form: all files, if there are several fields; else the only field, or the named one."""
-    images = [value for value in fields.values() if _is_binary(value)]
-    return images if len(fields) > 1 and images else [_field(fields, "the form")]
-
-
-def _is_binary(value: Any) -> bool:
-    """Every image format has a byte that is not text near its start."""
-    return isinstance(value, bytes | bytearray) and bool(_NON_TEXT.search(value[:16]))
-
-
-def _field(fields: Mapping[str, Any], where: str) -> Any:
-    for name in IMAGE_FIELDS:
-        if name in fields:
-            return fields[name]
-    if len(fields) == 1:
-        return next(iter(fields.values()))
-    found = [str(name)[:40] for name in sorted(fields)[:20]]
-    raise RequestError(f"{where} has the fields {found}; name the image {', '.join(IMAGE_FIELDS)}")
-
-
-def _images(value: Any, where: str) -> list[Any]:
+def _several(value: Any, where: str) -> list[Any]:
     if not isinstance(value, list) or not value:
         raise RequestError(f"{where} must be a list of images, not {type(value).__name__} or empty")
     check_num_images(len(value))
     return value
 
 
-def _header_options(headers: Mapping[str, Any]) -> dict[str, Any]:
-    """X-Top-K -> top_k and so on, in any case."""
-    named = {name.lower().replace("-", "_"): value for name, value in headers.items()}
-    return {option: named[f"x_{option}"] for option in OPTIONS if f"x_{option}" in named}
-
-
 def _options(values: Mapping[str, Any]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name in OPTIONS:
         value = values.get(name)
-        if value is None or isinstance(value, dict):
+        # An image editor's background is no option.
+        if value is None or isinstance(value, dict) or holds_image(value, 0):
             continue
         text = value.decode(errors="replace") if isinstance(value, bytes | bytearray) else value
         found[name] = _top_k(text) if name == "top_k" else str(text).strip()[:40].lower()
@@ -182,59 +280,3 @@ def _top_k(value: Any) -> int:
     if type(number) is not int or number < 1:
         raise RequestError(f"top_k is {str(value)[:40]!r}; give a whole number of at least 1")
     return number
-
-
-@dataclass(frozen=True)
-class ResponseWriter:
-    """Writes a model's responses. `rows` are probabilities in the order of `classes`, one row per image."""
-
-    classes: tuple[str, ...]
-    model_name: str
-    model_version: str
-
-    def write(self, request: Request, rows: Sequence[Sequence[float]], *, many: bool) -> bytes:
-        """JSON in the request's protocol; with `many` a list even for one image."""
-        top_k = request.options.get("top_k", len(self.classes))
-        if request.protocol == V2:
-            return to_json(self._tensors(request, rows, top_k))
-        images = [self._ranked(row, top_k) if "top_k" in request.options else self._all(row) for row in rows]
-        body = images[0] if len(images) == 1 and not many else f"[{', '.join(images)}]"
-        return (f'{{"predictions": {body}}}' if request.protocol == V1 else body).encode()
-
-    def _all(self, row: Sequence[float]) -> str:
-        return self._template % tuple(row)
-
-    @cached_property
-    def _template(self) -> str:
-        """A format string with a place for each class. json.dumps takes ten times as long."""
-        names = (json.dumps(name, ensure_ascii=False).replace("%", "%%") for name in self.classes)
-        return f"{{{', '.join(f'{name}: %.{_DIGITS}f' for name in names)}}}"
-
-    def _ranked(self, row: Sequence[float], top_k: int) -> str:
-        return to_json({name: round(value, _DIGITS) for name, value in self._best(row, top_k)}).decode()
-
-    def _best(self, row: Sequence[float], top_k: int) -> list[tuple[str, float]]:
-        return sorted(zip(self.classes, row, strict=True), key=lambda pair: -pair[1])[:top_k]
-
-    def _tensors(self, request: Request, rows: Sequence[Sequence[float]], top_k: int) -> dict[str, Any]:
-        best = [self._best(row, top_k) for row in rows]
-        shape = [len(rows), len(best[0])]
-        labels = [name for pairs in best for name, _ in pairs]
-        values = [round(value, _DIGITS) for pairs in best for _, value in pairs]
-        response = {
-            "model_name": self.model_name,
-            "model_version": self.model_version,
-            "outputs": [
-                {"name": "labels", "shape": shape, "datatype": "BYTES", "data": labels},
-                {"name": "probabilities", "shape": shape, "datatype": "FP64", "data": values},
-            ],
-        }
-        return response if request.request_id is None else {**response, "id": request.request_id}
-
-
-def to_json(value: Any) -> bytes:
-    return json.dumps(value, ensure_ascii=False, allow_nan=False).encode(errors="replace")
-
-
-def error_body(error: ImageError) -> bytes:
-    return to_json({"error": {"type": type(error).__name__, "message": str(error)}})

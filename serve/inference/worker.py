@@ -1,6 +1,9 @@
 """The model of one TorchServe worker: a batch of requests in, JSON responses out."""
 
+import importlib
 import logging
+import os
+from contextlib import suppress
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -11,14 +14,18 @@ import torch
 from mlp_dist import core
 from mlp_dist.core.bundle import count_parameters, load_bundle
 from mlp_dist.core.errors import ImageError
-from serve.inference.decoding import read_batch, read_pixels
+from serve.inference.answers import ResponseWriter, error_body, to_json
+from serve.inference.decoding import Decoder, concatenated
 from serve.inference.explain import explain
+from serve.inference.limits import Budget, late_error, status_of
 from serve.inference.metrics import WorkerMetrics
-from serve.inference.protocol import V1, Request, ResponseWriter, error_body, read_request, to_json
-from serve.inference.request_errors import status_of
+from serve.inference.protocol import V1, Request, read_request
 from serve.inference.socket_reader import install as install_socket_reader
 
 logger = logging.getLogger(__name__)
+
+_SMALL_BODY = 2**16
+"""Bytes of a request that is always parsed."""
 
 
 class Worker:
@@ -36,14 +43,19 @@ class Worker:
             # Batches are small: more threads would compete with other workers and TorchServe for the cores.
             torch.set_num_threads(1)
         cv2.setNumThreads(1)
+        # TorchServe would parse JSON before the handler can limit its size.
+        os.environ["TS_DECODE_INPUT_REQUEST"] = "false"
         self.bundle = load_bundle(directory)
         self.bundle.check_golden()
         self.bundle.model.to(self.device)
+        self.decoder = Decoder(self.bundle)
         install_socket_reader()
         model = (context.manifest or {}).get("model", {})
         name, version = str(model.get("modelName", context.model_name)), str(model.get("modelVersion", ""))
         self.writer = ResponseWriter(self.bundle.spec.classes, name, version)
         self.metrics = WorkerMetrics(context.metrics, name, version, self.bundle.spec.classes)
+        # TorchServe's management API sends "True", and serve/nginx.conf "KServe".
+        self.descriptions = {"True": self._describe, "KServe": self.writer.metadata}
         self.headers = {
             "content-type": "application/json",
             "X-Model-Name": name,
@@ -52,54 +64,80 @@ class Worker:
         }
 
     def respond(self, data: list[dict[str, Any]], context: Any) -> list[bytes]:
-        """One JSON response per request. A bad request gets an error and a status of its own."""
-        responses = [b""] * len(data)
-        predictions: dict[int, Request] = {}
-        errors: dict[int, ImageError] = {}
-        for position, row in enumerate(data):
-            for name, value in self.headers.items():
+        """One response per request. A bad request gets an error and a status of its own."""
+        headers = [_headers(context, position) for position in range(len(data))]
+        if any(each.get("explain") == "True" for each in headers):
+            # The first import takes longer than a batch may.
+            with suppress(ImportError):
+                importlib.import_module("captum.attr")
+        budget = Budget()
+        requests = self._read(data, headers, budget)
+        self.decoder.decode([request for request in requests if request.parts and not request.error], budget)
+        read = [request for request in requests if request.pixels is not None]
+        self._predict([request for request in read if not request.explain])
+        self._explain([request for request in read if request.explain], budget)
+        for position, request in enumerate(requests):
+            for name, value in (self.headers | request.response_headers).items():
                 context.set_response_header(position, name, value)
-            headers = context.get_all_request_header(position)
-            if headers.get("describe") == "True":
-                responses[position] = to_json(self._describe())
-                continue
-            try:
-                request = read_request(row, headers)
-                if headers.get("explain") == "True":
-                    responses[position] = self._explain(request)
-                else:
-                    predictions[position] = request
-            except ImageError as error:
-                errors[position] = error
-        if predictions:
-            errors |= self._predict(predictions, responses)
-        for position, wrong in errors.items():
-            status = status_of(wrong)
-            context.set_response_status(status.value, status.phrase, position)
-            responses[position] = error_body(wrong)
-            self.metrics.count_error(wrong)
-        return responses
+            if request.error is not None:
+                status = status_of(request.error)
+                context.set_response_status(status.value, status.phrase, position)
+                request.response = error_body(request.error, request.protocol)
+                self.metrics.count_error(request.error)
+        return [request.response for request in requests]
 
-    def _predict(self, requests: dict[int, Request], responses: list[bytes]) -> dict[int, ImageError]:
-        """Fill in the responses from one forward pass; returns the errors of unreadable requests."""
-        batch = read_batch(requests, self.bundle)
-        if len(batch.images):
-            probabilities = self.bundle.probabilities(batch.images.to(self.device)).tolist()
+    def _read(
+        self, data: list[dict[str, Any]], headers: list[dict[str, str]], budget: Budget
+    ) -> list[Request]:
+        """Parse small requests first, and large ones while there is time."""
+        requests: dict[int, Request] = {}
+        for position in sorted(range(len(data)), key=lambda each: _size(data[each])):
+            described = headers[position].get("describe")
+            if described in self.descriptions:
+                requests[position] = Request(response=to_json(self.descriptions[described]()))
+            elif budget.is_spent and _size(data[position]) > _SMALL_BODY:
+                requests[position] = Request(error=late_error(1, 0, 0))
+            else:
+                requests[position] = read_request(data[position], headers[position])
+        return [requests[position] for position in range(len(data))]
+
+    def _predict(self, requests: list[Request]) -> None:
+        """Fill in the responses from one forward pass."""
+        pixels = [request.pixels for request in requests if request.pixels is not None]
+        if pixels:
+            probabilities = self.bundle.probabilities(concatenated(pixels).to(self.device)).tolist()
             self.metrics.count_predictions(probabilities)
             rows = iter(probabilities)
-            for position, (number, many) in batch.shares.items():
-                own = list(islice(rows, number))
-                responses[position] = self.writer.write(requests[position], own, many=many)
-        return batch.errors
+            for request, images in zip(requests, pixels, strict=True):
+                self.writer.write(request, list(islice(rows, len(images))))
 
-    def _explain(self, request: Request) -> bytes:
-        pixels = read_pixels(request, self.bundle)
-        explained = explain(self.bundle, pixels.images)
-        body = explained if pixels.many or len(explained) > 1 else explained[0]
-        return to_json({"explanations": body} if request.protocol == V1 else body)
+    def _explain(self, requests: list[Request], budget: Budget) -> None:
+        """Fill in explanations, one at least, and others while there is time."""
+        for number, request in enumerate(requests):
+            assert request.pixels is not None
+            try:
+                if number and budget.is_spent:
+                    raise late_error(len(request.pixels), 0, 0)
+                explained = explain(self.bundle, request.pixels, budget)
+            except ImageError as error:
+                request.error = error
+            else:
+                body = explained if request.many or len(explained) > 1 else explained[0]
+                request.response = to_json({"explanations": body} if request.protocol == V1 else body)
 
     def _describe(self) -> dict[str, Any]:
         """The answer to the management API's `?customized=true`."""
         description = self.bundle.spec.to_json()
         del description["golden_probabilities"]
         return {**description, "num_parameters": count_parameters(self.bundle)}
+
+
+def _headers(context: Any, position: int) -> dict[str, str]:
+    """A request's headers in lower case. TorchServe mixes them with dicts for a form's fields."""
+    found = context.get_all_request_header(position).items()
+    return {name.lower(): value for name, value in found if isinstance(value, str)}
+
+
+def _size(row: dict[str, Any]) -> int:
+    """Bytes of a request's fields."""
+    return sum(len(value) for value in row.values() if isinstance(value, bytes | bytearray | str))

@@ -7,7 +7,7 @@ import torch
 
 from mlp_dist.core import image as images
 from mlp_dist.core.errors import ImageError
-from mlp_dist.core.image import Reading, decode_image, decode_images, encode_png
+from mlp_dist.core.image import Reading, decode_image, decode_plain, encode_png
 from mlp_dist.core.plain_png import read_plain
 from mlp_dist.core.spec import ImageSpec
 
@@ -54,16 +54,11 @@ def test_many_files_are_decoded_like_single_ones(spec: ImageSpec, preprocess: st
     files = [encode_png(each) for each in (upright, upright.roll(3, 1), page, drawn(3, 0), 0 * page)]
     files += [files[0][:-20], b"", b"none", files[0], files[2]]
     for chosen in (files, [files[0]] * 3, files[5:6], []):
-        pixels, errors = decode_images(chosen, spec, Reading(preprocess))
-        assert pixels.shape == (len(chosen), spec.channels, 28, 28)
-        for index, data in enumerate(chosen):
-            if index in errors:
-                with pytest.raises(type(errors[index])) as raised:
-                    decode_image(data, spec, Reading(preprocess))
-                assert str(raised.value) == str(errors[index])
-                assert not pixels[index].any()
-            else:
-                assert torch.equal(pixels[index], decode_image(data, spec, Reading(preprocess)))
+        indices, pixels = decode_plain(chosen, spec, Reading(preprocess))
+        assert pixels.shape == (len(indices), spec.channels, 28, 28)
+        for index, image in zip(indices, pixels, strict=True):
+            assert torch.equal(image, decode_image(chosen[index], spec, Reading(preprocess)))
+        assert {index for index, data in enumerate(chosen) if data == files[0] and spec == GRAY} <= {*indices}
 
 
 @pytest.mark.parametrize("spec", [GRAY, COLOR])

@@ -5,6 +5,7 @@ import io
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -40,6 +41,17 @@ def _drawing(random: Random) -> Image.Image:
     points = [tuple(size * (0.2 + 0.6 * value)) for value in random.random((4, 2))]
     ImageDraw.Draw(image).line(points, fill=ink, width=max(2, size // 10))
     return image
+
+
+def squared_page() -> bytes:
+    """A seven on squared paper, in some 1,000 bytes. It takes a thousand times as long as a framed digit."""
+    image = Image.new("L", (280, 280), 255)
+    draw = ImageDraw.Draw(image)
+    for at in range(10, 280, 20):
+        draw.line([(0, at), (280, at)], 180)
+        draw.line([(at, 0), (at, 280)], 180)
+    draw.line([(85, 75), (195, 75), (130, 215)], 20, width=16)
+    return _file(image, "PNG", optimize=True)
 
 
 def _file(image: Image.Image, name: str, **options: Any) -> bytes:
@@ -140,6 +152,7 @@ def _strange_form(file: bytes, random: Random) -> Input:
         {"image": file, "top_k": b"-1"},
         {"image": file, "preprocess": b"\xff\xfe"},
         {"describe": file},
+        {"Inference-Header-Content-Length": b"3", "explain": file},
         {"\u00e4 b c": file[:30]},
         {},
     ]
@@ -182,6 +195,40 @@ def _strange_tensor(_: bytes, random: Random) -> Input:
     return Input("", _v2(*chosen), "application/json", path="/v2/models/mlp/infer")
 
 
+@cache
+def many_pages(number: int) -> bytes:
+    """Squared pages in the JSON of protocol v1."""
+    text = base64.b64encode(squared_page()).decode()
+    return _json({"instances": [{"b64": text}] * number, "parameters": {"preprocess": "auto"}})
+
+
+@cache
+def _rows(side: int, number: int) -> bytes:
+    rows = b"[%s]" % b",".join([b"[%s]" % b",".join([b"7"] * side)] * side)
+    return b"[%s]" % b",".join([rows] * max(1, min(number, 9_000_000 // len(rows))))
+
+
+def _many_pages(_: bytes, random: Random) -> Input:
+    """More pages than fit into the time of a request, in some of its bytes."""
+    body = many_pages(int(random.choice([1, 2, 3, 5, 200, 1000])))
+    return Input("", body, "application/json", path="/v1/models/mlp:predict")
+
+
+def _many_numbers(_: bytes, random: Random) -> Input:
+    body = _rows(int(random.choice([28, 60, 1000])), int(random.choice([1, 1, 2, 900])))
+    return Input("", body, "application/json", headers={"X-Preprocess": "auto"})
+
+
+def _binary_tensor(file: bytes, random: Random) -> Input:
+    """A tensor of v2 after the JSON, with lengths that may be wrong."""
+    size, length = (int(random.choice([0, -1, 3, 10**9, len(file) + 4])) for _ in range(2))
+    tensor = {"name": "x", "shape": [1], "datatype": "BYTES", "parameters": {"binary_data_size": size}}
+    text = _json({"inputs": [tensor]})
+    body = text + len(file).to_bytes(4, "little") + file
+    headers = {"Inference-Header-Content-Length": str(length if random.random() < 0.3 else len(text))}
+    return Input("", body, headers=headers, path="/v2/models/mlp/infer")
+
+
 def _explained(file: bytes, random: Random) -> Input:
     data = file if random.random() < 0.3 else file[: int(random.integers(len(file)))]
     return Input("", data, path="/explanations/mlp")
@@ -198,5 +245,8 @@ WRONG: dict[str, Callable[[bytes, Random], Input]] = {
     "deep": _deep,
     "strange JSON": _strange_json,
     "strange tensor": _strange_tensor,
+    "many pages": _many_pages,
+    "many numbers": _many_numbers,
+    "binary tensor": _binary_tensor,
     "explained": _explained,
 }

@@ -21,6 +21,8 @@ PROGRAM = shutil.which("nginx", path=f"{os.environ['PATH']}{os.pathsep}/usr/sbin
 TOKENS = {"first": "0f" * 16, "second": "1e" * 16}
 """Client name -> token."""
 
+ORIGIN = "https://pages.example"
+
 _START_SECONDS = 60
 
 _MAIN = """
@@ -100,6 +102,7 @@ def _write(proxy: Proxy, client: Client) -> None:
     (directory / "nginx.conf").write_text(_MAIN.format(user=user, directory=directory))
     lines = [f'"Bearer {token}" {name};\n' for name, token in TOKENS.items()]
     (directory / "clients.conf").write_text("".join(lines))
+    (directory / "origins.conf").write_text(f'"{ORIGIN}" $http_origin;\n')
     assert client.key_file is not None
     header = f'proxy_set_header Authorization "Bearer {read_key(client.key_file).value}";\n'
     (directory / "key.conf").write_text(header)

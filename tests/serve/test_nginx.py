@@ -17,7 +17,7 @@ from mlp_dist.data.arrays import Dataset
 from serve.client import Client
 from serve.torchserve.keys import read_key
 from tests.helpers.launching import run
-from tests.helpers.nginx import PROGRAM, TOKENS, Proxy, running_nginx
+from tests.helpers.nginx import ORIGIN, PROGRAM, TOKENS, Proxy, running_nginx
 
 pytestmark = [
     pytest.mark.slow,
@@ -70,6 +70,29 @@ def test_answers_are_torchserves(connection: http.client.HTTPSConnection, served
     status, answer = ask(connection, "/predictions/mlp", b"no image")
     assert (status, answer["error"]["type"]) == (400, "ImageError")
     assert ask(connection, "/healthz", token=None) == (200, {"status": "Healthy"})
+
+
+def test_pages_of_known_origins_may_ask(proxy: Proxy) -> None:
+    for origin, allowed in ((ORIGIN, ORIGIN), ("https://other.example", None)):
+        connection = http.client.HTTPSConnection("localhost", proxy.port, timeout=30, context=proxy.trust)
+        for method, status in (("OPTIONS", 204), ("POST", 401)):
+            connection.request(method, "/predictions/mlp", headers={"Origin": origin})
+            answer = connection.getresponse()
+            answer.read()
+            assert (answer.status, answer.headers["Access-Control-Allow-Origin"]) == (status, allowed)
+            assert "Authorization" in answer.headers["Access-Control-Allow-Headers"]
+        connection.close()
+
+
+def test_health_and_metadata_of_v2(connection: http.client.HTTPSConnection) -> None:
+    assert ask(connection, "/v2/health/live") == (200, {"live": True})
+    assert ask(connection, "/v2/health/ready") == (200, {"ready": True})
+    assert ask(connection, "/v2")[0] == 200
+    for path in ("/v2/models/mlp", "/v2/models/mlp/ready"):
+        status, answer = ask(connection, path)
+        assert (status, answer["name"], answer["inputs"][0]["datatype"]) == (200, "mlp", "BYTES")
+        assert ask(connection, path, token=None)[0] == 401
+    assert ask(connection, "/v2/models/other/ready")[0] == 404
 
 
 def test_token_is_required(connection: http.client.HTTPSConnection, served: Client) -> None:

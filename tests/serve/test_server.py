@@ -11,6 +11,7 @@ import urllib.error
 import urllib.request
 import zipfile
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,7 @@ from serve.server import running
 from serve.torchserve.keys import read_key
 from serve.torchserve.management import ManagementError, ask, describe_version
 from serve.torchserve.server_state import STATE, ServerState
+from tests.helpers.fuzz_inputs import many_pages
 from tests.helpers.launching import ROOT, Trained, result, run
 from tests.helpers.servers import state_of
 
@@ -82,6 +84,27 @@ def test_form_json_and_explanation(served: Client, files: list[bytes]) -> None:
     asked = served.ask(files[0], "explanations")
     assert asked.values == explanation
     assert asked.run_id == answer.run_id != ""
+
+
+def test_requests_that_take_long_do_not_delay_others(served: Client, files: list[bytes]) -> None:
+    """A thousand pages of squared paper would take longer than `responseTimeout`."""
+    workers = describe_version(state_of(served))["workers"]
+    path = "/v1/models/mlp:predict"
+    with ThreadPoolExecutor() as pool:
+        heavy = [
+            pool.submit(post, served, many_pages(number), "application/json", path)
+            for number in (1000, 200, 1000, 200)
+        ]
+        waits = []
+        while not waits or not all(each.done() for each in heavy):
+            started = time.monotonic()
+            assert len(served.predict(files[0])) == 10
+            waits.append(time.monotonic() - started)
+    for status, _, answer in (each.result() for each in heavy):
+        assert (status, answer["error"]["type"]) in ((413, "TooManyImagesError"), (503, "BusyError"))
+    # Two batches, on a busy machine.
+    assert max(waits) < 10
+    assert describe_version(state_of(served))["workers"][0]["pid"] == workers[0]["pid"]
 
 
 def test_wrong_key_and_unknown_model(served: Client, files: list[bytes], tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from mlp_dist.core.kinds import KINDS
 from mlp_dist.core.model import build_model
 from mlp_dist.core.spec import BundleSpec, ImageSpec, ModelSpec
 from serve.inference.explain import explain, heat_map
-from serve.inference.request_errors import TooManyImagesError
+from serve.inference.limits import Budget, TooManyImagesError
 
 CLASSES = ("cow", "cat", "dog")
 
@@ -51,7 +51,7 @@ def logits_of(bundle: Bundle, pixels: torch.Tensor) -> torch.Tensor:
 def test_attributions_sum_to_the_difference_of_logits(kind: str) -> None:
     bundle, pixels = make_bundle(64, 32, kind=kind), make_pixels(6)
     logits, black = logits_of(bundle, pixels), logits_of(bundle, torch.zeros_like(pixels[:1]))[0]
-    answers = explain(bundle, pixels)
+    answers = explain(bundle, pixels, Budget(100))
     for answer, row, probabilities in zip(answers, logits, bundle.probabilities(pixels), strict=True):
         number = int(row.argmax())
         assert answer["class"] == CLASSES[number]
@@ -68,7 +68,7 @@ def test_linear_colour_model_in_inference_mode() -> None:
     bundle, pixels = make_bundle(channels=3), make_pixels(2, 3)
     weights = dict(zip(CLASSES, next(bundle.model.parameters()).detach(), strict=True))
     with torch.inference_mode():
-        answers = [*explain(bundle, pixels), *explain(bundle, pixels.float() / 255)]
+        answers = [*explain(bundle, pixels, Budget(100)), *explain(bundle, pixels.float() / 255, Budget(100))]
     for answer, image in zip(answers, [*pixels, *pixels], strict=True):
         expected = weights[answer["class"]].view(3, 4, 5) * image / 255 / 0.4
         torch.testing.assert_close(torch.tensor(answer["attributions"]), expected, rtol=0, atol=2e-6)
@@ -91,15 +91,18 @@ def test_heat_map_is_red_above_zero_and_blue_below() -> None:
     assert not black.any()
 
 
-def test_too_many_images() -> None:
-    with pytest.raises(TooManyImagesError, match="33 images to explain; send at most 32"):
-        explain(make_bundle(8), make_pixels(33))
+def test_time_for_the_first_image_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    # The images would not fit alone either.
+    monkeypatch.setattr("serve.inference.limits.BATCH_SECONDS", 0.0)
+    with pytest.raises(TooManyImagesError, match="the request has 3 images, of which 1 fit"):
+        explain(make_bundle(8), make_pixels(3), Budget(0))
+    assert len(explain(make_bundle(8), make_pixels(1), Budget(0))) == 1
 
 
 @pytest.mark.gpu
 def test_gpu_gives_the_same() -> None:
     bundle, pixels = make_bundle(64), make_pixels(3)
-    expected = explain(bundle, pixels)
+    expected = explain(bundle, pixels, Budget(100))
     bundle.model.cuda()
-    for answer, other in zip(expected, explain(bundle, pixels), strict=True):
+    for answer, other in zip(expected, explain(bundle, pixels, Budget(100)), strict=True):
         np.testing.assert_allclose(answer["attributions"], other["attributions"], rtol=0, atol=1e-4)

@@ -1,0 +1,77 @@
+"""What a request may hold, how long it may take, and the errors of requests with their HTTP status."""
+
+import time
+from http import HTTPStatus
+
+from mlp_dist.core.errors import ImageError, ImageTooLargeError, UnsupportedFormatError
+
+BATCH_SECONDS = 0.5
+"""Time for reading the images of one batch. A request waits at most for the batch before it and its own."""
+
+MAX_IMAGES = 1000
+"""Images per request."""
+
+MAX_NUMBERS = 2**20
+"""Numbers in a request's JSON. Parsing more of them takes too long."""
+
+
+class RequestError(ImageError):
+    """A request without an image, or with an invalid option."""
+
+
+class TooManyImagesError(ImageError):
+    """A request with more images than the limit, or than can be read in time."""
+
+
+class BusyError(ImageError):
+    """A request that could not be read in time because of others."""
+
+
+class NotInstalledError(ImageError):
+    """A request that needs a package missing on the server."""
+
+
+_STATUS = {
+    ImageTooLargeError: HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+    TooManyImagesError: HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+    UnsupportedFormatError: HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
+    NotInstalledError: HTTPStatus.NOT_IMPLEMENTED,
+    BusyError: HTTPStatus.SERVICE_UNAVAILABLE,
+}
+
+
+def status_of(error: ImageError) -> HTTPStatus:
+    return _STATUS.get(type(error), HTTPStatus.BAD_REQUEST)
+
+
+def check_num_images(number: int) -> None:
+    """Raise TooManyImagesError if a request holds more than MAX_IMAGES images."""
+    if number > MAX_IMAGES:
+        raise TooManyImagesError(f"the request has {number} images; send at most {MAX_IMAGES}")
+
+
+class Budget:
+    """The time of one batch, from now on."""
+
+    def __init__(self, seconds: float = BATCH_SECONDS) -> None:
+        self._end = time.monotonic() + seconds
+
+    @property
+    def is_spent(self) -> bool:
+        return time.monotonic() > self._end
+
+
+def late_error(number: int, done: int, seconds: float) -> ImageError:
+    """The error of a request of which only `done` of `number` images were read, in `seconds`.
+
+    Other requests of the batch may have taken time as well: this decides whether it would fit alone.
+    """
+    fitting = int(done * BATCH_SECONDS / seconds) if done else number
+    if fitting < number:
+        return TooManyImagesError(
+            f"the request has {number} images, of which {max(fitting, 1)} fit into the {BATCH_SECONDS} s "
+            f"that a request may take; send at most {max(fitting, 1)}"
+        )
+    return BusyError(
+        f"{done} of the request's {number} images were read in time, because of other requests; send it again"
+    )
