@@ -25,7 +25,7 @@ def main() -> None:
         from mlp_dist.core.image import encode_png
         from mlp_dist.tracking import export, find
 
-        data = export.run_dataset(find.get_run(archive.spec.run_id), archive.spec)
+        data = export.run_dataset(find.find_run(archive.spec.run_id), archive.spec)
     number = min(7, len(data.test) - 1)
     image = encode_png(data.test.images[number])
     print(f"starting TorchServe with {args.mar}", flush=True)

@@ -89,7 +89,7 @@ def _build(archive: Archive, ask: Callable[[bytes, str], Answer]) -> Any:
 def _examples(archive: Archive) -> list[tuple[bytes, str]]:
     """A test image of each of ten classes, or the golden image if the data set is missing; PNG and name."""
     try:
-        data = export.run_dataset(find.get_run(archive.spec.run_id), archive.spec, download=False)
+        data = export.run_dataset(find.find_run(archive.spec.run_id), archive.spec, download=False)
     except (MlpDistError, OSError):
         return [(archive.golden, "the test image")]
     first = dict(zip(data.test.labels.flip(0).tolist(), data.test.images.flip(0), strict=True))

@@ -1,10 +1,12 @@
 """Downloads a run's bundle and scores it on the test images before it is used."""
 
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
+from mlp_dist.config import TrainConfig
 from mlp_dist.core.bundle import Bundle, load_bundle
 from mlp_dist.core.errors import BundleError
 from mlp_dist.core.spec import BundleSpec
@@ -12,7 +14,9 @@ from mlp_dist.data.arrays import Dataset
 from mlp_dist.data.datasets import default_data_dir, prepare_dataset, read_dataset
 from mlp_dist.data.evaluate import predict
 from mlp_dist.data.scores import Evaluation, evaluate
-from mlp_dist.tracking.find import StoredRun, download_bundle, load_config
+from mlp_dist.tracking.find import StoredRun, download_bundle
+from mlp_dist.tracking.run_dir import CONFIG
+from mlp_dist.tracking.store import load_mlflow
 
 ACCURACY_TOLERANCE = 1e-3
 """Test accuracies of the same weights differ by less between devices and machines."""
@@ -39,8 +43,6 @@ def export_run(run: StoredRun, directory: Path, data_dir: Path | None = None) ->
     """
     bundle_directory = download_bundle(run, directory)
     bundle = load_bundle(bundle_directory)
-    if bundle.spec.run_id != run.run_id:
-        raise BundleError(f"the bundle of run {run.run_id} belongs to another run, {bundle.spec.run_id}")
     bundle.check_golden()
     data = run_dataset(run, bundle.spec, data_dir)
     logits = predict(bundle.model, data.test, bundle.spec.image).cpu()
@@ -61,10 +63,12 @@ def run_dataset(
 
     Missing files are downloaded if `download`. Raises DataError if they are not available.
     """
-    config = load_config(run)
-    if data_dir is None:
-        trained_from = config.data_dir if config else None
-        data_dir = trained_from if trained_from and trained_from.is_dir() else default_data_dir()
+    mlflow = load_mlflow()
+    # The run may not be in MLflow any more.
+    with suppress(mlflow.MlflowException, OSError):
+        config = TrainConfig.from_json(mlflow.artifacts.load_dict(f"runs:/{run.run_id}/{CONFIG}"))
+        data_dir = data_dir or (config.data_dir if config.data_dir and config.data_dir.is_dir() else None)
+    data_dir = data_dir or default_data_dir()
     if download:
         prepare_dataset(spec.dataset, data_dir)
     # Without any, all were read.

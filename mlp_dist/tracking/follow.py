@@ -139,19 +139,19 @@ def follow(directory: Path) -> bool:
     """
     os.nice(_NICENESS)
     parent = int(os.environ.get(_TRAINING, os.getppid()))
-    # A failure here is repeated, and reported, when the module is used.
+    # A failure here is repeated, and reported, by the upload.
     with suppress(Exception):
-        _import_ahead()
+        from mlp_dist.tracking import draw, store
+
+        store.import_ahead()
+        draw.warm_up()
     while not _has_begun(directory):
         if os.getppid() != parent:
             return True
         time.sleep(_POLL)
-    # The first picture is drawn during the training; the others need its end.
-    with suppress(Exception):
-        import_module("mlp_dist.tracking.plots").draw(directory)
     following = _Following(directory)
     while following.is_behind():
-        if os.getppid() != parent and not following.has_ended:
+        if os.getppid() != parent and math.isinf(following.ended):
             return True
         following.upload()
         time.sleep(_POLL)
@@ -165,18 +165,11 @@ def _has_begun(directory: Path) -> bool:
     return RunRecord.load(directory).status == RUNNING or not is_uploaded(directory)
 
 
-def _import_ahead() -> None:
-    from mlp_dist.tracking import plots, store
-
-    store.import_ahead()
-    plots.warm_up()
-
-
 class _Following:
-    """Uploads the runs in a directory whose files have changed."""
+    """Uploads the runs in a directory whose files have changed. `ended` is when the outer one did, or inf."""
 
     def __init__(self, directory: Path) -> None:
-        self.directory, self.has_ended, self.problem = directory, False, ""
+        self.directory, self.ended, self.problem = directory, math.inf, ""
         self._seen: dict[Path, list[int]] = {}
         self._monitored: set[str] = set()
         self._progressed = time.time()
@@ -187,49 +180,52 @@ class _Following:
         """True until the outer run has ended and all runs are uploaded, or it is hopeless."""
         if not self.problem:
             self._progressed = time.time()
-        ended = RunRecord.load(self.directory).status != RUNNING
-        if ended and not self.has_ended:
+        ended_ms = RunRecord.load(self.directory).ended_ms
+        if ended_ms is not None and math.isinf(self.ended):
             self._not_before = 0.0
-        self.has_ended = ended
-        return not ended or (bool(self._changed()) and not self._is_hopeless())
+        self.ended = math.inf if ended_ms is None else ended_ms / 1000
+        return math.isinf(self.ended) or (bool(self._changed()) and not self._is_hopeless())
 
     def _is_hopeless(self, active: float = 0.0) -> bool:
         """True if an ended run's upload has made no progress for too long, nor since `active`."""
-        ended_ms = RunRecord.load(self.directory).ended_ms
-        last = max(self._progressed, active, math.inf if ended_ms is None else ended_ms / 1000)
+        last = max(self._progressed, active, self.ended)
         return time.time() - last > (PATIENCE if self.problem else STUCK)
 
     def _changed(self) -> list[Path]:
         return [each for each in runs_in(self.directory) if self._seen.get(each) != _times(each)]
 
     def upload(self) -> None:
-        """Upload the runs that have changed, if it is time."""
-        from mlp_dist.tracking.upload import upload
+        """Draw what can be drawn, and upload the runs that have changed if it is time."""
+        with suppress(Exception):
+            from mlp_dist.tracking.draw import draw
 
+            draw(self.directory)
         if time.monotonic() < self._not_before:
             return
         for directory in self._changed():
             before, times = time.process_time(), _times(directory)
             try:
+                from mlp_dist.tracking.upload import upload
+
                 self._monitor(upload(directory, self._note_progress))
-            except MlpDistError as error:
-                self._failed(str(error))
             except Exception as error:
-                self._failed(f"the run cannot be uploaded: {error!r}")
-            else:
-                self._seen[directory] = times
-                if self.problem:
-                    progress.tell_beside("MLflow can be reached again")
-                self.problem, self._wait = "", 0.0
-                if not self.has_ended:
-                    pause = max(_PACE, (time.process_time() - before) / _SHARE)
-                    self._not_before = time.monotonic() + pause
+                what = "" if isinstance(error, MlpDistError) else "the run cannot be uploaded: "
+                self._failed(f"{what}{error}")
+                continue
+            self._seen[directory] = times
+            if self.problem:
+                progress.tell_beside("MLflow can be reached again")
+            self.problem, self._wait = "", 0.0
+            if math.isinf(self.ended):
+                used = time.process_time() - before
+                self._not_before = time.monotonic() + max(_PACE, used / _SHARE)
 
     def _failed(self, problem: str) -> None:
         if not self.problem:
             progress.tell_beside(f"warning: {problem}; the rest of the run is kept in {self.directory}")
         self.problem = problem
-        self._wait = _FIRST_WAIT if self.has_ended else min(2 * self._wait or _FIRST_WAIT, _LONGEST_WAIT)
+        longer = min(2 * self._wait or _FIRST_WAIT, _LONGEST_WAIT)
+        self._wait = longer if math.isinf(self.ended) else _FIRST_WAIT
         self._not_before = time.monotonic() + self._wait
 
     def _note_progress(self, part: str) -> None:
@@ -238,15 +234,14 @@ class _Following:
     def _watch(self) -> None:
         """End the process if the upload waits for an answer that never comes."""
         used, active = time.process_time(), time.time()
-        while True:
+        while not self._is_hopeless(active):
             time.sleep(1)
             # On a busy machine an upload may take its time.
             if time.process_time() - used > _IDLE:
                 used, active = time.process_time(), time.time()
-            if self._is_hopeless(active):
-                if not self.problem:
-                    progress.tell_beside("warning: MLflow does not answer")
-                os._exit(1)
+        if not self.problem:
+            progress.tell_beside("warning: MLflow does not answer")
+        os._exit(1)
 
     def _monitor(self, run_id: str) -> None:
         """Start MLflow's system metrics for the run, if the user asked for them."""
@@ -259,6 +254,5 @@ class _Following:
 
 def _times(directory: Path) -> list[int]:
     """When the files that an upload depends on were written."""
-    names = (RECORD, METRICS, SAMPLES, PREDICTIONS)
-    paths = [directory / name for name in names]
+    paths = [directory / name for name in (RECORD, METRICS, SAMPLES, PREDICTIONS)]
     return [path.stat().st_mtime_ns for path in paths if path.exists()]

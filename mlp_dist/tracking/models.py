@@ -5,13 +5,13 @@ import json
 import math
 import platform
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import mlp_dist
 from mlp_dist.core.spec import GOLDEN, SPEC, STATE_DICT, weights_file
-from mlp_dist.tracking.store import load_mlflow
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -30,15 +30,9 @@ _REQUIREMENTS = ("mlflow", "numpy", "opencv-python-headless", "Pillow", "torch")
 
 
 def log_model(
-    client: "MlflowClient",
-    run_id: str,
-    name: str,
-    bundle: Path,
-    *,
-    step: int,
-    points: "Iterable[Point]",
-) -> str:
-    """Make the bundle the run's only LoggedModel, called `name` as far as MLflow allows; returns its id.
+    client: "MlflowClient", run_id: str, name: str, bundle: Path, *, step: int, points: Sequence[Point] = ()
+) -> None:
+    """Make the bundle the run's only LoggedModel, called `name` as far as MLflow allows.
 
     Completes a model whose upload was interrupted, and sends files that MLflow lost. The run's other models
     are deleted unless they are registered. `step` is the epoch, and `points` are metrics that the run has,
@@ -47,55 +41,63 @@ def log_model(
 
     Raises mlflow.MlflowException.
     """
-    load_mlflow()
     from mlflow.entities import LoggedModelOutput, LoggedModelStatus, Metric
 
-    run, digest = client.get_run(run_id), _digest(bundle)
+    run = client.get_run(run_id)
     models = _models(client, run)
-    model = next((each for each in models if each.tags.get(BUNDLE_TAG) == digest), None)
+    model = next((each for each in models if each.tags.get(BUNDLE_TAG) == _digest(bundle)), None)
     model = model or client.create_logged_model(
         run.info.experiment_id,
         name=name.translate(_INVALID)[:_LONGEST_NAME],
         source_run_id=run_id,
-        tags={BUNDLE_TAG: digest},
+        tags={BUNDLE_TAG: _digest(bundle)},
         params={**run.data.params, "epoch": str(step)},
         model_type="image_classifier",
     )
-    if not is_complete(client, model, bundle):
-        # MLflow rejects a second output of the same model.
-        outputs = run.outputs.model_outputs if run.outputs else []
-        if model.model_id not in [output.model_id for output in outputs]:
-            client.log_outputs(run_id, [LoggedModelOutput(model.model_id, step)])
-        _upload(client, model, bundle)
-        data = [each.dataset for each in run.inputs.dataset_inputs][:1] if run.inputs else []
-        linked = (model.model_id, *(part for each in data for part in (each.name, each.digest)))
-        metrics = [Metric(*point, *linked) for point in points if math.isfinite(point[1])]
-        client.log_batch(run_id, metrics=metrics)
-        client.finalize_logged_model(model.model_id, LoggedModelStatus.READY)
+    # MLflow rejects a second output of the same model.
+    if model.model_id not in [each.model_id for each in (run.outputs.model_outputs if run.outputs else ())]:
+        client.log_outputs(run_id, [LoggedModelOutput(model.model_id, step)])
+    with tempfile.TemporaryDirectory(prefix="mlp_dist-") as directory:
+        for file, content in _files(model, bundle).items():
+            path = Path(directory, file)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content)
+        client.log_model_artifacts(model.model_id, directory)
+    data = [each.dataset for each in run.inputs.dataset_inputs][:1] if run.inputs else []
+    linked = (model.model_id, *(part for each in data for part in (each.name, each.digest)))
+    client.log_batch(run_id, [Metric(*point, *linked) for point in points if math.isfinite(point[1])])
+    client.finalize_logged_model(model.model_id, LoggedModelStatus.READY)
     others = [each for each in models if each.model_id != model.model_id]
-    versions = client.search_model_versions(f"run_id = '{run_id}'") if others else []
+    registered = {each.source for each in client.search_model_versions(f"run_id = '{run_id}'") if others}
     for other in others:
-        if other.model_uri not in {version.source for version in versions}:
+        if other.model_uri not in registered:
             client.delete_logged_model(other.model_id)
-    return str(model.model_id)
 
 
 def find_model(client: "MlflowClient", run: "Run") -> "LoggedModel | None":
     """The run's newest READY model, else one whose upload was interrupted."""
-    models = _models(client, run)
+    models = [each for each in _models(client, run) if BUNDLE_TAG in each.tags]
     return next((each for each in models if str(each.status) == "READY"), models[0] if models else None)
 
 
 def is_complete(client: "MlflowClient", model: "LoggedModel", bundle: Path) -> bool:
     """True if the model is READY and made of `bundle`, and MLflow lists all its files with their sizes."""
-    if str(model.status) != "READY" or model.tags.get(BUNDLE_TAG) != _digest(bundle):
+    if str(model.status) != "READY" or model.tags[BUNDLE_TAG] != _digest(bundle):
         return False
-    stored = _stored_sizes(client, str(model.model_id))
+    stored = stored_sizes(partial(client.list_logged_model_artifacts, model.model_id))
     return all(stored.get(name) == len(content) for name, content in _files(model, bundle).items())
 
 
+def stored_sizes(listing: Callable[[str | None], Any], folder: str | None = None) -> dict[str, int]:
+    """The paths and sizes of all files that MLflow lists under `folder`."""
+    sizes: dict[str, int] = {}
+    for each in listing(folder):
+        sizes |= stored_sizes(listing, each.path) if each.is_dir else {each.path: each.file_size or 0}
+    return sizes
+
+
 def _models(client: "MlflowClient", run: "Run") -> "list[LoggedModel]":
-    """The run's models, newest first."""
+    """The run's models, newest first; those of version 0.1.0 have no BUNDLE_TAG."""
     of_run = f"source_run_id = '{run.info.run_id}'"
     found = client.search_logged_models([run.info.experiment_id], filter_string=of_run)
     return sorted(found, key=lambda model: -model.creation_timestamp)
@@ -103,22 +105,6 @@ def _models(client: "MlflowClient", run: "Run") -> "list[LoggedModel]":
 
 def _digest(bundle: Path) -> str:
     return hashlib.sha256((bundle / SPEC).read_bytes()).hexdigest()
-
-
-def _stored_sizes(client: "MlflowClient", model_id: str, path: str | None = None) -> dict[str, int | None]:
-    sizes: dict[str, int | None] = {}
-    for each in client.list_logged_model_artifacts(model_id, path):
-        sizes |= _stored_sizes(client, model_id, each.path) if each.is_dir else {each.path: each.file_size}
-    return sizes
-
-
-def _upload(client: "MlflowClient", model: "LoggedModel", bundle: Path) -> None:
-    with tempfile.TemporaryDirectory(prefix="mlp_dist-") as directory:
-        for name, content in _files(model, bundle).items():
-            path = Path(directory, name)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(content)
-        client.log_model_artifacts(str(model.model_id), directory)
 
 
 def _files(model: "LoggedModel", bundle: Path) -> dict[str, bytes]:

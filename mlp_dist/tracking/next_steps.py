@@ -3,7 +3,6 @@
 import os
 import re
 import shlex
-from collections.abc import Mapping
 from pathlib import Path
 
 from mlp_dist.tracking.run_dir import Uploaded, has_record
@@ -13,7 +12,6 @@ SERVE = "python -m serve.server start"
 
 _STORE = "MLFLOW_TRACKING_URI"
 
-_MLFLOW_UI = "http://127.0.0.1:5000"
 _RUNS = (
     "{server}/#/experiments/{experiment_id}/runs?workflowType=machine_learning"
     "&orderByKey=metrics.%60best_val_accuracy%60&orderByAsc=false"
@@ -23,18 +21,16 @@ _RUNS = (
 
 def after_training(run_id: str | None, output_dir: str, experiment: str | None) -> str:
     """See, compare, package and serve; `run_id` None: first send the run to MLflow, which assigns the id."""
-    compare = ["python", "-m", "mlp_dist.compare"]
-    if experiment is not None:
-        compare += ["--experiment", experiment]
-    steps = {"compare": _with_store(compare)}
+    named = [] if experiment is None else ["--experiment", experiment]
+    compare = _with_store(shlex.join(["python", "-m", "mlp_dist.compare", *named]))
     if run_id is None:
         # A nested run is sent together with its parent.
         parent = Path(output_dir).parent
-        sync = ["python", "-m", "mlp_dist.sync", _relative(parent if has_record(parent) else output_dir)]
-        return _format_steps({"send to MLflow": _with_store(sync), **steps})
-    package = ["python", "-m", "serve.package", "--run-id", run_id]
+        sync = f"python -m mlp_dist.sync {_relative(parent if has_record(parent) else output_dir)}"
+        return _format_steps(**{"send to MLflow": _with_store(sync)}, compare=compare)
     see = _see_runs(Uploaded.load(Path(output_dir)).experiment_id)
-    return _format_steps({"see": see, **steps, "package": _with_store(package), "serve": SERVE})
+    package = _with_store(f"python -m serve.package --run-id {run_id}")
+    return _format_steps(see=see, compare=compare, package=package, serve=SERVE)
 
 
 def _see_runs(experiment_id: str) -> str:
@@ -46,35 +42,33 @@ def _see_runs(experiment_id: str) -> str:
         return _RUNS.format(server=server, experiment_id=experiment_id)
     named = shlex.quote(uri) if uri == hide_password(uri) else f'"${_STORE}"'
     start = f"mlflow ui --backend-store-uri {named}" if uri else "mlflow ui"
-    return f"{start}, then {_RUNS.format(server=_MLFLOW_UI, experiment_id=experiment_id)}"
+    return f"{start}, then {_RUNS.format(server='http://127.0.0.1:5000', experiment_id=experiment_id)}"
 
 
 def after_packaging(mar: Path, default: Path) -> str:
     """Serve the archive; `default` is the one served when none is named."""
-    named = "" if mar == default else f" {shlex.quote(str(mar))}"
-    return _format_steps({"serve": f"{SERVE}{named}"})
+    return _format_steps(serve=SERVE if mar == default else f"{SERVE} {shlex.quote(str(mar))}")
 
 
 def after_starting(image: Path, model: str) -> str:
     """Send an image to the server, and stop it."""
-    named = [] if model == "mlp" else ["--model", model]
-    ask = shlex.join(["python", "-m", "serve.client", _relative(image), *named])
-    return _format_steps({"ask": ask, "stop": "python -m serve.server stop"})
+    named = "" if model == "mlp" else f" --model {shlex.quote(model)}"
+    ask = f"python -m serve.client {_relative(image)}{named}"
+    return _format_steps(ask=ask, stop="python -m serve.server stop")
 
 
-def _format_steps(steps: Mapping[str, str]) -> str:
+def _format_steps(**steps: str) -> str:
     width = max(map(len, steps)) + 1
-    lines = (f"  {f'{what}:':{width}} {command}" for what, command in steps.items())
-    return "\n".join(["next", *lines])
+    return "\n".join(["next", *(f"  {f'{what}:':{width}} {command}" for what, command in steps.items())])
 
 
-def _with_store(words: list[str]) -> str:
+def _with_store(command: str) -> str:
     """The command with this process's MLFLOW_TRACKING_URI, unless that contains a password."""
     uri = os.environ.get(_STORE, "")
-    store = f"{_STORE}={shlex.quote(uri)} " if uri and uri == hide_password(uri) else ""
-    return store + shlex.join(words)
+    return f"{_STORE}={shlex.quote(uri)} {command}" if uri and uri == hide_password(uri) else command
 
 
 def _relative(path: str | Path) -> str:
+    """The path from the working directory, quoted."""
     path = Path(path)
-    return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
+    return shlex.quote(str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path))

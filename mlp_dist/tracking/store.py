@@ -11,11 +11,14 @@ from contextlib import AbstractContextManager, closing, contextmanager
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mlp_dist.console import progress
 from mlp_dist.core.errors import MlpDistError, TrackingError, UsageError
 from mlp_dist.core.io import locked, replacing_file
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
 
 _DATABASE_TRIES = 3
 
@@ -73,11 +76,20 @@ def machine_lock(key: str) -> AbstractContextManager[None]:
 
 
 @contextmanager
-def tracking_errors(problem: str) -> Iterator[str]:
-    """Yield the store's URI; turn its errors into TrackingError, "MLflow at URI `problem`: REASON"."""
+def opened_store(problem: str = "cannot be read", *, create: bool = False) -> Iterator["MlflowClient"]:
+    """Yield a client; turn the store's errors into TrackingError, "MLflow at URI `problem`: REASON".
+
+    A database that does not exist is created, or raises UsageError.
+    """
     uri = load_mlflow().get_tracking_uri()
     try:
-        yield uri
+        file = _file(uri)
+        if file is not None and not file.exists() and not create:
+            raise UsageError(
+                f"there are no runs in {file.absolute().parent}: it has no {file.name}; "
+                "change to the directory the training was started in, or set MLFLOW_TRACKING_URI"
+            )
+        yield _client(uri, file)
     except MlpDistError:
         raise
     # A damaged database raises SQLAlchemy's errors.
@@ -87,27 +99,26 @@ def tracking_errors(problem: str) -> Iterator[str]:
         raise TrackingError(f"MLflow at {shown} {problem}: {reason}; see MLFLOW_TRACKING_URI") from error
 
 
-@contextmanager
-def creating_tables(uri: str) -> Iterator[None]:
-    """Let one process at a time open a database: MLflow's migrations fail if two processes run them at once.
+def _client(uri: str, file: Path | None) -> "MlflowClient":
+    """A client. One process at a time opens a database: MLflow's migrations fail if two run at once.
 
     A server runs its own.
     """
+    from mlflow import MlflowClient
+
     if uri.startswith("http"):
-        yield
-        return
+        return MlflowClient()
     # MLflow inserts metrics first and looks for duplicates on failure; psycopg logs each of these failures.
     logging.getLogger("psycopg").setLevel(logging.ERROR)
     # No setting for this; MLflow's ten attempts take 100 seconds if nothing answers.
     databases: Any = import_module("mlflow.store.db.utils")
     databases.MAX_RETRY_COUNT = _DATABASE_TRIES
     with machine_lock(uri):
-        if (file := _file(uri)) is not None:
-            if file.exists():
-                _follow_move(file)
-            else:
-                _create_database(uri, file)
-        yield
+        if file is not None and file.exists():
+            follow_move(file)
+        elif file is not None:
+            _create_database(uri, file)
+        return MlflowClient()
 
 
 def _create_database(uri: str, path: Path) -> None:
@@ -127,7 +138,7 @@ def _file(uri: str) -> Path | None:
     return None if database in (None, "", ":memory:") else Path(database)
 
 
-def _follow_move(database: Path) -> None:
+def follow_move(database: Path) -> None:
     """Let a database that was moved or copied together with its mlruns find the artifacts there.
 
     MLflow keeps their locations as absolute paths, and has no command that changes them.
@@ -148,19 +159,6 @@ def _follow_move(database: Path) -> None:
                     (str(there), len(str(location)) + 1, str(location), len(f"{location}/"), f"{location}/"),
                 )
             progress.tell_beside(f"note: MLflow kept the artifacts' old place {location}; it is {there} now")
-
-
-@contextmanager
-def existing_store(problem: str = "cannot be read") -> Iterator[str]:
-    """Like `tracking_errors`, but raises UsageError rather than create a database that does not exist."""
-    with tracking_errors(problem) as uri:
-        if (file := _file(uri)) is not None and not file.exists():
-            raise UsageError(
-                f"there are no runs in {file.absolute().parent}: it has no {file.name}; "
-                "change to the directory the training was started in, or set MLFLOW_TRACKING_URI"
-            )
-        with creating_tables(uri):
-            yield uri
 
 
 def hide_password(uri: str) -> str:

@@ -1,6 +1,5 @@
 """Runs in MLflow without a training."""
 
-import json
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from mlp_dist.core.spec import BundleSpec, ModelSpec
 from mlp_dist.data.datasets import read_dataset
 from mlp_dist.data.evaluate import predict
 from mlp_dist.recipes import get_recipe
+from mlp_dist.tracking.models import log_model
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -43,10 +43,18 @@ def end_run(run_id: str, status: str = "FINISHED", **metrics: float) -> str:
     return run_id
 
 
-def digits_run(experiment: str, name: str, *, noise: float, val_accuracy: float, **params: Any) -> str:
+def digits_run(
+    experiment: str,
+    name: str,
+    *,
+    noise: float,
+    val_accuracy: float,
+    reported: float | None = None,
+    **params: Any,
+) -> str:
     """A finished run whose model is ridge regression on scikit-learn's digits, with noise on its weights.
 
-    It has a bundle, a configuration and metrics of two epochs, but no LoggedModel.
+    It has a LoggedModel, a configuration and metrics of two epochs.
     """
     import mlflow
     from mlflow.entities import Metric
@@ -56,14 +64,15 @@ def digits_run(experiment: str, name: str, *, noise: float, val_accuracy: float,
     client = mlflow.MlflowClient()
     points = [Metric(key, val_accuracy, 1000, 3) for key in ("val/accuracy", "val/loss", "train/step_loss")]
     client.log_batch(run_id, [*points, Metric("val/accuracy", val_accuracy - 0.1, 2000, 4)])
+    client.log_dict(run_id, config.to_json(), "config.json")
     with tempfile.TemporaryDirectory() as directory:
-        test_accuracy = write_bundle(Path(directory) / "bundle", run_id, noise)
-        (Path(directory) / "config.json").write_text(json.dumps(config.to_json()))
-        client.log_artifacts(run_id, directory)
+        test_accuracy = write_bundle(Path(directory) / "bundle", run_id, noise, reported)
+        log_model(client, run_id, name, Path(directory) / "bundle", step=3)
     return end_run(run_id, best_epoch=3, best_val_accuracy=val_accuracy, test_accuracy=test_accuracy)
 
 
-def write_bundle(directory: Path, run_id: str, noise: float) -> float:
+def write_bundle(directory: Path, run_id: str, noise: float, reported: float | None = None) -> float:
+    """Returns the test accuracy; `reported` is the one in the bundle, if that is another."""
     data = read_dataset("digits", ROOT)
     spec = ModelSpec((data.image.num_features, len(data.classes)), "module")
     model = build_model(spec)
@@ -87,7 +96,7 @@ def write_bundle(directory: Path, run_id: str, noise: float) -> float:
         dataset="digits",
         recipe="mnist",
         run_id=run_id,
-        metrics={"val_accuracy": None, "test_accuracy": accuracy, "test_loss": None},
+        metrics={"val_accuracy": None, "test_accuracy": reported or accuracy, "test_loss": None},
         golden_probabilities=tuple(to_probabilities(predict(model, golden[None], data.image))[0].tolist()),
         weights_sha256="",
         versions={},

@@ -140,7 +140,7 @@ def test_mistake_keeps_the_old_archive(main: Main, flags: list[str], message: st
 
 def test_changed_weights_are_refused(mlflow: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     digits_run("x", "changed", noise=0, val_accuracy=0.9)
-    [stored] = tmp_path.glob("mlruns/*/*/artifacts/bundle/weights.pt")
+    [stored] = tmp_path.glob("mlruns/*/models/*/artifacts/state_dict.pth")
     state = torch.load(stored, weights_only=True)
     torch.save({name: tensor + 1 for name, tensor in state.items()}, stored)
     monkeypatch.setattr(sys, "argv", ["serve.package", "--experiment", "x"])

@@ -58,7 +58,7 @@ def test_kept_weights_are_a_ranked_model(trained: Trained, stored: Any, tmp_path
     values = {point.key: (point.step, point.value) for point in found[0].metrics}
     assert values["val/accuracy"] == (trained.result["best_epoch"], trained.result["val_accuracy"])
     assert values["test_accuracy"][1] == trained.result["test_accuracy"]
-    bundle = load_bundle(find.download_bundle(find.get_run(run.info.run_id), tmp_path))
+    bundle = load_bundle(find.download_bundle(find.find_run(run.info.run_id), tmp_path))
     assert bundle.spec.run_id == run.info.run_id
     last = torch.load(Path(trained.result["output_dir"]) / "last.pt", weights_only=True)
     weights = bundle.model.state_dict()
@@ -96,9 +96,8 @@ def test_without_validation_the_latest_run_is_best(mlflow: Any, capsys: pytest.C
     assert find.best_run("x").run_id == latest
     assert "note: no run on mnist has validation images to choose by" in capsys.readouterr().out
     rated = add_run("x", best_val_accuracy=0.1)
-    newer = add_run("x", test_accuracy=0.99)
+    add_run("x", test_accuracy=0.99)
     assert find.best_run("x").run_id == rated
-    assert f"({newer}), has no validation images and is not compared; --run-id" in capsys.readouterr().out
 
 
 def test_rejected_choices(mlflow: Any) -> None:
@@ -107,13 +106,12 @@ def test_rejected_choices(mlflow: Any) -> None:
     with pytest.raises(UsageError, match=r"has no experiment 'x' \(there are: Default\)"):
         find.best_run("x")
     with pytest.raises(UsageError, match="has no run 'nope'"):
-        find.get_run("nope")
+        find.find_run("nope")
     run_id = add_run("x", status="FAILED")
     with pytest.raises(TrackingError, match=r"the experiment 'x' has no finished run; train one"):
         find.best_run("x")
     with pytest.raises(TrackingError, match=f"run {run_id} is FAILED, not FINISHED"):
-        find.get_run(run_id)
-    empty = find.get_run(add_run("x"))
-    with pytest.raises(TrackingError, match="has no bundle to download"):
+        find.find_run(run_id)
+    empty = find.find_run(add_run("x"))
+    with pytest.raises(TrackingError, match="has no bundle to download: MLflow has no model of it; if you"):
         find.download_bundle(empty, Path("there"))
-    assert find.load_config(empty) is None

@@ -64,8 +64,3 @@ def test_rejects_another_answer(trained: Trained, tmp_path: Path) -> None:
     (tmp_path / "bundle/golden.png").write_bytes(encode_png(torch.zeros(1, 28, 28, dtype=torch.uint8)))
     with pytest.raises(BundleError, match="the golden image's class"):
         load_model(tmp_path / "bundle")
-
-
-def test_rejects_unusable_device(trained: Trained) -> None:
-    with pytest.raises(UsageError, match=r"the device 'cuda:99' cannot be used: .*; 'cpu' always works"):
-        load_model(trained.bundle, device="cuda:99")

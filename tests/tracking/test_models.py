@@ -94,10 +94,12 @@ def new_run(client: Any, experiment: str) -> str:
 
 
 def log(client: Any, run_id: str, bundle: Path, step: int = 1, **figures: float) -> str:
+    """Returns the model's id."""
     metrics = {**FIGURES, **{name.replace("_", "/"): value for name, value in figures.items()}}
     name = "lr=0.3 · folder:/a/'b'"
     points = [(key, value, step * HOUR_MS, step) for key, value in metrics.items()]
-    return log_model(client, run_id, name, bundle, step=step, points=points)
+    log_model(client, run_id, name, bundle, step=step, points=points)
+    return str(find_model(client, client.get_run(run_id)).model_id)
 
 
 def changed(bundle: Path, directory: Path) -> Path:

@@ -8,12 +8,14 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 
 from mlp_dist.data.scores import evaluate
-from mlp_dist.tracking.plots import draw, predictions_grid, samples_grid, tables
-from mlp_dist.tracking.plots.pictures import (
+from mlp_dist.tracking.draw import MAX_ROWS, draw, mistakes, per_class
+from mlp_dist.tracking.plots import (
     confusion_matrix,
     first_layer,
     learning_curves,
+    predictions_grid,
     reliability_diagram,
+    samples_grid,
 )
 from tests.helpers.drawing import fits, random_images, render
 
@@ -130,10 +132,14 @@ def test_confusion_matrix_shows_counts_and_shares() -> None:
 
 def test_reliability_diagram_matches_hand_computed_values() -> None:
     """Four images at confidence 0.5, three of them correct; one at 0.875, wrong."""
-    figure = reliability_diagram([[0, 0, 0], [0, 0, 0], [4, 2.0, 3], [0, 0, 0], [1, 0.875, 0]])
+    logits = np.log([[0.5, 0.25, 0.25]] * 4 + [[0.0625, 0.875, 0.0625]])
+    figure = reliability_diagram(evaluate(logits, np.array([0, 0, 0, 1, 0])))
     (axes,) = figure.axes
-    assert [bar.get_height() for bar in axes.containers[0]] == [0, 0, 0.75, 0, 0]
-    assert [(text.get_position()[0], text.get_text()) for text in axes.texts] == [(0.5, "4"), (0.9, "1")]
+    assert [bar.get_height() for bar in axes.containers[0]] == [
+        0.75 if index == 7 else 0 for index in range(15)
+    ]
+    places = [(round(text.get_position()[0], 3), text.get_text()) for text in axes.texts]
+    assert places == [(0.5, "4"), (0.9, "1")]
     # (4 * |0.75 - 0.5| + 1 * |0 - 0.875|) / 5
     assert axes.get_title() == "expected calibration error 37.50%\naccuracy 60.00%, mean confidence 57.50%"
     assert fits(figure)
@@ -198,23 +204,23 @@ def test_awkward_and_many_class_names_are_drawn_literally() -> None:
 def test_class_table() -> None:
     """No cow, but one predicted; no eel, and none predicted."""
     answers, labels = np.array([0, 0, 1, 2, 2, 2]), np.array([0, 0, 0, 2, 2, 0])
-    table = tables.per_class(evaluate(np.eye(4)[answers], labels), ("cat", "cow", "dog", "eel"))
-    assert table["columns"] == ["class", "accuracy", "precision", "f1", "images", "confused with", "times"]
-    assert table["data"] == [
-        ["cat", 0.5, 1.0, 0.6667, 4, "cow", 1],
-        ["cow", None, 0.0, 0.0, 0, None, 0],
-        ["dog", 1.0, 0.6667, 0.8, 2, None, 0],
-        ["eel", None, None, None, 0, None, 0],
-    ]
-    assert json.loads(json.dumps(table, allow_nan=False)) == table
+    table = per_class(evaluate(np.eye(4)[answers], labels), ("cat", "cow", "dog", "eel"))
+    assert json.loads(table.to_json(orient="split", index=False)) == {
+        "columns": ["class", "accuracy", "precision", "f1", "images", "confused with", "times"],
+        "data": [
+            ["cat", 0.5, 1.0, 0.6667, 4, "cow", 1],
+            ["cow", None, 0.0, 0.0, 0, None, 0],
+            ["dog", 1.0, 0.6667, 0.8, 2, None, 0],
+            ["eel", None, None, None, 0, None, 0],
+        ],
+    }
 
 
 def test_mistakes_table() -> None:
-    table = tables.mistakes(
+    table = mistakes(
         np.array([[0.75, 0.25], [0.125, 0.875], [0.5, 0.5]]), np.array([1, 0, 0]), ("cat", "cow")
     )
-    assert table["columns"] == ["image", "predicted", "true", "probability", "probability of true"]
-    assert table["data"] == [[1, "cow", "cat", 0.875, 0.125], [0, "cat", "cow", 0.75, 0.25]]
-    assert json.loads(json.dumps(table, allow_nan=False)) == table
-    many = tables.mistakes(np.eye(2)[[0, 1] * 150], np.array([1, 0] * 150), ("cat", "cow"))
-    assert [row[0] for row in many["data"]] == list(range(tables.MAX_ROWS))
+    assert list(table) == ["image", "predicted", "true", "probability", "probability of true"]
+    assert table.to_numpy().tolist() == [[1, "cow", "cat", 0.875, 0.125], [0, "cat", "cow", 0.75, 0.25]]
+    many = mistakes(np.eye(2)[[0, 1] * 150], np.array([1, 0] * 150), ("cat", "cow"))
+    assert list(many["image"]) == list(range(MAX_ROWS))

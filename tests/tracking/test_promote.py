@@ -17,6 +17,7 @@ from mlp_dist.cli import promote as promote_command
 from mlp_dist.core.errors import BundleError, PromotionError, TrackingError, UsageError
 from mlp_dist.tracking import champion, find
 from mlp_dist.tracking.champion import promote
+from mlp_dist.tracking.find import StoredRun
 from mlp_dist.tracking.store import load_mlflow
 from tests.helpers.mlflow_servers import running_server
 from tests.helpers.stored_runs import digits_run, end_run, start_run
@@ -62,7 +63,7 @@ def store(runs: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     mlflow.set_tracking_uri(None)
 
 
-def the_champion() -> champion.Champion:
+def the_champion() -> StoredRun:
     found = champion.find_champion()
     assert found is not None
     return found
@@ -70,28 +71,28 @@ def the_champion() -> champion.Champion:
 
 def test_first_run_becomes_champion(store: dict[str, str]) -> None:
     assert champion.find_champion() is None
-    good = find.get_run(store["good"])
+    good = find.find_run(store["good"])
     assert promote(good) == {
         **{"run_id": good.run_id, "model": "mlp", "version": "1", "alias": "champion"},
         "test_accuracy": good.metrics["test_accuracy"],
     }
-    assert (the_champion().run.run_id, the_champion().version) == (good.run_id, "1")
+    assert (the_champion().run_id, the_champion().bundle) == (good.run_id, "models:/mlp/1")
     again = promote(good)
     assert [again[name] for name in ("version", "only_previous", "only_this", "p_value")] == ["1", 0, 0, 1.0]
     client = load_mlflow().MlflowClient()
-    [model] = client.search_logged_models([good.experiment_id])
+    [model] = [each for each in client.search_logged_models(["1"]) if each.source_run_id == good.run_id]
     [version] = client.search_model_versions("name = 'mlp'")
     assert (version.run_id, version.source) == (good.run_id, model.model_uri)
     assert (model.name, model.params["epoch"], model.source_run_id) == ("good", "3", good.run_id)
 
 
 def test_insignificantly_worse_run_replaces_champion(store: dict[str, str]) -> None:
-    good, alike = (find.get_run(store[name]) for name in ("good", "alike"))
+    good, alike = (find.find_run(store[name]) for name in ("good", "alike"))
     lost = good.metrics["test_accuracy"] - alike.metrics["test_accuracy"]
     assert lost > 0
     promote(good)
     result = promote(alike)
-    assert (result["version"], the_champion().run.run_id) == ("2", alike.run_id)
+    assert (result["version"], the_champion().run_id) == ("2", alike.run_id)
     assert result["previous_run_id"] == good.run_id
     only_previous, only_this = result["only_previous"], result["only_this"]
     assert (only_previous - only_this) / 360 == pytest.approx(lost)
@@ -100,27 +101,27 @@ def test_insignificantly_worse_run_replaces_champion(store: dict[str, str]) -> N
 
 
 def test_significantly_worse_run_is_refused(store: dict[str, str]) -> None:
-    promote(find.get_run(store["good"]))
-    bad = find.get_run(store["bad"])
+    promote(find.find_run(store["good"]))
+    bad = find.find_run(store["bad"])
     with pytest.raises(
         PromotionError, match=r"bad .* is significantly worse than the champion, good .*--force replaces it"
     ):
         promote(bad)
-    assert the_champion().run.name == "good"
+    assert the_champion().name == "good"
     result = promote(bad, force=True)
-    assert (the_champion().run.name, result["p_value"] < 0.05) == ("bad", True)
+    assert (the_champion().name, result["p_value"] < 0.05) == ("bad", True)
 
 
 def test_other_data_set_is_refused(store: dict[str, str]) -> None:
-    promote(find.get_run(store["good"]))
-    alike = find.get_run(store["alike"])
+    promote(find.find_run(store["good"]))
+    alike = find.find_run(store["alike"])
     other = replace(alike, dataset="folder:/pets")
     with pytest.raises(
         PromotionError, match=r"alike .* was trained on folder:/pets, and the champion, good .*, on digits"
     ):
         promote(other)
     assert "p_value" not in promote(other, force=True)
-    assert the_champion().run.name == "alike"
+    assert the_champion().name == "alike"
 
 
 def test_champion_without_run_is_replaced_by_force(store: dict[str, str]) -> None:
@@ -128,8 +129,11 @@ def test_champion_without_run_is_replaced_by_force(store: dict[str, str]) -> Non
     client.create_registered_model("mlp")
     client.create_model_version("mlp", "/somewhere/else")
     client.set_registered_model_alias("mlp", "champion", "1")
-    good = find.get_run(store["good"])
-    with pytest.raises(PromotionError, match=r"champion, version 1 of mlp, is not in MLflow; .* RUN --force"):
+    good = find.find_run(store["good"])
+    with pytest.raises(
+        PromotionError,
+        match=r"version 1 of mlp is the champion, but its run is not in MLflow; .* RUN --force",
+    ):
         promote(good)
     assert promote(good, force=True)["version"] == "2"
 
@@ -138,7 +142,7 @@ def test_champion_without_run_is_replaced_by_force(store: dict[str, str]) -> Non
 @pytest.mark.filterwarnings("ignore:.*type hint")
 def test_a_champion_in_the_trash_or_without_its_run(store: dict[str, str]) -> None:
     run_id = digits_run(EXPERIMENT, "gone", noise=0, val_accuracy=0.9)
-    promote(find.get_run(run_id))
+    promote(find.find_run(run_id))
     load_mlflow().MlflowClient().delete_run(run_id)
     with pytest.raises(PromotionError, match=f"mlflow runs restore --run-id {run_id}"):
         champion.chosen_run()
@@ -148,16 +152,13 @@ def test_a_champion_in_the_trash_or_without_its_run(store: dict[str, str]) -> No
     chosen = champion.chosen_run()
     assert (chosen.run_id, chosen.name, chosen.dataset) == (run_id, "gone", "digits")
     assert load_model().spec.run_id == run_id
-    assert promote(find.get_run(store["good"]))["previous_run_id"] == run_id
+    assert promote(find.find_run(store["good"]))["previous_run_id"] == run_id
 
 
 def test_bundle_must_reach_reported_accuracy(store: dict[str, str]) -> None:
-    run_id = digits_run(EXPERIMENT, "liar", noise=0, val_accuracy=0.9)
-    [spec] = Path(store["directory"]).glob(f"mlruns/*/{run_id}/artifacts/bundle/bundle.json")
-    values = json.loads(spec.read_text())
-    spec.write_text(json.dumps({**values, "metrics": {**values["metrics"], "test_accuracy": 0.99}}))
+    run_id = digits_run(EXPERIMENT, "liar", noise=0, val_accuracy=0.9, reported=0.99)
     with pytest.raises(BundleError, match=r"reports a test accuracy of 0\.99, but its bundle scores"):
-        promote(find.get_run(run_id))
+        promote(find.find_run(run_id))
     assert champion.find_champion() is None
 
 
@@ -187,13 +188,12 @@ def test_champion_is_packaged_by_default(
     assert (promoted["run_id"], promoted["version"]) == (store["good"], "1")
     assert champion.chosen_run().run_id == store["good"]
     assert capsys.readouterr().out == (
-        f"note: this is the champion, version 1 of mlp; alike ({store['alike']}) has the best validation "
-        "accuracy, 95.00%: --run-id selects it\n"
+        "note: this is the champion, models:/mlp/1; --run-id selects another run\n"
     )
     assert champion.chosen_run(experiment=EXPERIMENT).run_id == store["alike"]
     # The version's files stay the champion's if its run goes on.
     load_mlflow().MlflowClient().update_run(store["good"], "RUNNING")
-    assert (the_champion().run.bundle, the_champion().run.status) == ("models:/mlp/1", "RUNNING")
+    assert (the_champion().bundle, the_champion().status) == ("models:/mlp/1", "RUNNING")
     assert load_model().spec.run_id == store["good"]
     assert load_model(metric="val_accuracy").spec.run_id == store["alike"]
 
@@ -203,8 +203,9 @@ def test_server(tmp_path: Path, mlflow: Any) -> None:
     (tmp_path / "server").mkdir()
     with running_server(tmp_path / "server") as server:
         mlflow.set_tracking_uri(server.uri)
-        run = find.get_run(digits_run("champions", "served", noise=0, val_accuracy=0.9))
-        assert [promote(run)["version"], promote(run)["version"]] == [the_champion().version] * 2
+        run = find.find_run(digits_run("champions", "served", noise=0, val_accuracy=0.9))
+        assert [promote(run)["version"], promote(run)["version"]] == ["1", "1"]
+        assert the_champion().bundle == "models:/mlp/1"
         assert load_model().spec.run_id == run.run_id
         mlflow.set_tracking_uri(server.uri.replace("//", "//someone:secret@"))
         with pytest.raises(UsageError, match=r"MLflow at http://someone:\*\*\*@127") as raised:

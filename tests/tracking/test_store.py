@@ -12,10 +12,9 @@ from mlp_dist.tracking.store import hide_password
 from tests.helpers.launching import ROOT, environment
 
 CODE = """
-from mlp_dist.tracking.store import creating_tables, load_mlflow
-mlflow = load_mlflow()
-with creating_tables(mlflow.get_tracking_uri()):
-    print(len(mlflow.MlflowClient().search_experiments()))
+from mlp_dist.tracking.store import opened_store
+with opened_store(create=True) as client:
+    print(len(client.search_experiments()))
 """
 
 

@@ -12,9 +12,9 @@ from mlflow.tracking._tracking_service import utils
 
 from mlp_dist.core.errors import TrackingError, UsageError
 from mlp_dist.core.io import try_to_lock
-from mlp_dist.tracking.find import download_bundle, get_run
+from mlp_dist.tracking.find import download_bundle, find_run
 from mlp_dist.tracking.run_dir import FAILED, FINISHED, RunRecord, Uploaded, is_uploaded, runs_in
-from mlp_dist.tracking.store import TrashedError, creating_tables
+from mlp_dist.tracking.store import TrashedError, follow_move
 from mlp_dist.tracking.upload import sync, upload
 from tests.helpers.calling import Call
 from tests.helpers.comparing import check_all_is_there, client_of
@@ -40,13 +40,12 @@ def project(trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     copy = tmp_path / "project"
     shutil.copytree(trained.directory, copy, ignore=shutil.ignore_patterns("model_store"))
     monkeypatch.chdir(copy)
-    uri = f"sqlite:///{copy}/mlflow.db"
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{copy}/mlflow.db")
     # MLflow remembers where the artifacts of a run are, and the tests share one.
     utils._artifact_repos_cache.clear()
     # Leaves the place of the copy's original.
-    with creating_tables(uri):
-        return copy
+    follow_move(copy / "mlflow.db")
+    return copy
 
 
 def output_of(project: Path) -> Path:
@@ -74,7 +73,7 @@ def test_what_was_lost_is_sent_again(lost: str, project: Path) -> None:
     assert sent
     assert (run_id == before) == (lost != "mlflow.db")
     check_all_is_there(client_of(project), run_id, output)
-    assert (download_bundle(get_run(run_id), project / "downloaded") / "weights.pt").exists()
+    assert (download_bundle(find_run(run_id), project / "downloaded") / "weights.pt").exists()
 
 
 @pytest.mark.parametrize("has_mlruns", [True, False])
@@ -94,7 +93,7 @@ def test_a_project_that_was_moved_works_in_its_new_place(
     assert note in capfd.readouterr().err
     assert not project.exists()
     check_all_is_there(client_of(moved), run_id, output_of(moved))
-    download_bundle(get_run(run_id), moved / "downloaded")
+    download_bundle(find_run(run_id), moved / "downloaded")
 
 
 def test_a_deleted_run_stays_deleted(project: Path, call: Call) -> None:
@@ -198,7 +197,7 @@ def test_a_run_of_the_version_before(mlflow: Any, project: Path, tmp_path: Path)
         (old / name).unlink()
     assert not is_uploaded(old)
     run_id = upload(old)
-    run = get_run(run_id)
+    run = find_run(run_id)
     assert run.metrics["best_val_accuracy"] == values["summary"]["best_val_accuracy"]
     assert "figures" in {each.path for each in mlflow.MlflowClient().list_artifacts(run_id)}
     download_bundle(run, tmp_path / "downloaded")

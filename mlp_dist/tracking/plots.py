@@ -1,12 +1,17 @@
 """Pictures of a run as matplotlib figures: grids of images, learning curves, confusion, calibration."""
 
+import warnings
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import ArrayLike
+
+from mlp_dist.core.io import replacing_file
+from mlp_dist.data.scores import Evaluation
 
 MAX_TILES, COLUMNS = 20, 5
 MAX_NAMED = 30
@@ -15,8 +20,10 @@ MAX_NAMED = 30
 _TILE, _TITLE, _GAP, _NOTE = 1.75, 0.4, 0.15, 0.35
 """Inches: an image's longer side, and the room above it for two lines of title, beside it, and for a note."""
 
+_LONGEST_NAME, _LETTER = 18, 0.086
+"""Characters of a class name that is not cut, and the width of one, in inches."""
+
 _GRAY: dict[str, Any] = {"cmap": "gray", "vmin": 0, "vmax": 255}
-_LONGEST_NAME = 18
 _COLORS = {"train": "tab:blue", "val": "tab:orange", "test": "tab:green"}
 
 
@@ -92,19 +99,15 @@ def _grid(
     return figure
 
 
-def kept_epoch(history: Sequence[dict[str, Any]]) -> int:
-    """The first epoch with the best validation accuracy; without validation, the last epoch."""
-    is_chosen = history[-1]["val_accuracy"] is not None
-    kept = max(history, key=lambda record: record["val_accuracy"]) if is_chosen else history[-1]
-    return int(kept["epoch"])
-
-
 def learning_curves(history: Sequence[dict[str, Any]]) -> Figure:
-    """Loss and accuracy by epoch; marks the kept epoch.
+    """Loss and accuracy by epoch, from a record per epoch; marks the kept epoch.
 
-    `history` has a record per epoch. Splits without values are left out.
+    That is the first with the best validation accuracy; without validation, the last. Splits without values
+    are left out.
     """
-    figure, kept = Figure(figsize=(10, 4.2)), kept_epoch(history)
+    rated = [each for each in history if each["val_accuracy"] is not None] or [history[-1]]
+    kept = max(rated, key=lambda each: each["val_accuracy"] or 0)["epoch"]
+    figure = Figure(figsize=(10, 4.2))
     figure.subplots_adjust(left=0.07, right=0.98, bottom=0.12, top=0.9, wspace=0.18)
     for axes, name in zip(figure.subplots(1, 2), ("loss", "accuracy"), strict=True):
         for split, color in _COLORS.items():
@@ -125,14 +128,12 @@ def confusion_matrix(confusion: ArrayLike, classes: Sequence[str]) -> Figure:
     """Counts by (true class, predicted class), int64; the color is the share of the true class."""
     counts, number = np.asarray(confusion), len(classes)
     names = [shorten(name) for name in classes] if number <= MAX_NAMED else []
-    side = min(max(0.5 * number, 5.0), 10.0)
-    # The longest name's approximate width, in inches. matplotlib's layout engines double the drawing time.
-    room = max(map(len, names), default=0) * 0.086
-    is_upright = room > side / number
-    left, bottom = 0.6 + room, 0.6 + (room if is_upright else 0.15)
-    width, height = left + side + 0.2, bottom + side + 0.45
+    longest = max(map(len, names), default=0)
+    # matplotlib's layout engines would double the drawing time.
+    side, room = min(max(0.5 * number, 5.0), 10.0), 0.65 + _LETTER * longest
+    width, height = room + side + 0.2, room + side + 0.45
     figure = Figure(figsize=(width, height))
-    axes = figure.add_axes((left / width, bottom / height, side / width, side / height))
+    axes = figure.add_axes((room / width, room / height, side / width, side / height))
     shares = counts / counts.sum(axis=1, keepdims=True).clip(min=1)
     # The square root makes shares of a few percent visible.
     axes.imshow(shares**0.5, cmap="Blues", vmin=0, vmax=1)
@@ -141,30 +142,34 @@ def confusion_matrix(confusion: ArrayLike, classes: Sequence[str]) -> Figure:
         axes.text(predicted, true, counts[true, predicted], color=color, fontsize=9, ha="center", va="center")
     axes.set(xlabel="predicted", ylabel="true", title=f"test accuracy {counts.trace() / counts.sum():.2%}")
     axes.set_yticks(range(len(names)), names, parse_math=False)
-    axes.set_xticks(range(len(names)), names, parse_math=False, rotation=90 if is_upright else 0)
+    axes.set_xticks(range(len(names)), names, parse_math=False, rotation=90 if longest > 2 else 0)
     return figure
 
 
-def reliability_diagram(bins: ArrayLike) -> Figure:
-    """Accuracy and number of images by confidence.
-
-    `bins` are float (bins, 3) of equal width: number of images, sum of confidences, number of correct
-    answers, as `scores.calibration` returns them. After Guo et al. 2017, arXiv:1706.04599.
-    """
-    table = np.asarray(bins, dtype=np.float64)
-    total, total_confidence, total_correct = table.sum(axis=0)
-    error = np.abs(table[:, 1] - table[:, 2]).sum() / total
-    centers = (np.arange(len(table)) + 0.5) / len(table)
-    accuracies = table[:, 2] / table[:, 0].clip(min=1)
+def reliability_diagram(test: Evaluation) -> Figure:
+    """Accuracy and number of images by confidence. After Guo et al. 2017, arXiv:1706.04599."""
+    numbers, confidences, correct = test.calibration.T
+    centers, accuracies = (np.arange(len(numbers)) + 0.5) / len(numbers), correct / numbers.clip(min=1)
     figure = Figure(figsize=(7, 6))
     axes = figure.add_axes((0.1, 0.1, 0.87, 0.76))
-    axes.bar(centers, accuracies, width=1 / len(table), edgecolor="white", label="accuracy, number of images")
+    axes.bar(
+        centers, accuracies, width=1 / len(numbers), edgecolor="white", label="accuracy, number of images"
+    )
     axes.plot((0, 1), (0, 1), color="black", linestyle="--", label="perfectly calibrated")
-    for center, accuracy, number in zip(centers, accuracies, table[:, 0], strict=True):
+    for center, accuracy, number in zip(centers, accuracies, numbers, strict=True):
         if number:
             axes.text(center, accuracy + 0.01, f"{number:,.0f}", fontsize=8, ha="center")
     axes.set(xlim=(0, 1), ylim=(0, 1.05), xlabel="confidence (probability of the answer)", ylabel="accuracy")
-    shares = f"accuracy {total_correct / total:.2%}, mean confidence {total_confidence / total:.2%}"
-    axes.set_title(f"expected calibration error {error:.2%}\n{shares}", fontsize=11, pad=26)
+    shares = f"accuracy {test.accuracy:.2%}, mean confidence {confidences.sum() / numbers.sum():.2%}"
+    axes.set_title(f"expected calibration error {test.ece:.2%}\n{shares}", fontsize=11, pad=26)
     axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=2, frameon=False)
     return figure
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Write `figure` to `path` as PNG, atomically."""
+    with replacing_file(path) as temporary, warnings.catch_warnings():
+        # Class names may use any script; missing glyphs are drawn as boxes.
+        warnings.filterwarnings("ignore", message=r"Glyph \d+ .* missing from font")
+        # Low compression saves a fifth of the time.
+        figure.savefig(temporary, format="png", pil_kwargs={"compress_level": 1})
