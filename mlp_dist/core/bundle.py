@@ -15,7 +15,7 @@ from torch import nn
 from torch.nn import functional
 
 from mlp_dist.core.errors import BundleError, ImageError
-from mlp_dist.core.image import Reading, decode_image, encode_png, normalize
+from mlp_dist.core.image import Reading, encode_png, normalize
 from mlp_dist.core.inputs import Images, model_input
 from mlp_dist.core.io import replacing_directory, replacing_file
 from mlp_dist.core.model import build_model
@@ -85,9 +85,7 @@ class Bundle:
 
     def answer(self, image: bytes, *, preprocess: str | None = None) -> dict[str, float]:
         """Class name -> probability for the bytes of one image file. Raises ImageError."""
-        device = next(self.model.parameters()).device
-        pixels = decode_image(image, self.spec.image, self.reading(preprocess))[None].to(device)
-        return dict(zip(self.spec.classes, self.probabilities(pixels)[0].tolist(), strict=True))
+        return self.predict_proba(image, preprocess=preprocess)[0]
 
     def check_golden(self) -> None:
         """Raise BundleError unless the model gives the trained model's answer to the golden image."""
@@ -114,7 +112,7 @@ def save_bundle(
     with replacing_directory(directory) as new:
         _save(_on_cpu(state_dict), new / WEIGHTS)
         spec = replace(spec, weights_sha256=_sha256(new / WEIGHTS))
-        (new / SPEC).write_text(_spec_text(spec))
+        (new / SPEC).write_text(json.dumps(spec.to_json(), indent=2, allow_nan=False) + "\n")
         (new / GOLDEN).write_bytes(encode_png(golden_pixels))
     return spec
 
@@ -201,10 +199,6 @@ def load_state_dict(path: Path | str) -> dict[str, torch.Tensor]:
 def count_parameters(model: nn.Module | Bundle) -> int:
     """The number of trainable parameters."""
     return sum(parameter.numel() for parameter in _module(model).parameters() if parameter.requires_grad)
-
-
-def _spec_text(spec: BundleSpec) -> str:
-    return json.dumps(spec.to_json(), indent=2, allow_nan=False) + "\n"
 
 
 def _module(model: nn.Module | Bundle) -> nn.Module:

@@ -1,32 +1,25 @@
 """Atomic replacement of files and directories, and locks between processes."""
 
-import glob
 import os
 import re
 import secrets
 import shutil
-import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
-_TEMPORARY = re.compile(r"\.(.+)\.\d+(?:-[0-9a-f]{8})?\.(tmp|old)")
-"""Names of temporary files: the target's name and the kind."""
-
-_STALE_SECONDS = 24 * 60 * 60
+_TEMPORARY = re.compile(r"\..+\.\d+(-[0-9a-f]{8})?\.tmp")
+"""Names of temporary files."""
 
 
 @contextmanager
 def replacing_file(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; on success sync it and rename it to `path`, else remove it.
 
-    A crash at any moment leaves the old file or the new one. Temporary files of killed writers are removed
-    after a day.
+    A crash at any moment leaves the old file or the new one.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    _remove_stale(path)
-    # Processes in two containers may have the same ID.
-    temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
+    temporary = _temporary(path)
     try:
         yield temporary
         _sync(temporary)
@@ -38,33 +31,26 @@ def replacing_file(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def replacing_directory(path: Path) -> Iterator[Path]:
-    """Yield a new directory beside `path`; on success sync it and replace `path` by it, else remove it.
-
-    The old directory is moved aside first, because only an empty one can be replaced by renaming. After a
-    crash in between, `remove_left` moves it back.
-    """
+    """Yield a new directory beside `path`; on success sync it and replace `path` by it, else remove it."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    aside = path.with_name(f".{path.name}.{os.getpid()}.old")
-    shutil.rmtree(temporary, ignore_errors=True)
+    temporary = _temporary(path)
     temporary.mkdir()
     try:
         yield temporary
         for file in temporary.iterdir():
             _sync(file)
         _sync(temporary)
-        if path.exists():
-            path.replace(aside)
-        try:
-            temporary.replace(path)
-        except BaseException:
-            if aside.exists():
-                aside.replace(path)
-            raise
+        # Only an empty directory can be replaced by renaming.
+        shutil.rmtree(path, ignore_errors=True)
+        temporary.replace(path)
         _sync(path.parent)
-        shutil.rmtree(aside, ignore_errors=True)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _temporary(path: Path) -> Path:
+    # Processes in two containers may have the same ID.
+    return path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
 
 
 @contextmanager
@@ -99,28 +85,12 @@ def try_to_lock(directory: Path) -> int | None:
 
 
 def remove_left(directory: Path) -> None:
-    """Remove temporary files of killed writers from a directory without writers.
-
-    A directory that was moved aside but not replaced is moved back.
-    """
-    for left in list(directory.glob(".*")):
-        found = _TEMPORARY.fullmatch(left.name)
-        if found is None:
-            continue
-        name, kind = found.groups()
-        if kind == "old" and not (directory / name).exists():
-            left.replace(directory / name)
-        elif left.is_dir():
+    """Remove temporary files of killed writers from a directory without writers."""
+    for left in list(directory.glob(".*.tmp")):
+        if _TEMPORARY.fullmatch(left.name) and left.is_dir():
             shutil.rmtree(left, ignore_errors=True)
-        else:
+        elif _TEMPORARY.fullmatch(left.name):
             left.unlink(missing_ok=True)
-
-
-def _remove_stale(path: Path) -> None:
-    for left in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
-        with suppress(OSError):
-            if left.is_file() and left.stat().st_mtime < time.time() - _STALE_SECONDS:
-                left.unlink()
 
 
 def _sync(path: Path) -> None:

@@ -1,11 +1,16 @@
 """A folder of image files -> Dataset: one folder per class, or DIR/train and DIR/test."""
 
+import hashlib
 import io
+import json
+import os
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
+import PIL
 import torch
 from PIL import Image
 
@@ -14,10 +19,10 @@ from mlp_dist.console.process import is_main, num_cores
 from mlp_dist.core.catalog import FOLDER_PREFIX
 from mlp_dist.core.errors import DataError, ImageError
 from mlp_dist.core.image import FORMATS, decode_image
+from mlp_dist.core.io import replacing_file
 from mlp_dist.core.spec import ImageSpec
 from mlp_dist.data.arrays import Dataset, ImageSet, mean_and_std
 from mlp_dist.data.batches import generator
-from mlp_dist.data.cache import DecodedFiles, cached, folder_key
 from mlp_dist.data.listing import ImageFile, Listing, check_classes, list_folder
 
 TEST_SHARE = 7
@@ -28,8 +33,11 @@ _SPLIT, _SHUFFLE = 2, 3
 
 _GRAY_MODES = ("1", "L", "LA", "I", "F")
 
-_BYTES_PER_THREAD = 2500
-"""Bytes that are decoded in the time for which each file takes Python's lock."""
+_MOST_THREADS = 8
+"""Small files gain nothing from more, since the threads wait for Python's lock."""
+
+DECODING_VERSION = 3
+"""Raise it with every change of the pixels that a file is decoded to, or of the cache file's layout."""
 
 _CHUNK = 64
 
@@ -49,15 +57,14 @@ def read_folder(directory: Path, *, image_size: int = 28, skip_bad_images: bool 
     except OSError as error:
         raise DataError(f"cannot read {error.filename}: {error.strerror or error}") from error
     files = [*listing.train, *(listing.test or [])]
-    key = folder_key(image_size, ((file.path, file.status) for file in files))
-    decoded = cached(directory, image_size, key, lambda: _decode(directory, listing, image_size))
+    images, errors = _read_files(directory, listing, image_size)
     if is_main():
         for note in listing.notes:
             progress.tell(f"note: {note}", sys.stderr)
-    bad = [f"  {directory / files[index].path}: {reason}" for index, reason in decoded.errors.items()]
+    bad = [f"  {directory / files[index].path}: {reason}" for index, reason in errors.items()]
     _report_bad(bad, len(files), skip_bad_images)
-    rows = torch.tensor([row for row in range(len(files)) if row not in decoded.errors], dtype=torch.int64)
-    readable = ImageSet(torch.from_numpy(decoded.images), torch.tensor([file.label for file in files]))[rows]
+    rows = torch.tensor([row for row in range(len(files)) if row not in errors], dtype=torch.int64)
+    readable = ImageSet(torch.from_numpy(images), torch.tensor([file.label for file in files]))[rows]
     num_train = int((rows < len(listing.train)).sum())
     train, test = readable[:num_train], readable[num_train:]
     check_classes(directory, listing.classes, set(train.labels.tolist()))
@@ -82,11 +89,41 @@ def _report_bad(lines: list[str], num_files: int, skip: bool) -> None:
 # Decoding
 
 
+def _read_files(directory: Path, listing: Listing, image_size: int) -> tuple[np.ndarray, dict[int, str]]:
+    """uint8 images (N, C, H, W), the training images first, and why others are unreadable, by index.
+
+    They are kept under $XDG_CACHE_HOME or ~/.cache, in one file a folder and size, as long as names, sizes
+    and times of the folder's files stay the same. A damaged cache file is replaced.
+    """
+    facts = hashlib.sha256(f"{DECODING_VERSION} {PIL.__version__} {image_size}\n".encode())
+    for file in (*listing.train, *(listing.test or [])):
+        # Unlike mtime, ctime cannot be set back.
+        status = file.status and (file.status.st_size, file.status.st_mtime_ns, file.status.st_ctime_ns)
+        facts.update(f"{json.dumps(file.path)} {status}\n".encode())
+    home = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"))  # noqa: PTH111
+    name = hashlib.sha256(f"{directory} {image_size}".encode(errors="surrogateescape")).hexdigest()[:32]
+    path, key = home / "mlp_dist" / "folders" / f"{name}.npz", facts.hexdigest()
+    # A damaged file makes zipfile, numpy and json raise errors of many kinds.
+    with suppress(Exception), np.load(path, allow_pickle=False) as kept:
+        if str(kept["key"]) == key:
+            errors = json.loads(str(kept["errors"]))
+            return kept["images"], {int(index): reason for index, reason in errors.items()}
+    images, errors, lasting = _decode(directory, listing, image_size)
+    if lasting:
+        try:
+            with replacing_file(path) as temporary, temporary.open("wb") as stream:
+                np.savez(stream, images=images, key=key, errors=json.dumps(errors))
+        except OSError as error:
+            progress.tell(f"cannot cache the decoded images of {directory} ({error})", sys.stderr)
+    return images, errors
+
+
 _Decoded = list[torch.Tensor | Exception]
 """The pixels of each file, uint8 (C, H, W), or the reason why it has none."""
 
 
-def _decode(directory: Path, listing: Listing, image_size: int) -> DecodedFiles:
+def _decode(directory: Path, listing: Listing, image_size: int) -> tuple[np.ndarray, dict[int, str], bool]:
+    """The result of `_read_files`, and whether it would be the same at the next start."""
     test_files = listing.test or []
     with progress.bar(directory.name, len(listing.train) + len(test_files), " images") as bar:
         decoded = _decode_files(directory, listing.train, image_size, None, bar)
@@ -100,9 +137,8 @@ def _decode(directory: Path, listing: Listing, image_size: int) -> DecodedFiles:
             images[index] = image.numpy()
         else:
             errors[index] = getattr(image, "strerror", None) or str(image)
-    # An error of the disk or network may be gone at the next start, though no file has changed.
-    lasting = not any(isinstance(image, OSError) for image in decoded)
-    return DecodedFiles(images, errors, cacheable=lasting)
+    # An error of the disk or network may be gone, though no file has changed.
+    return images, errors, not any(isinstance(image, OSError) for image in decoded)
 
 
 def _decode_files(
@@ -125,7 +161,7 @@ def _decode_files(
     # Two threads that load Pillow's plugins at the same time may each miss some.
     Image.init()
     results: _Decoded = []
-    with ThreadPoolExecutor(_num_threads(files)) as pool:
+    with ThreadPoolExecutor(min(num_cores(), _MOST_THREADS)) as pool:
         try:
             for chunk in pool.map(decode_chunk, range(0, len(files), _CHUNK)):
                 results += chunk
@@ -133,15 +169,6 @@ def _decode_files(
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
     return results
-
-
-def _num_threads(files: list[ImageFile]) -> int:
-    """One per core, but fewer for small files, for which threads mostly wait for Python's lock.
-
-    Processes are not faster for these: each would first import torch.
-    """
-    num_bytes = sum(file.status.st_size for file in files if file.status is not None)
-    return min(num_cores(), 1 + num_bytes // (_BYTES_PER_THREAD * max(1, len(files))))
 
 
 def _is_gray(data: bytes) -> bool:

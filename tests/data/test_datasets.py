@@ -66,29 +66,23 @@ def test_mnist_equals_torchvision_and_nothing_is_written(unpacked: Path) -> None
     assert read_dataset("mnist", unpacked.parents[1]).digest() == data.digest()
 
 
-@pytest.mark.parametrize("name", [TRAIN_IMAGES, TEST_LABELS])
-def test_damaged_compressed_file_is_named(unpacked: Path, name: str) -> None:
-    path, data = unpacked / f"{name}.gz", PACKED[f"{name}.gz"]
-    for damage in (data[:-20], b"<html>not found</html>", data[:30] + bytes([data[30] ^ 16]) + data[31:]):
-        path.write_bytes(damage)
-        with pytest.raises(DataError, match=rf"^{path} is damaged \(.+\); delete it to download it again$"):
-            read_dataset("mnist", unpacked.parents[1])
+DAMAGED = {
+    "truncated": (".gz", PACKED[f"{TRAIN_IMAGES}.gz"][:-20]),
+    "changed": (".gz", PACKED[f"{TRAIN_IMAGES}.gz"][:30] + b"\0" + PACKED[f"{TRAIN_IMAGES}.gz"][31:]),
+    "text": (".gz", b"<html>not found</html>"),
+    "empty": ("", b""),
+    "extracted and truncated": ("", idx(ARRAYS[TRAIN_IMAGES])[:-1]),
+    "27x28": ("", idx(np.zeros((30, 27, 28), np.uint8))),
+    "labels": ("", idx(ARRAYS[TEST_LABELS])),
+}
 
 
-@pytest.mark.parametrize(
-    "content",
-    [
-        b"",
-        idx(ARRAYS[TRAIN_IMAGES])[:-1],
-        b"<html>not found</html>",
-        idx(np.zeros((30, 27, 28), np.uint8)),
-        idx(ARRAYS[TEST_LABELS]),
-    ],
-    ids=["empty", "truncated", "text", "27x28", "labels"],
-)
-def test_damaged_extracted_file_is_named(unpacked: Path, content: bytes) -> None:
-    (unpacked / TRAIN_IMAGES).write_bytes(content)
-    with pytest.raises(DataError, match=rf"^{unpacked / TRAIN_IMAGES} is damaged \(.+\); delete it to down"):
+@pytest.mark.parametrize("case", DAMAGED)
+def test_damaged_files_are_named(unpacked: Path, case: str) -> None:
+    suffix, content = DAMAGED[case]
+    path = unpacked / f"{TRAIN_IMAGES}{suffix}"
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=rf"^{path} is damaged \(.+\); delete it to download it again$"):
         read_dataset("mnist", unpacked.parents[1])
 
 

@@ -192,22 +192,6 @@ def test_images_are_decoded_as_in_serving(tmp_path: Path) -> None:
     assert len(images) == 8
 
 
-def test_gray_files_of_a_colour_folder_are_decoded_as_in_serving(tmp_path: Path) -> None:
-    random = np.random.default_rng(0)
-    gray = Image.fromarray(random.integers(0, 256, (40, 33), dtype=np.uint8))
-    wide = Image.fromarray(random.integers(0, 65536, (40, 33), dtype=np.uint16))
-    for name in "ab":
-        (tmp_path / name).mkdir()
-    files = {"l.png": gray, "la.png": Image.merge("LA", (gray, gray.rotate(180))), "i16.png": wide}
-    for name, image in files.items():
-        image.save(tmp_path / "a" / name)
-    Image.new("RGB", (9, 9), (1, 2, 3)).save(tmp_path / "b" / "0.png")
-    both = all_images(read_folder(tmp_path, image_size=24))
-    spec = ImageSpec(24, 24, 3, (0.0,) * 3, (1.0,) * 3)
-    expected = {decode_image(path.read_bytes(), spec).numpy().tobytes() for path in tmp_path.glob("a/*")}
-    assert {image.numpy().tobytes() for image in both.images[both.labels == 0]} == expected
-
-
 # The split
 
 

@@ -53,12 +53,3 @@ def torch_scheduler(
 def test_schedules_are_those_of_torch(schedule: str) -> None:
     for steps in ((1, 0), (2, 0), (3, 0), (11, 0), (550, 0), (100, 2), (100, 30)):
         assert rates(schedule, *steps) == pytest.approx(by_torch(schedule, *steps), rel=1e-9)
-
-
-@pytest.mark.parametrize("schedule", OPTIONS["schedule"].choices)
-@pytest.mark.parametrize(("num_steps", "warmup_steps"), [(1, 1), (1, 3), (2, 1), (5, 5), (5, 9), (100, 30)])
-def test_rates_are_positive_and_at_most_lr(schedule: str, num_steps: int, warmup_steps: int) -> None:
-    found = rates(schedule, num_steps, warmup_steps)
-    assert all(0 < rate <= LR for rate in found)
-    assert found[:warmup_steps] == sorted(found[:warmup_steps])
-    assert (LR in found) == (warmup_steps <= num_steps)
