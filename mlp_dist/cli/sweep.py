@@ -23,8 +23,7 @@ from optuna import Study
 from mlp_dist.console import command, progress
 from mlp_dist.console.process import StopSignals
 from mlp_dist.core.errors import TrainingError, UsageError
-from mlp_dist.sweep.plan import Plan, new_plan, resumed_plan
-from mlp_dist.sweep.study import open_study
+from mlp_dist.sweep.plan import Plan, new_plan, open_study, resumed_plan
 from mlp_dist.sweep.worker import started_workers, visible_gpus
 from mlp_dist.tracking import next_steps
 from mlp_dist.tracking.follow import Follower, followed

@@ -13,9 +13,6 @@ from typing import Any
 from mlp_dist.console.process import SIZES, is_launched, launch_command, parent_process, variable
 from mlp_dist.core.errors import UsageError
 
-INTERFACES = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
-"""Where gloo and NCCL read the name of the network interface."""
-
 _OFF = ("", "false", "0")
 
 _DDP = "--multi_gpu or distributed_type MULTI_GPU, which trains with DDP"

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
-from types import NoneType, UnionType
+from types import UnionType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from mlp_dist.console.command import Parser
@@ -27,7 +27,7 @@ _TYPES: dict[Any, tuple[str, str]] = {
 _LIMITS = {"at_least": operator.ge, "above": operator.gt, "at_most": operator.le, "below": operator.lt}
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Option:
     """A field of a dataclass that is an option; its help is the docstring below it.
 
@@ -140,12 +140,6 @@ def _has_type(value: Any, kind: Any) -> bool:
     return isinstance(value, kind)
 
 
-def _without_none(kind: Any) -> Any:
-    """T of `T | None`."""
-    kinds = [each for each in get_args(kind) if each is not NoneType]
-    return kinds[0] if isinstance(kind, UnionType) else kind
-
-
 def option(default: Any = MISSING, **facts: Any) -> Any:
     """A field of a dataclass that is an option; `facts` are Option's."""
     return field(default=default, metadata=facts)
@@ -153,17 +147,14 @@ def option(default: Any = MISSING, **facts: Any) -> Any:
 
 def options(declared: type) -> dict[str, Option]:
     """The options of a dataclass, by name."""
-    types = get_type_hints(declared)
-    return {
-        each.name: Option(
-            name=each.name,
-            type=_without_none(types[each.name]),
-            is_optional=isinstance(types[each.name], UnionType),
-            default=each.default,
-            **each.metadata,
-        )
-        for each in fields(declared)
-    }
+    found, types = {}, get_type_hints(declared)
+    for each in fields(declared):
+        kind = types[each.name]
+        # T | None
+        is_optional = isinstance(kind, UnionType)
+        kind = get_args(kind)[0] if is_optional else kind
+        found[each.name] = Option(each.name, kind, is_optional, each.default, **each.metadata)
+    return found
 
 
 def parse(

@@ -95,20 +95,19 @@ class Dataset:
 
 def mean_and_std(part: ImageSet) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and standard deviation of each channel, in units of 0 to 1; a constant channel gets std 1."""
-    counts = torch.stack([_pixel_counts(piece.images) for piece in part.pieces()]).sum(dim=0)
+    # How often each value occurs in each channel, (C, 256).
+    counts = sum(
+        torch.stack([channel.flatten().bincount(minlength=256) for channel in piece.images.unbind(dim=1)])
+        for piece in part.pieces()
+    )
     mean, std = [], []
     values = torch.arange(256, dtype=torch.float64) / 255
-    for channel in counts.double():
+    for channel in torch.as_tensor(counts).double():
         average = (channel * values).sum() / channel.sum()
         variance = (channel * (values - average) ** 2).sum() / channel.sum()
         mean.append(round(average.item(), 4))
         std.append(round(variance.sqrt().item(), 4) or 1.0)
     return tuple(mean), tuple(std)
-
-
-def _pixel_counts(images: torch.Tensor) -> torch.Tensor:
-    """How often each value occurs in each channel: uint8 (N, C, H, W) -> int64 (C, 256)."""
-    return torch.stack([torch.bincount(channel.flatten(), minlength=256) for channel in images.unbind(dim=1)])
 
 
 class StoredSet(ImageSet):

@@ -22,8 +22,7 @@ from optuna.trial import TrialState
 from mlp_dist.console import command
 from mlp_dist.console.process import end_with, num_cores, use_cpu
 from mlp_dist.core.errors import TrainingError
-from mlp_dist.sweep.plan import Plan, load_plan
-from mlp_dist.sweep.study import open_study, take_trial
+from mlp_dist.sweep.plan import Plan, load_plan, open_study, take_trial
 
 if TYPE_CHECKING:
     from mlp_dist.training.report import Report

@@ -22,6 +22,9 @@ T = TypeVar("T")
 _ANNOUNCED_AFTER, _GRACE, _POLL = 5.0, 1.0, 0.01
 """Seconds until a process says that it waits, until one whose connections closed has ended, between looks."""
 
+INTERFACES = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
+"""Where gloo and NCCL read the name of the network interface."""
+
 _FAR_AWAY = ("192.0.2.1", "2001:db8::1")
 """Documentation addresses (RFC 5737, RFC 3849): routed like any remote address, used by nobody."""
 
@@ -230,8 +233,7 @@ def choose_interface() -> None:
     Gloo announces the address of the host name. If that is loopback, as /etc/hosts often has it, other
     machines cannot connect. Called once by a command, since it sets environment variables.
     """
-    is_one_machine = process.variable(process.SIZES, "1") == os.environ.get("LOCAL_WORLD_SIZE", "1")
-    if is_one_machine or _own_address(socket.gethostname(), socket.socket.bind) is not None:
+    if process.variable(process.SIZES, "1") == os.environ.get("LOCAL_WORLD_SIZE", "1"):
         return
     import psutil
 
@@ -241,20 +243,20 @@ def choose_interface() -> None:
         for entry in entries
     }
     # On the main machine, its own name may lead to loopback.
-    targets = (os.environ.get("MASTER_ADDR", ""), *_FAR_AWAY)
-    own = (_own_address(target, socket.socket.connect) for target in targets)
+    own = map(_own_address, (os.environ.get("MASTER_ADDR", ""), *_FAR_AWAY))
     if name := next((addresses[address] for address in own if address in addresses), None):
         # NCCL matches a bare name as a prefix.
-        for setting, value in zip(launcher.INTERFACES, (name, f"={name}"), strict=True):
+        for setting, value in zip(INTERFACES, (name, f"={name}"), strict=True):
             os.environ.setdefault(setting, value)
 
 
-def _own_address(name: str, attach: Callable[[socket.socket, Any], None]) -> str | None:
-    """This machine's address once a UDP socket is bound or connected to `name`; None if that is loopback."""
+def _own_address(target: str) -> str:
+    """This machine's address on the way to `target`; "" if that is loopback, or unknown."""
     with suppress(OSError, UnicodeError):
-        family, kind, protocol, _, address = socket.getaddrinfo(name, 0, type=socket.SOCK_DGRAM)[0]
+        family, kind, protocol, _, address = socket.getaddrinfo(target, 0, type=socket.SOCK_DGRAM)[0]
         with socket.socket(family, kind, protocol) as probe:
-            attach(probe, address)
+            # No packet is sent.
+            probe.connect(address)
             found = str(probe.getsockname()[0])
-            return None if ipaddress.ip_address(found).is_loopback else found
-    return None
+            return "" if ipaddress.ip_address(found).is_loopback else found
+    return ""

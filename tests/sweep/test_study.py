@@ -12,8 +12,7 @@ from mlp_dist.core.errors import TrainingError, UsageError
 from mlp_dist.core.io import try_to_lock
 from mlp_dist.sweep import plan as planning
 from mlp_dist.sweep.outcome import check_results, ranked, results_table, summary, trial_line
-from mlp_dist.sweep.plan import Plan, load_plan, new_plan, resumed_plan
-from mlp_dist.sweep.study import JOURNAL, open_study, take_trial
+from mlp_dist.sweep.plan import JOURNAL, Plan, load_plan, new_plan, open_study, resumed_plan, take_trial
 
 SPACE = """
 [fixed]

@@ -15,8 +15,7 @@ import psutil
 import pytest
 from optuna.trial import TrialState
 
-from mlp_dist.sweep.plan import load_plan
-from mlp_dist.sweep.study import open_study
+from mlp_dist.sweep.plan import load_plan, open_study
 from mlp_dist.tracking.run_dir import Uploaded
 from tests.helpers.calling import Call
 from tests.helpers.comparing import runs_of

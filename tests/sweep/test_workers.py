@@ -11,8 +11,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from mlp_dist.console.process import num_cores
 from mlp_dist.sweep import worker
-from mlp_dist.sweep.plan import Plan, new_plan
-from mlp_dist.sweep.study import open_study, take_trial
+from mlp_dist.sweep.plan import Plan, new_plan, open_study, take_trial
 from mlp_dist.sweep.worker import worker_environment
 from mlp_dist.tracking.run_dir import RunRecord
 
