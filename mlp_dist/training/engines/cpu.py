@@ -126,8 +126,9 @@ class CPUEngine:
 
     def _normalize(self, images: torch.Tensor, inputs: torch.Tensor) -> None:
         """core's `normalize` up to rounding, in one pass instead of three."""
-        inputs.copy_(images.flatten(1))
-        torch.addcmul(self._offset, inputs, self._scales[images.is_floating_point()], out=inputs)
+        is_float = images.is_floating_point()
+        pixels = images.flatten(1) if is_float else inputs.copy_(images.flatten(1))
+        torch.addcmul(self._offset, pixels, self._scales[is_float], out=inputs)
 
     def _one_hot(self, labels: torch.Tensor) -> torch.Tensor:
         targets, smoothing = self._targets[: len(labels)], self.state.config.label_smoothing
