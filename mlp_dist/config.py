@@ -21,9 +21,6 @@ EXPERIMENTS = "mlp_dist"
 TO_TENSOR = (0.0, 1.0)
 """The `normalize` that leaves images as ToTensor gives them."""
 
-_MAX_EXPERIMENT = 500
-"""MLflow's limit for a name, in characters."""
-
 _NAME = "a name without line breaks and control characters"
 _UNPRINTABLE = ("Cc", "Cs", "Zl", "Zp")
 """Unicode categories: control characters, surrogates, line and paragraph separators."""
@@ -187,27 +184,16 @@ class TrainConfig(Output, Data, Regularization, Precision, Optimization, Model):
         check_dataset_name(self.dataset)
         check_dataset_name(self.fallback_dataset or self.dataset)
         mean, std = self.normalize or TO_TENSOR
-        is_exact = self.gradient_dtype == "float64"
+        is_sane = abs(mean) <= 1e6 and 1e-6 <= std <= 1e6
+        is_exact, size = self.gradient_dtype == "float64", self.image_size
         for name, holds, wanted in (
-            (
-                "normalize",
-                abs(mean) <= 1e6 and 1e-6 <= std <= 1e6,
-                "at most 1e6, with a std of at least 1e-6",
-            ),
+            ("normalize", is_sane, "at most 1e6, with a std of at least 1e-6"),
             ("warmup_epochs", self.warmup_epochs <= self.epochs, f"at most the {self.epochs} epochs in all"),
-            (
-                "augment_shift",
-                self.augment_shift < self.image_size,
-                f"below the image size {self.image_size}",
-            ),
+            ("augment_shift", self.augment_shift < size, f"below the image size {size}"),
             ("patience", self.patience == 0 or self.val_size != 0, "0 without validation images, val-size 0"),
             ("gradient_dtype", not (is_exact and self.compile), "float32 with --compile"),
             ("gradient_dtype", not is_exact or self.mixed_precision == "no", "float32 with mixed precision"),
-            (
-                "experiment",
-                len(self.experiment or "") <= _MAX_EXPERIMENT,
-                f"at most {_MAX_EXPERIMENT} characters",
-            ),
+            ("experiment", len(self.experiment or "") <= 500, "at most 500 characters, MLflow's limit"),
             ("experiment", _is_name(self.experiment or "-"), _NAME),
             ("run_name", _is_name(self.run_name or "-"), _NAME),
         ):

@@ -12,19 +12,13 @@ from torch import nn
 class Linear(nn.Module):
     """inputs (..., in_features) -> bias + inputs @ weight.T, (..., out_features).
 
-    `weight` (out_features, in_features) and `bias` (out_features,) are drawn from normal * 0.1.
+    `weight` (out_features, in_features) and `bias` (out_features,) are not yet initialized.
     """
 
-    def __init__(
-        self, in_features: int, out_features: int, *, generator: torch.Generator | None = None
-    ) -> None:
+    def __init__(self, in_features: int, out_features: int) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(out_features, in_features))
         self.bias = nn.Parameter(torch.empty(out_features))
-        # On the meta device, torch would import its compiler for this, which takes seconds.
-        if not self.weight.is_meta:
-            nn.init.normal_(self.weight, std=0.1, generator=generator)
-            nn.init.normal_(self.bias, std=0.1, generator=generator)
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
         rows = inputs.reshape(inputs.shape[:-1].numel(), inputs.shape[-1])
