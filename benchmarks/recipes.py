@@ -98,8 +98,8 @@ def measure(recipe: TrainConfig, data: Dataset, num_seeds: int) -> RecipeRow:
 def parse() -> argparse.Namespace:
     parser = command.Parser(prog="python -m benchmarks.recipes", description=__doc__)
     parser.add_argument("--seeds", type=int, default=5, metavar="N", help="use the seeds 0 to N-1 (5)")
-    known = ["mnist", *TUTORIALS]
-    parser.add_argument("--recipes", nargs="+", metavar="NAME", default=known, help="(mnist, the tutorials')")
+    known = ["mnist", "mnist-quick", *TUTORIALS]
+    parser.add_argument("--recipes", nargs="+", metavar="NAME", default=known, help="(all but the best)")
     precisions = OPTIONS["matmul_precision"].choices
     parser.add_argument("--matmul-precision", choices=precisions, default="auto", metavar="P")
     parser.add_argument("--data-dir", type=Path, default=default_data_dir(), metavar="DIR")

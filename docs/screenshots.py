@@ -52,7 +52,7 @@ def take(page: Page, name: str) -> None:
 def make_runs(directory: Path) -> str:
     """Train and package in `directory`; returns the address of the runs in MLflow."""
     for flags in TRAININGS:
-        done = train("--dataset", "mnist", *flags.split(), cwd=directory)
+        done = train("--recipe", "mnist-quick", "--dataset", "mnist", *flags.split(), cwd=directory)
         result(done)
     result(run([sys.executable, "-m", "serve.package"], directory))
     return re.findall(r"see: +mlflow ui, then (\S+)", done.stdout)[0]

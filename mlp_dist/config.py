@@ -116,6 +116,9 @@ class Regularization:
     deform: float = option(0.0, swept=True, at_least=0)
     """Random affine and elastic deformations of strength X (try 1)."""
 
+    restyle: float = option(0.0, swept=True, at_least=0)
+    """Vary slant, proportions and stroke width, as hands do, by strength X (try 1)."""
+
     adversarial: float = option(0.0, swept=True, at_least=0, below=1)
     """Adversarial (FGSM) training, epsilon X for pixels from 0 to 1."""
 

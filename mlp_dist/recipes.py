@@ -1,8 +1,9 @@
 """Named training configurations, and the command lines that reproduce one.
 
-A recipe is a function that returns a complete TrainConfig. The recipes from `mnist_logistic` to
-`mnist_128_64_adam` reproduce tutorials as published: trained on all images, without validation, tested after
-each epoch. Those from `mnist_best` on aim at the best accuracy of a single perceptron.
+A recipe is a function that returns a complete TrainConfig. `mnist`, the default, and `mnist_deformed` read
+handwriting from anywhere. The recipes from `mnist_logistic` to `mnist_128_64_adam` reproduce tutorials as
+published: trained on all images, without validation, tested after each epoch. The other ones aim at the best
+accuracy of a single perceptron on a benchmark.
 """
 
 from collections.abc import Callable
@@ -31,9 +32,27 @@ def _recipe(build: Callable[[], TrainConfig]) -> Callable[[], TrainConfig]:
 
 @_recipe
 def mnist() -> TrainConfig:
-    """784-500-10 with ReLU on MNIST, plain SGD: about 97.8 % after five epochs."""
+    """784-800-800-10 on deformed MNIST, Adam: reads handwriting by anyone, after a minute on two cores."""
+    return replace(
+        mnist_quick(),
+        hidden_sizes=(800, 800),
+        optimizer="adam",
+        lr=0.002,
+        schedule="cosine",
+        warmup_epochs=1,
+        batch_size=256,
+        weight_decay=0.01,
+        restyle=1.0,
+        epochs=16,
+        matmul_precision="medium",
+    )
+
+
+@_recipe
+def mnist_quick() -> TrainConfig:
+    """784-500-10 with ReLU on MNIST, plain SGD: about 97.8 % after five epochs, in two seconds."""
     return TrainConfig(
-        recipe="mnist",
+        recipe="mnist-quick",
         dataset="mnist",
         fallback_dataset="digits",
         hidden_sizes=(500,),
@@ -59,7 +78,7 @@ def mnist_tensor() -> TrainConfig:
 @_recipe
 def mnist_500() -> TrainConfig:
     """784-500-10 of nn.Linear on ToTensor's output, for one epoch."""
-    return replace(mnist(), normalize=TO_TENSOR, val_size=0, epochs=1)
+    return replace(mnist_quick(), normalize=TO_TENSOR, val_size=0, epochs=1)
 
 
 @_recipe
@@ -123,7 +142,7 @@ def mnist_128_64_adam() -> TrainConfig:
     )
 
 
-TUTORIALS = tuple(RECIPES)[1:]
+TUTORIALS = tuple(RECIPES)[2:]
 
 
 @_recipe
@@ -134,7 +153,7 @@ def mnist_best() -> TrainConfig:
     trained on all 60,000; the last epoch is kept.
     """
     return replace(
-        mnist(),
+        mnist_quick(),
         hidden_sizes=(1024, 1024),
         optimizer="adam",
         lr=0.001,
@@ -153,22 +172,28 @@ def mnist_best() -> TrainConfig:
 
 @_recipe
 def mnist_deformed() -> TrainConfig:
-    """784-1536-1536-10 on deformed images (Simard et al. 2003, Ciresan et al. 2010)."""
+    """mnist's settings for 784-1536-1536-10 and 100 epochs, on all images: seven minutes on two cores."""
     return replace(
-        mnist_best(),
-        hidden_sizes=(1536, 1536),
-        batch_size=256,
-        dropout=0.1,
-        adversarial=0.0,
-        deform=1.0,
-        epochs=120,
+        mnist(), hidden_sizes=(1536, 1536), lr=0.0015, batch_size=512, dropout=0.1, epochs=100, val_size=0
     )
 
 
 @_recipe
 def mnist_deformed_full() -> TrainConfig:
-    """Ciresan's 784-2500-2000-1500-1000-500-10, 12 million weights, on deformed images; for a GPU."""
-    return replace(mnist_deformed(), hidden_sizes=(2500, 2000, 1500, 1000, 500), lr=0.0005, epochs=300)
+    """Ciresan's 784-2500-2000-1500-1000-500-10, 12 million weights, on deformed images; for a GPU.
+
+    Deformed as by Simard et al. 2003 and Ciresan et al. 2010.
+    """
+    return replace(
+        mnist_best(),
+        hidden_sizes=(2500, 2000, 1500, 1000, 500),
+        lr=0.0005,
+        batch_size=256,
+        dropout=0.1,
+        adversarial=0.0,
+        deform=1.0,
+        epochs=300,
+    )
 
 
 @_recipe

@@ -29,7 +29,7 @@ from serve.client import Client
 from serve.server import running
 from tests.helpers import calling, default_ports
 from tests.helpers.calling import Call
-from tests.helpers.launching import DATASET, Trained, launch, make_store, result, run
+from tests.helpers.launching import QUICK, Trained, launch, make_store, result, run
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -263,14 +263,14 @@ def _package(directory: Path) -> dict[str, Any]:
 
 @pytest.fixture(scope="session")
 def trained(once: Once, empty_store: Path) -> Trained:
-    """The default recipe, trained once for all tests, which must not change it: five epochs on the digits."""
-    return Trained(*once("trained", functools.partial(_train, DATASET, empty_store)))
+    """mnist-quick, trained once for all tests, which must not change it: five epochs on the digits."""
+    return Trained(*once("trained", functools.partial(_train, QUICK, empty_store)))
 
 
 @pytest.fixture(scope="session")
 def trained_on_mnist(once: Once, empty_store: Path, mnist_dir: Path) -> Trained:
-    """The default recipe as it stands, on MNIST: for the few tests that need a model of real quality."""
-    flags = ("--data-dir", str(mnist_dir))
+    """mnist-quick as it stands, on MNIST: for the few tests that need a model of real quality."""
+    flags = ("--recipe", "mnist-quick", "--data-dir", str(mnist_dir))
     return Trained(*once("trained-on-mnist", functools.partial(_train, flags, empty_store)))
 
 

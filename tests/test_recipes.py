@@ -47,7 +47,7 @@ def test_tutorials_are_as_published(name: str) -> None:
 
 def test_recipes_are_complete() -> None:
     best = {"mnist-best", "mnist-deformed", "mnist-deformed-full", "fashion-best"}
-    assert set(RECIPES) == {"mnist", *TUTORIALS, *best}
+    assert set(RECIPES) == {"mnist", "mnist-quick", *TUTORIALS, *best}
     assert set(recipes.TUTORIALS) == set(TUTORIALS)
     for name, recipe in RECIPES.items():
         config = get_recipe(name)
@@ -57,8 +57,8 @@ def test_recipes_are_complete() -> None:
         assert changes(config) == {}
 
 
-def test_the_default_recipe() -> None:
-    config = get_recipe("mnist")
+def test_the_quick_recipe() -> None:
+    config = get_recipe("mnist-quick")
     assert (config.dataset, config.fallback_dataset, config.hidden_sizes) == ("mnist", "digits", (500,))
     assert (config.optimizer, config.lr, config.batch_size, config.epochs) == ("sgd", 0.1, 100, 5)
 
@@ -100,6 +100,7 @@ CHANGES: dict[str, Any] = {
     "dropout": 0.25,
     "augment_shift": 3,
     "deform": 0.75,
+    "restyle": 0.5,
     "adversarial": 0.05,
     "ema_decay": 0.999,
     "epochs": 9,

@@ -17,7 +17,7 @@ def prepare(case: Case) -> Train:
 
     def train(seed: int, num_epochs: int) -> Timing:
         config = replace(
-            get_recipe("mnist"),
+            get_recipe("mnist-quick"),
             dataset=case.dataset,
             fallback_dataset=None,
             hidden_sizes=case.hidden_sizes,

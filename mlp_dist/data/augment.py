@@ -13,12 +13,13 @@ from mlp_dist.core.image import normalize
 from mlp_dist.core.spec import ImageSpec
 from mlp_dist.data.batches import AUGMENTATION, DEFORMATION, generator
 
-TURN = math.radians(15)
-"""The largest angle, in both directions, at strength 1."""
+DEFORM = (math.radians(15), 0.15, 0.15, 0.15, 0.1, 0.1)
+RESTYLE = (math.radians(15), 0.25, 0.25, 0.4, 0.02, 0.02)
+"""At strength 1, in both directions: the largest angle, logarithm of the factors of width and height, shear,
+and move right and down, in units of half the width and height."""
 
-SCALE, SLANT, SHIFT = 0.15, 0.15, 0.05
-"""At strength 1, in both directions: the largest logarithm of the factors of height and width, the largest
-shear, and the largest move down and right in units of height and width."""
+STROKE = 0.6
+"""At strength 1 of restyling: the largest share of a pixel by which strokes are widened or thinned."""
 
 BEND, SMOOTHNESS = 0.035, 0.2
 """At strength 1: the standard deviation of each pixel's displacement, and the width (standard deviation) of
@@ -45,8 +46,8 @@ def augment(
     }
     if config.augment_shift:
         images = shift(images, offsets(config.augment_shift, **where).to(images.device))
-    if config.deform:
-        images = deform(images, config.deform, **where)
+    if config.deform or config.restyle:
+        images = deform(images, config.deform, config.restyle, **where)
     return images
 
 
@@ -80,6 +81,7 @@ def shift(images: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor:
 def deform(
     images: torch.Tensor,
     strength: float,
+    restyle: float = 0.0,
     *,
     seed: int,
     step: int,
@@ -91,7 +93,8 @@ def deform(
     A random affine map about the image's centre (Ciresan et al. 2010), and an elastic one: each pixel moves
     by a random field smoothed by a Gaussian (Simard et al. 2003), here sums of Gaussians on a coarse grid.
     Values between pixels are interpolated linearly; the border's nearest pixel continues outside. All
-    amounts are proportional to `strength`.
+    amounts are proportional to `strength`. Those of `restyle` are added to them: it varies slant and
+    proportions more, hardly moves what is centred, and widens or thins strokes.
 
     `positions` are the images' places in the global batch of `batch_size`, int64 (N,) or a slice. An image's
     deformation is a function of the seed, the step and its place (pixels are equal to rounding); a CPU and a
@@ -105,20 +108,40 @@ def deform(
     uniform = torch.rand(batch_size, 6, generator=source, device=images.device)[positions]
     bumps = (batch_size, 2, len(basis) - 3)
     bent = torch.randn(bumps, generator=source, device=images.device)[positions]
-    moved = torch.cat([_affine(uniform * 2 - 1, strength), bent * (2 * BEND * strength)], dim=2)
+    strokes = torch.rand(batch_size, generator=source, device=images.device)[positions]
+    affine = _affine(uniform * 2 - 1, strength, restyle)
+    moved = torch.cat([affine, bent * (2 * BEND * (strength + restyle))], dim=2)
     sources = (moved.flatten(0, 1) @ basis).view(-1, 2, height, width).permute(0, 2, 3, 1)
-    return functional.grid_sample(images.float() / 255, sources, padding_mode="border", align_corners=False)
+    pixels = images.float().div_(255)
+    deformed = functional.grid_sample(pixels, sources, padding_mode="border", align_corners=False)
+    if restyle:
+        _change_strokes(deformed, (strokes * 2 - 1) * (STROKE * restyle))
+    return deformed
 
 
-def _affine(amounts: torch.Tensor, strength: float) -> torch.Tensor:
+def _affine(uniform: torch.Tensor, strength: float, restyle: float) -> torch.Tensor:
     """(N, 6) from -1 to 1 -> (N, 2, 3): rows x, y of the map of a place (x, y, 1) from -1 to 1."""
-    turn, wider, higher, slant, right, down = (amounts * strength).unbind(1)
-    cos, sin = (turn * TURN).cos(), (turn * TURN).sin()
-    x_scale, y_scale = (wider * SCALE).exp(), (higher * SCALE).exp()
-    shear = slant * SLANT
-    x_row = [cos * x_scale, (cos * shear - sin) * y_scale, right * (2 * SHIFT)]
-    y_row = [sin * x_scale, (sin * shear + cos) * y_scale, down * (2 * SHIFT)]
+    amounts = (uniform * strength) * uniform.new_tensor(DEFORM)
+    amounts += (uniform * restyle) * uniform.new_tensor(RESTYLE)
+    turn, wider, higher, shear, right, down = amounts.unbind(1)
+    cos, sin, x_scale, y_scale = turn.cos(), turn.sin(), wider.exp(), higher.exp()
+    x_row = [cos * x_scale, (cos * shear - sin) * y_scale, right]
+    y_row = [sin * x_scale, (sin * shear + cos) * y_scale, down]
     return torch.stack([torch.stack(x_row, dim=1), torch.stack(y_row, dim=1)], dim=1)
+
+
+def _change_strokes(images: torch.Tensor, amounts: torch.Tensor) -> None:
+    """Widen light strokes of images (N, C, H, W) in place; thin them where the amount (N,) is negative.
+
+    Gray morphology: towards the maximum, or minimum, of a pixel and its neighbours to the right and below.
+    """
+    amounts = amounts[:, None, None, None]
+    signed = images * amounts.sign()
+    rows = signed.clone()
+    torch.maximum(signed[..., 1:], signed[..., :-1], out=rows[..., :-1])
+    squares = rows.clone()
+    torch.maximum(rows[:, :, 1:], rows[:, :, :-1], out=squares[:, :, :-1])
+    images.lerp_(squares.mul_(amounts.sign()), amounts.abs().clamp(max=1))
 
 
 @lru_cache

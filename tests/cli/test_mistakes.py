@@ -19,7 +19,7 @@ FILES = {
 }
 """The files in the current directory, which has no run, model or server."""
 
-TRAIN = "mlp_dist.train --dataset digits"
+TRAIN = "mlp_dist.train --recipe mnist-quick --dataset digits"
 
 MISTAKES = {
     # Wrong directory

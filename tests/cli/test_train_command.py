@@ -17,13 +17,13 @@ import torch
 from mlp_dist.config import OPTIONS, TrainConfig
 from tests.helpers.calling import Call
 from tests.helpers.comparing import client_of, logged, runs_of, statuses
-from tests.helpers.launching import ROOT, Trained, environment, result, train
+from tests.helpers.launching import QUICK, ROOT, Trained, environment, result, train
 from tests.test_recipes import CHANGES
 
 pytestmark = pytest.mark.slow
 with_store = pytest.mark.usefixtures("store_at_hand")
 
-TRAIN = "mlp_dist.train --dataset digits --output-dir output"
+TRAIN = "mlp_dist.train --recipe mnist-quick --dataset digits --output-dir output"
 KEYS = {
     *("run_id", "recipe", "dataset", "num_parameters", "num_processes", "epochs", "train_loss", "output_dir"),
     *("train_accuracy", "val_accuracy", "test_accuracy", "train_seconds", "samples_per_second"),
@@ -140,7 +140,7 @@ def test_a_named_data_set_without_network_is_an_error(call: Call, tmp_path: Path
 def test_a_damaged_store_does_not_stop_a_training(call: Call, tmp_path: Path) -> None:
     (tmp_path / "damaged.db").write_text("not a database")
     store = {"MLFLOW_TRACKING_URI": f"sqlite:///{tmp_path}/damaged.db"}
-    done = train("--dataset", "digits", "--epochs", "1", "--output-dir", "output", cwd=tmp_path, **store)
+    done = train(*QUICK, "--epochs", "1", "--output-dir", "output", cwd=tmp_path, **store)
     assert result(done)["run_id"] is None
     assert done.stderr.count("warning") == 1
     assert f"MLflow at {store['MLFLOW_TRACKING_URI']} cannot take the run: " in done.stderr
@@ -223,7 +223,7 @@ def test_an_interrupted_run_resumes_to_the_same_weights(
     resume = "mlp_dist.train --resume --output-dir output"
     changed = call(f"{resume} --lr 0.2 --recipe mnist-500", **store)
     assert changed.returncode == 2
-    assert "lr 0.1, not 0.2, recipe mnist, not mnist-500" in changed.stderr
+    assert "lr 0.1, not 0.2, recipe mnist-quick, not mnist-500" in changed.stderr
     fewer = call(f"{resume} --epochs 1", **store)
     assert f"has already trained {epochs} epochs" in fewer.stderr
 

@@ -11,7 +11,7 @@ from mlp_dist.recipes import get_recipe
 
 
 def parsed(words: list[str], config: TrainConfig | None = None) -> dict[str, Any]:
-    defaults = vars(config or get_recipe("mnist"))
+    defaults = vars(config or get_recipe("mnist-quick"))
     return parse(words, GROUPS, defaults, prog="tool", description="A tool.", advice={"--rate": "use --lr"})
 
 
@@ -20,7 +20,7 @@ def test_only_what_the_words_set_is_returned() -> None:
     assert parsed(["--lr", "0.1", "--lr=0.2", "--skip_bad_images"]) == {"lr": 0.2, "skip_bad_images": True}
     assert parsed(["--val-size", "auto", "--normalize", "data"]) == {"val_size": None, "normalize": None}
     assert parsed(OPTIONS["run_name"].words("-x")) == {"run_name": "-x"}
-    compiled = replace(get_recipe("mnist"), compile=True)
+    compiled = replace(get_recipe("mnist-quick"), compile=True)
     assert parsed(OPTIONS["compile"].words(False), compiled) == {"compile": False}
 
 

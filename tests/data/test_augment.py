@@ -21,8 +21,13 @@ def draw_offsets(seed: int = 0, step: int = 0, batch_size: int = 100, max_shift:
     return offsets(max_shift, seed=seed, step=step, batch_size=batch_size, positions=slice(None))
 
 
-def deformed(images: torch.Tensor, strength: float = 1.0, seed: int = 0, step: int = 0) -> torch.Tensor:
-    return deform(images, strength, seed=seed, step=step, batch_size=len(images), positions=slice(None))
+def deformed(
+    images: torch.Tensor, strength: float = 1.0, restyle: float = 0.0, seed: int = 0, step: int = 0
+) -> torch.Tensor:
+    positions = slice(None)
+    return deform(
+        images, strength, restyle, seed=seed, step=step, batch_size=len(images), positions=positions
+    )
 
 
 # shift
@@ -50,16 +55,32 @@ def test_shift_equals_loops(shape: tuple[int, int, int, int], max_shift: int) ->
 def test_augmentation_does_not_depend_on_the_number_of_processes() -> None:
     world = 3
     images = random_images(13)
-    by, bent = draw_offsets(seed=3, step=7, batch_size=13), deformed(images, seed=3, step=7)
+    by, bent = draw_offsets(seed=3, step=7, batch_size=13), deformed(images, 1.0, 1.0, seed=3, step=7)
     for rank in range(world):
         for positions in (slice(rank, 13, world), torch.arange(rank, 13, world)):
             share = offsets(2, seed=3, step=7, batch_size=13, positions=positions)
             assert torch.equal(share, by[rank::world])
-            part = deform(images[positions], 1.0, seed=3, step=7, batch_size=13, positions=positions)
+            part = deform(images[positions], 1.0, 1.0, seed=3, step=7, batch_size=13, positions=positions)
             torch.testing.assert_close(part, bent[rank::world], rtol=0, atol=1e-4)
 
 
 # deform
+
+
+def test_restyling_varies_slant_and_strokes_more_and_moves_less_than_deforming() -> None:
+    stroke = torch.zeros(2000, 1, 28, 28, dtype=torch.uint8)
+    stroke[:, :, 5:23, 12:15] = 255
+    figures = []
+    for strengths in ((1.0, 0.0), (0.0, 1.0)):
+        found = deformed(stroke, *strengths)[:, 0]
+        top, bottom, whole = (
+            part.sum(1) @ torch.arange(28.0) / part.sum(dim=(1, 2))
+            for part in (found[:, 4:12], found[:, 16:24], found)
+        )
+        low, high = found.sum(dim=(1, 2)).quantile(torch.tensor([0.1, 0.9]))
+        figures.append(((top - bottom).std(), high / low, 1 / (whole - 13).abs().mean()))
+    for before, restyled in zip(*figures, strict=True):
+        assert restyled > 1.25 * before
 
 
 @pytest.mark.parametrize("shape", [(12, 1, 28, 28), (5, 3, 9, 14), (0, 1, 4, 4)])

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers.launching import DATASET, result, train
+from tests.helpers.launching import QUICK, result, train
 from tests.helpers.mlflow_pages import CHROMIUM, opened
 from tests.helpers.mlflow_servers import running_ui
 
@@ -15,16 +15,16 @@ pytestmark = [
 ]
 
 FLAGS = {
-    "seed=0 · mnist on digits": (),
-    "lr=0.05 seed=1 · mnist on digits": ("--lr", "0.05", "--seed", "1"),
-    "hidden_sizes=256,64 seed=0 · mnist on digits": ("--hidden-sizes", "256,64"),
+    "seed=0 · mnist-quick on digits": (),
+    "lr=0.05 seed=1 · mnist-quick on digits": ("--lr", "0.05", "--seed", "1"),
+    "hidden_sizes=256,64 seed=0 · mnist-quick on digits": ("--hidden-sizes", "256,64"),
 }
 
 
 def test_the_printed_address_lists_runs_which_are_compared(tmp_path: Path) -> None:
     accuracies, address = {}, ""
     for name, flags in FLAGS.items():
-        done = train(*DATASET, "--epochs", "5", *flags, cwd=tmp_path)
+        done = train(*QUICK, "--epochs", "5", *flags, cwd=tmp_path)
         accuracies[name] = result(done)["val_accuracy"]
         [address] = re.findall(r"see: +mlflow ui, then (\S+)", done.stdout)
     with running_ui(tmp_path) as ui, opened(ui.uri) as pages:

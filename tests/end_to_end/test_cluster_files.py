@@ -16,13 +16,13 @@ import yaml
 
 from tests.helpers.checkouts import tracked_files
 from tests.helpers.comparing import statuses
-from tests.helpers.launching import BIN, DATASET, ROOT, environment, free_port
+from tests.helpers.launching import BIN, QUICK, ROOT, environment, free_port
 
 BATCH_SCRIPT = "launch/slurm/train.sbatch"
 SCRIPTS = (BATCH_SCRIPT, "launch/environment.sh", "docker/serve.sh", ".ci/run")
 
 # Enough epochs to interrupt, few enough to wait for.
-FLAGS = (*DATASET, "--epochs", "60")
+FLAGS = (*QUICK, "--epochs", "60")
 
 
 @pytest.fixture

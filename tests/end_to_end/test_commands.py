@@ -86,6 +86,8 @@ def test_commands_run(page: str, checkout: Path) -> None:
     if page not in ("README.md", "docs/index.md"):
         run_commands(checkout, "accelerate launch launch/train.py --dataset digits --epochs 1")
     for block in commands(page):
+        # The default recipe takes a minute on a quiet machine.
+        block = re.sub(r"(launch/train\.py|mlp_dist\.train)$", r"\1 --recipe mnist-quick", block, flags=re.M)
         # `torchserve --start` returns before it listens; other servers must not take its ports meanwhile.
         with alone() if "torchserve --start" in block else nullcontext():
             run_commands(checkout, block)

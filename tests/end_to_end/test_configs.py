@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.helpers.launching import DATASET, ROOT, result, run
+from tests.helpers.launching import QUICK, ROOT, result, run
 
 pytestmark = pytest.mark.slow
 
 CONFIGS = ROOT / "launch/configs"
-FLAGS = " ".join([*DATASET, "--epochs", "1", "--output-dir", "output"])
+FLAGS = " ".join([*QUICK, "--epochs", "1", "--output-dir", "output"])
 NAMES = {"cpu", "multi_cpu", "single_gpu", "multi_gpu", "multi_node", "bf16"}
 
 without_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="for machines without a GPU")

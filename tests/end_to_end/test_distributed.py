@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.helpers.launching import DATASET, launch, result, run
+from tests.helpers.launching import QUICK, launch, result, run
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("store_at_hand")]
 
@@ -52,7 +52,7 @@ def test_errors_are_printed_once_even_if_the_main_process_is_last(
 @pytest.mark.parametrize("precision", ["no", "bf16", "fp16"])
 def test_one_gpu_trains(precision: str, tmp_path: Path) -> None:
     done = launch(
-        *(*DATASET, "--epochs", "3", "--mixed-precision", precision),
+        *(*QUICK, "--epochs", "3", "--mixed-precision", precision),
         cwd=tmp_path,
         launcher=("--num_processes", "1"),
     )

@@ -73,7 +73,7 @@ def run_changed(section: str, checkout: Path, empty_store: Path) -> str:
     ("section", "printed"),
     [
         ("A data set", "Letters: 550 training, 50 validation and 150 test images"),
-        ("A model", "mnist: 784-500-10"),
+        ("A model", "mnist-quick: 784-500-10"),
         ("A recipe", "mnist-wide: 784-2000-10"),
     ],
 )
@@ -90,7 +90,7 @@ def test_an_added_option_is_a_flag_trains_and_is_recorded(tmp_path: Path, empty_
     values = json.loads(run_changed("An option", checkout, empty_store).splitlines()[-1])
     output = Path(values["output_dir"])
     assert json.loads((output / "config.json").read_text())["momentum"] == 0.9
-    name = "momentum=0.9 lr=0.02 epochs=2 seed=0 · mnist on digits"
+    name = "momentum=0.9 lr=0.02 epochs=2 seed=0 · mnist-quick on digits"
     assert json.loads((output / "run.json").read_text())["name"] == name
     state = torch.load(output / "last.pt", weights_only=True)
     assert all("momentum_buffer" in each for each in state["optimizer"]["state"].values())

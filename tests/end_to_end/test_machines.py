@@ -19,7 +19,7 @@ from tests.helpers.launching import ROOT, environment, result
 pytestmark = pytest.mark.slow
 
 TOLERANCE = 1e-5
-FLAGS = "--dataset digits --lr 0.01"
+FLAGS = "--recipe mnist-quick --dataset digits --lr 0.01"
 MAIN_ADDRESS = "10.77.0.1"
 
 

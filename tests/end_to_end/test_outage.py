@@ -19,7 +19,7 @@ from mlp_dist.tracking.follow import PATIENCE
 from mlp_dist.tracking.run_dir import FINISHED, RunRecord, Uploaded
 from mlp_dist.tracking.upload import upload
 from tests.helpers.comparing import check_all_is_there, check_points, read_history, write_epochs
-from tests.helpers.launching import ROOT, environment, result, run
+from tests.helpers.launching import QUICK, ROOT, environment, result, run
 from tests.helpers.mlflow_servers import Server, running_server
 
 pytestmark = pytest.mark.nightly
@@ -51,7 +51,7 @@ def client(server: Server) -> Any:
 @contextmanager
 def training(server: Server, client: Any, cwd: Path) -> Iterator["subprocess.Popen[str]"]:
     """A training after the upload of its first epochs."""
-    words = [sys.executable, str(ROOT / "launch/train.py"), "--dataset", "digits", "--log-every", "70"]
+    words = [sys.executable, str(ROOT / "launch/train.py"), *QUICK, "--log-every", "70"]
     words += ["--batch-size", "4", "--output-dir", "output", "--epochs", str(EPOCHS)]
     variables = environment(MLFLOW_TRACKING_URI=server.uri)
     with (cwd / "out").open("w") as out, (cwd / "err").open("w") as err:

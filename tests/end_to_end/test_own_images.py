@@ -45,8 +45,8 @@ def test_a_folder_is_trained_packaged_and_served(train_here: Call, call: Call, t
     pictures = tmp_path / "pictures"
     write_photographs(pictures)
     # An older run of the experiment, on other data.
-    result(train_here("--dataset digits --epochs 1"))
-    steps = "--batch-size 10 --lr 0.01 --epochs 30"
+    result(train_here("--recipe mnist-quick --dataset digits --epochs 1"))
+    steps = "--recipe mnist-quick --batch-size 10 --lr 0.01 --epochs 30"
     values = result(train_here(f"--dataset folder:pictures --image-size 32 {steps}"))
     assert values["dataset"] == f"folder:{pictures}"
     assert values["num_parameters"] == (3072 + 1) * 500 + 501 * 10

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from tests.helpers.comparing import check_all_is_there
-from tests.helpers.launching import ROOT, environment, result, run, train
+from tests.helpers.launching import QUICK, ROOT, environment, result, run, train
 from tests.helpers.mlflow_servers import free_port, running_server
 from tests.helpers.postgres import PASSWORD, find_programs, running_postgres
 
@@ -29,7 +29,7 @@ def database() -> Iterator[str]:
 
 
 def train_four(cwd: Path, uri: str) -> list[dict[str, Any]]:
-    flags = ["--dataset", "digits", "--epochs", "3", "--log-every", "5"]
+    flags = [*QUICK, "--epochs", "3", "--log-every", "5"]
     words = [sys.executable, str(ROOT / "launch/train.py"), *flags]
     together = [
         subprocess.Popen(
@@ -82,7 +82,7 @@ def test_four_trainings_create_one_database(database: str, tmp_path: Path) -> No
 
 def test_unreachable_database_costs_one_warning(tmp_path: Path) -> None:
     uri = f"postgresql://mlflow:{PASSWORD}@127.0.0.1:{free_port()}/postgres"
-    flags = ("--dataset", "digits", "--epochs", "2", "--output-dir", "output")
+    flags = (*QUICK, "--epochs", "2", "--output-dir", "output")
     done = train(*flags, cwd=tmp_path, MLFLOW_TRACKING_URI=uri)
     assert result(done)["run_id"] is None
     assert done.stderr.lower().count("warning") == 1

@@ -14,7 +14,7 @@ from tests.helpers.launching import result
 
 pytestmark = pytest.mark.slow
 
-FLAGS = "--dataset digits --epochs 3 --schedule cosine --lr 0.01 --ema-decay 0.9"
+FLAGS = "--recipe mnist-quick --dataset digits --epochs 3 --schedule cosine --lr 0.01 --ema-decay 0.9"
 
 Weights = dict[str, dict[str, torch.Tensor]]
 
@@ -94,7 +94,7 @@ def test_a_full_disk_stops_the_training_until_there_is_room(
 
 def test_early_stopping_ends_a_training(train_here: Call, tmp_path: Path) -> None:
     # Steps so small that no epoch improves on the first.
-    flags = "--dataset digits --lr 1e-12 --output-dir output"
+    flags = "--recipe mnist-quick --dataset digits --lr 1e-12 --output-dir output"
     done = train_here(f"{flags} --epochs 50 --patience 2")
     values = result(done)
     assert (values["epochs"], values["best_epoch"]) == (3, 1)

@@ -17,14 +17,14 @@ import torch
 
 from tests.helpers.calling import Call
 from tests.helpers.comparing import runs_of, statuses
-from tests.helpers.launching import DATASET, ROOT, environment, result
+from tests.helpers.launching import QUICK, ROOT, environment, result
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("store_at_hand")]
 
 SECONDS = 100
 """Limit for all processes to end; on a quiet machine it takes one or two."""
 
-LONG = (*DATASET, "--epochs", "4000", "--output-dir", "output")
+LONG = (*QUICK, "--epochs", "4000", "--output-dir", "output")
 VARIABLES = {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
 
 
@@ -153,7 +153,10 @@ def test_an_early_killed_launcher_leaves_no_process(number: int, until: str, tmp
 
 
 # In float64, one process gets the same weights as two.
-SHORT = "--dataset digits --epochs 5 --batch-size 20 --dropout 0.2 --ema-decay 0.9 --gradient-dtype float64"
+SHORT = (
+    "--recipe mnist-quick --dataset digits --epochs 5 --batch-size 20 --dropout 0.2 --ema-decay 0.9 "
+    "--gradient-dtype float64"
+)
 
 
 @pytest.mark.parametrize(("victim", "named"), [(0, False), pytest.param(1, True, marks=pytest.mark.nightly)])

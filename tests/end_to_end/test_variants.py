@@ -48,7 +48,7 @@ PLAIN_LOOPS = {
     "adamw": replace(BASE, optimizer=functools.partial(AdamW, lr=0.0003, weight_decay=1.0)),
     "label smoothing": replace(BASE, loss=nn.CrossEntropyLoss(label_smoothing=0.2)),
     "dropout": replace(BASE, dropout=0.3),
-    "deformation": replace(BASE, deform=0.5),
+    "deformation": replace(BASE, deform=0.5, restyle=0.5),
     "adversarial": replace(BASE, adversarial=0.05),
     "augmentation": replace(BASE, shift=3),
     "one-cycle": replace(BASE, scheduler=one_cycle),

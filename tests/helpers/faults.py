@@ -27,7 +27,18 @@ from tests.helpers.fault_target import STRUCK
 from tests.helpers.launching import ROOT, environment, make_store
 
 FLAGS = (
-    *("--dataset", "digits", "--hidden-sizes", "64,32", "--batch-size", "20", "--epochs", "8"),
+    *(
+        "--recipe",
+        "mnist-quick",
+        "--dataset",
+        "digits",
+        "--hidden-sizes",
+        "64,32",
+        "--batch-size",
+        "20",
+        "--epochs",
+        "8",
+    ),
     *("--optimizer", "adam", "--lr", "0.002", "--weight-decay", "0.01", "--schedule", "cosine"),
     *("--warmup-epochs", "1", "--dropout", "0.2", "--augment-shift", "2", "--ema-decay", "0.95"),
     *("--checkpoint-every-steps", "20", "--log-every", "30"),

@@ -16,7 +16,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[2]
 BIN = Path(sys.executable).parent
 
-DATASET = ("--dataset", "digits")
+QUICK = ("--recipe", "mnist-quick", "--dataset", "digits")
 
 
 def environment(**changes: str) -> dict[str, str]:

@@ -59,7 +59,7 @@ def digits_run(
     import mlflow
     from mlflow.entities import Metric
 
-    config = TrainConfig.from_json({**get_recipe("mnist").to_json(), "dataset": "digits", **params})
+    config = TrainConfig.from_json({**get_recipe("mnist-quick").to_json(), "dataset": "digits", **params})
     run_id = start_run(experiment, name, config.to_json())
     client = mlflow.MlflowClient()
     points = [Metric(key, val_accuracy, 1000, 3) for key in ("val/accuracy", "val/loss", "train/step_loss")]
@@ -94,7 +94,7 @@ def write_bundle(directory: Path, run_id: str, noise: float, reported: float | N
         image=data.image,
         classes=data.classes,
         dataset="digits",
-        recipe="mnist",
+        recipe="mnist-quick",
         run_id=run_id,
         metrics={"val_accuracy": None, "test_accuracy": reported or accuracy, "test_loss": None},
         golden_probabilities=tuple(to_probabilities(predict(model, golden[None], data.image))[0].tolist()),

@@ -63,7 +63,7 @@ VARIANTS = {
     "dropout": replace(PLAIN, dropout=0.3),
     "augmentation": replace(PLAIN, augment_shift=3),
     "one-cycle": replace(PLAIN, schedule="one-cycle", warmup_epochs=0.5),
-    "deformation": replace(PLAIN, deform=0.5),
+    "deformation": replace(PLAIN, deform=0.5, restyle=0.5),
     "adversarial": replace(PLAIN, adversarial=0.05),
     "average": replace(PLAIN, ema_decay=0.9),
     "patience": replace(PLAIN, lr=0.02, epochs=30, patience=2),

@@ -57,7 +57,9 @@ def train(store_at_hand: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
     def sixth(rates: str) -> tuple[RunRecord, FrozenTrial]:
         space = tmp_path / "space.toml"
-        space.write_text(f'[fixed]\ndataset = "digits"\nepochs = 4\n[space]\nlr = {rates}\n')
+        space.write_text(
+            f'[fixed]\nrecipe = "mnist-quick"\ndataset = "digits"\nepochs = 4\n[space]\nlr = {rates}\n'
+        )
         plan, _ = new_plan(space, tmp_path / "sweep", {"num_trials": 6})
         study = open_study(plan)
         for trial in (taken(study, plan) for _ in range(5)):
@@ -68,7 +70,7 @@ def train(store_at_hand: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         record = RunRecord.load(plan.directory / "trial-0005")
         assert record.parent == str(plan.directory)
         source = record.tags["mlflow.source.name"]
-        assert source.startswith("accelerate launch -m mlp_dist.train --recipe mnist")
+        assert source.startswith("accelerate launch -m mlp_dist.train --recipe mnist-quick")
         return record, study.trials[5]
 
     return sixth

@@ -34,13 +34,13 @@ def test_training_is_complete_in_mlflow(trained: Trained, stored: Any) -> None:
     values = trained.result
     check_all_is_there(stored, values["run_id"], Path(values["output_dir"]))
     run = stored.get_run(values["run_id"])
-    expected = {"dataset": values["dataset"], "recipe": "mnist", "lr": "0.1", "seed": "0"}
+    expected = {"dataset": values["dataset"], "recipe": "mnist-quick", "lr": "0.1", "seed": "0"}
     expected |= {"hidden_sizes": "500", "num_parameters": str(values["num_parameters"])}
     assert expected.items() <= run.data.params.items()
     for name in ("test_accuracy", "test_loss", "test_ece"):
         assert run.data.metrics[name] == values[name]
     assert run.data.metrics["best_val_accuracy"] == values["val_accuracy"]
-    assert run.info.run_name == "seed=0 · mnist on digits"
+    assert run.info.run_name == "seed=0 · mnist-quick on digits"
     tags = run.data.tags
     expected = {"host": socket.gethostname(), "num_processes": "1", "torch": version("torch")}
     assert expected.items() <= tags.items()

@@ -24,7 +24,7 @@ from mlp_dist.tracking.run_dir import FINISHED, RunRecord, Uploaded
 from mlp_dist.tracking.upload import sync
 from tests.helpers.calling import Call
 from tests.helpers.comparing import check_all_is_there, check_points, client_of, logged, runs_of, write_epochs
-from tests.helpers.launching import ROOT, environment, result, train, wait_until
+from tests.helpers.launching import QUICK, ROOT, environment, result, train, wait_until
 from tests.helpers.mlflow_servers import free_port, running_server
 
 pytestmark = pytest.mark.slow
@@ -171,7 +171,7 @@ def test_a_follower_ends_with_a_training_that_is_killed_while_it_starts(tmp_path
 @contextmanager
 def training(cwd: Path) -> Iterator[tuple[psutil.Popen, psutil.Process]]:
     """A long training whose run is in MLflow, and its follower, in a process group of their own."""
-    words = [sys.executable, str(ROOT / "launch/train.py"), "--dataset", "digits", "--epochs", "4000"]
+    words = [sys.executable, str(ROOT / "launch/train.py"), *QUICK, "--epochs", "4000"]
     options: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     # A shell that started the tests in the background made them, and so their children, ignore SIGINT.
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -241,7 +241,7 @@ def test_ctrl_c_stops_all_processes_in_order(tmp_path: Path, mlflow: Any) -> Non
 def test_a_busy_machine_loses_nothing(tmp_path: Path) -> None:
     loops = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(4 * num_cores())]
     try:
-        done = result(train("--dataset", "digits", cwd=tmp_path))
+        done = result(train(*QUICK, cwd=tmp_path))
     finally:
         for each in loops:
             each.kill()

@@ -205,7 +205,7 @@ def test_a_run_of_the_version_before(mlflow: Any, project: Path, tmp_path: Path)
 
 @pytest.mark.slow
 def test_mlflow_s_variables_do_what_they_do_elsewhere(train_here: Call, tmp_path: Path) -> None:
-    client, flags = client_of(tmp_path), "--dataset digits --epochs 1 --hidden-sizes none"
+    client, flags = client_of(tmp_path), "--recipe mnist-logistic --dataset digits --epochs 1"
     tags = {"MLFLOW_TAGS": '{"team": "vision", "mlflow.note.content": "ours"}'}
     named = result(train_here(flags, MLFLOW_EXPERIMENT_NAME="theirs", **tags))["run_id"]
     found = client.get_run(named)

@@ -37,7 +37,7 @@ def _settings_are_restored() -> Iterator[None]:
         {
             "optimizer": "adam",
             "lr": 1e-3,
-            "deform": 1.0,
+            "restyle": 1.0,
             "dropout": 0.3,
             "ema_decay": 0.9,
             "schedule": "cosine",

@@ -12,16 +12,16 @@ from mlp_dist.training.identity import git_state, run_name
 @pytest.mark.parametrize(
     ("changes", "name"),
     [
-        ({}, "seed=0 · mnist"),
-        ({"lr": 0.3, "seed": 1, "dropout": 0.2}, "lr=0.3 dropout=0.2 seed=1 · mnist"),
-        ({"hidden_sizes": (), "normalize": None}, "hidden_sizes=none seed=0 · mnist"),
-        ({"val_size": 50}, "val_size=50 seed=0 · mnist"),
-        ({"dataset": "folder:/data/pets"}, "seed=0 · mnist on folder:pets"),
-        ({"output_dir": Path("/there"), "experiment": "x", "log_every": 5}, "seed=0 · mnist"),
+        ({}, "seed=0 · mnist-quick"),
+        ({"lr": 0.3, "seed": 1, "dropout": 0.2}, "lr=0.3 dropout=0.2 seed=1 · mnist-quick"),
+        ({"hidden_sizes": (), "normalize": None}, "hidden_sizes=none seed=0 · mnist-quick"),
+        ({"val_size": 50}, "val_size=50 seed=0 · mnist-quick"),
+        ({"dataset": "folder:/data/pets"}, "seed=0 · mnist-quick on folder:pets"),
+        ({"output_dir": Path("/there"), "experiment": "x", "log_every": 5}, "seed=0 · mnist-quick"),
     ],
 )
 def test_run_names(changes: dict[str, Any], name: str) -> None:
-    assert run_name(replace(get_recipe("mnist"), **{"val_size": 100, **changes}), 1200) == name
+    assert run_name(replace(get_recipe("mnist-quick"), **{"val_size": 100, **changes}), 1200) == name
 
 
 def test_git_state(tmp_path: Path) -> None:

@@ -28,7 +28,7 @@ HONORED = frozenset(
         *("recipe", "dataset", "image_size", "normalize", "val_size", "skip_bad_images"),
         *("hidden_sizes", "model", "initialization", "seed", "batch_size", "epochs", "patience"),
         *("optimizer", "lr", "schedule", "warmup_epochs", "weight_decay", "label_smoothing", "ema_decay"),
-        *("augment_shift", "deform", "dropout", "matmul_precision"),
+        *("augment_shift", "deform", "restyle", "dropout", "matmul_precision"),
     }
 )
 """The fields of TrainConfig that change a training and that this engine, or the code around it, honors. A
@@ -57,7 +57,7 @@ class CPUEngine:
     def __init__(self, state: TrainState, context: RunContext) -> None:
         self.state, batch_size, image = state, state.config.batch_size, context.data.image
         num_features, config = image.num_features, state.config
-        self._augments = bool(config.augment_shift or config.deform)
+        self._augments = bool(config.augment_shift or config.deform or config.restyle)
         self._dropout = Dropout(state.model, config.dropout, num_features=num_features, seed=config.seed)
         self.steps_at_once = max(1, rows_at_once(num_features) // batch_size)
         linears = [module for module in state.model.modules() if isinstance(module, nn.Linear)]
