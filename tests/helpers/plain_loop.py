@@ -30,6 +30,7 @@ class PlainLoop:
     dropout: float = 0.0
     shift: int = 0
     deform: float = 0.0
+    restyle: float = 0.0
     adversarial: float = 0.0
     average: float | None = None
     autocast: torch.dtype | None = None
@@ -99,7 +100,7 @@ class PlainLoop:
     def _moved(self, images: torch.Tensor, step: int) -> torch.Tensor:
         if self.deform:
             of_all = {"batch_size": len(images), "positions": slice(None)}
-            return deform(images, self.deform, seed=0, step=step, **of_all)  # type: ignore[arg-type]
+            return deform(images, self.deform, self.restyle, seed=0, step=step, **of_all)  # type: ignore[arg-type]
         if not (far := self.shift):
             return images
         moves = torch.randint(-far, far + 1, (len(images), 2), generator=generator(0, AUGMENTATION, step))
