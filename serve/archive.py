@@ -45,10 +45,3 @@ def read_archive(path: Path) -> Archive:
         raise PackagingError(f"{path} is damaged: {error}; package it again") from error
     except (KeyError, TypeError, ValueError, BundleError) as error:
         raise PackagingError(f"{path} is not an archive of python -m serve.package: {error}") from error
-
-
-def model_name(mar: Path) -> str:
-    """The name that any archive, also a foreign one, is served under."""
-    with zipfile.ZipFile(mar) as archive:
-        name: str = json.loads(archive.read(MANIFEST))["model"]["modelName"]
-        return name

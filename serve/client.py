@@ -8,15 +8,12 @@ key_file.json in the current directory, else in the project's root. It is sent t
 unless --key-file or MLP_DIST_KEY_FILE names the file.
 """
 
+import argparse
 import http.client
 import json
 import os
 import sys
 import time
-import urllib.error
-import urllib.request
-from collections.abc import Callable, Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -24,15 +21,8 @@ from urllib.parse import quote, urlsplit
 
 from mlp_dist.console import command, progress
 from mlp_dist.core.errors import ServerError, UsageError
-from serve.torchserve.keys import (
-    KEY_FILE,
-    KEY_VARIABLE,
-    KeyFileError,
-    find_key_file,
-    read_key,
-    renew_key,
-)
-from serve.torchserve.server_state import ServerState, find_state
+from serve.torchserve.api import KEY_VARIABLE, LOOPBACK, KeyFileError, Reply, find_key_file, send_with_key
+from serve.torchserve.server_state import KEY_FILE, ServerState, find_state
 
 URL = "http://127.0.0.1:8080"
 
@@ -80,38 +70,19 @@ class Answer:
     run_id: str
 
 
-class _NoRedirects(urllib.request.HTTPRedirectHandler):
-    """urllib would send the key to the redirect's target."""
-
-    def redirect_request(self, *_: Any) -> None:
-        return None
-
-
 class Client:
-    """Asks one model of one server. Reads the key for each request and renews it after it has expired.
+    """Asks one model of one server, with the key in `key_file`, which is renewed after it has expired.
 
-    Args:
-        key_file: TorchServe's key file; None: for a server on this machine, the file in the current
-            directory or the project's root.
-        management: address that renews keys; None: the port after `url`'s.
-
-    Raises UsageError for an invalid `url`.
+    None: for a server on this machine, the file in the current directory or the project's root. `management`
+    is the address that renews keys; "": the port after `url`'s. Raises UsageError for an invalid `url`.
     """
 
     def __init__(
-        self,
-        url: str = URL,
-        model: str = "mlp",
-        key_file: Path | None = None,
-        management: str | None = None,
+        self, url: str = URL, model: str = "mlp", key_file: Path | None = None, management: str = ""
     ) -> None:
         self.url, self.model, self.key_file = url.rstrip("/"), model, key_file
-        host, port = _host_and_port(self.url)
-        self._local = host in ("127.0.0.1", "localhost", "::1")
-        self.management = management or f"http://{host}:{port + 1}"
-        # A proxy cannot reach this machine's loopback.
-        proxies = urllib.request.ProxyHandler({} if self._local else None)
-        self._opener = urllib.request.build_opener(proxies, _NoRedirects)
+        self._host, port = _host_and_port(self.url)
+        self.management = management or f"http://{self._host}:{port + 1}"
 
     @classmethod
     def of(cls, state: ServerState, version: str = "") -> Self:
@@ -122,72 +93,43 @@ class Client:
     @classmethod
     def find(cls, url: str | None = None, model: str = "mlp", key_file: Path | None = None) -> Self:
         """A client of `url`; by default of the server that serve.server started here, else of URL."""
-        state = find_state()
-        if (
-            state is not None
-            and key_file is None
-            and (url is None or _is_same(url, state.url))
-            and state.is_running()
-        ):
+        state = None if key_file else find_state()
+        if state and (url is None or _host_and_port(url) == _host_and_port(state.url)) and state.is_running():
             return cls(state.url, model, state.key_file, state.management_url)
         return cls(url or URL, model, key_file)
 
-    def predict(
-        self,
-        image: bytes,
-        *,
-        timeout: float = 30.0,
-        top_k: int | None = None,
-        preprocess: str | None = None,
-        background: str | None = None,
-    ) -> dict[str, float]:
-        """Class name -> probability for the bytes of an image file. Raises what `ask` raises."""
-        options = {"X-Top-K": top_k, "X-Preprocess": preprocess, "X-Background": background}
-        headers = {name: str(value) for name, value in options.items() if value is not None}
-        return self.ask(image, headers=headers, timeout=timeout).values
+    def predict(self, image: bytes, *, timeout: float = 30.0, **options: object) -> dict[str, float]:
+        """Class name -> probability; `options` are top_k, preprocess and background. Raises as `ask` does."""
+        return self.ask(image, "predictions", timeout=timeout, **options).values
 
     def ask(
-        self,
-        image: bytes,
-        endpoint: str = "predictions",
-        *,
-        headers: Mapping[str, str] | None = None,
-        timeout: float = 30.0,
+        self, image: bytes, endpoint: str = "predictions", *, timeout: float = 30.0, **options: object
     ) -> Answer:
         """Send the bytes of an image file to the endpoint "predictions" or "explanations".
 
         Repeats the request for up to RECOVERY_SECONDS while the server is busy or replaces a worker.
         `timeout` is in seconds, for each try.
 
-        Raises NotReadyError if no model answers, and ServerError with the server's message for any other
-        error.
+        Raises NotReadyError if no model answers, and ServerError with the server's message otherwise.
         """
-        deadline, pause = time.monotonic() + RECOVERY_SECONDS, 0.05
+        deadline = time.monotonic() + RECOVERY_SECONDS
         while True:
             try:
-                return self._ask(endpoint, image, headers or {}, timeout)
+                return self._ask(endpoint, image, timeout, **options)
             except BusyError:
-                if time.monotonic() + pause > deadline:
+                if time.monotonic() > deadline:
                     raise
-            time.sleep(pause)
-            pause = min(2 * pause, 1.0)
+            time.sleep(0.2)
 
     def wait_and_predict(
-        self,
-        image: bytes,
-        *,
-        seconds: float = LOADING_SECONDS,
-        preprocess: str | None = None,
-        check: Callable[[], None] = lambda: None,
+        self, image: bytes, *, seconds: float = LOADING_SECONDS, **options: object
     ) -> dict[str, float]:
-        """`predict`, repeated until the model is loaded. `check` may raise to stop the wait."""
+        """`predict`, repeated until the model is loaded."""
         started = time.monotonic()
-        headers = {"X-Preprocess": preprocess} if preprocess else {}
         while True:
-            check()
             try:
                 # A short timeout: TorchServe holds requests while the model loads, forever if loading fails.
-                return self._ask("predictions", image, headers, timeout=5).values
+                return self._ask("predictions", image, 5.0, **options).values
             except (NotReadyError, InvalidKeyError, KeyFileError) as error:
                 is_start = isinstance(error, UnknownModelError | KeyFileError)
                 if time.monotonic() - started > (min(seconds, KEY_SECONDS) if is_start else seconds):
@@ -197,33 +139,20 @@ class Client:
     def find_key_file(self) -> Path | None:
         if self.key_file is not None:
             return self.key_file if self.key_file.is_file() else None
-        if not self._local and not os.environ.get(KEY_VARIABLE):
-            return None
-        return find_key_file()
+        return find_key_file() if self._host in LOOPBACK or os.environ.get(KEY_VARIABLE) else None
 
-    def _ask(self, endpoint: str, image: bytes, headers: Mapping[str, str], timeout: float) -> Answer:
-        """One try, or a second one after renewing the key."""
-        path = self.find_key_file()
+    def _ask(self, endpoint: str, image: bytes, timeout: float, **options: object) -> Answer:
+        """One try."""
+        url = f"{self.url}/{endpoint}/{quote(self.model)}"
+        headers = {f"X-{name.replace('_', '-')}": str(value) for name, value in options.items()}
+        headers["Content-Type"] = "application/octet-stream"
         try:
-            return self._post(endpoint, image, headers, timeout, path)
-        except InvalidKeyError:
-            if path is None or not renew_key(path, self._renew):
-                raise
-        return self._post(endpoint, image, headers, timeout, path)
-
-    def _post(
-        self, endpoint: str, image: bytes, headers: Mapping[str, str], timeout: float, key_file: Path | None
-    ) -> Answer:
-        sent = {"Content-Type": "application/octet-stream", **headers}
-        if key_file is not None:
-            sent["Authorization"] = f"Bearer {read_key(key_file).value}"
-        request = urllib.request.Request(f"{self.url}/{endpoint}/{quote(self.model)}", image, sent)
-        try:
-            with self._opener.open(request, timeout=timeout) as answer:
-                return Answer(json.load(answer), answer.headers.get("X-Run-Id", ""))
-        except urllib.error.HTTPError as error:
-            with error:
-                raise _error_from(self.url, error.code, error.read()) from error
+            reply = send_with_key(
+                url, self.find_key_file(), self.management, data=image, headers=headers, timeout=timeout
+            )
+            if reply.status != 200:
+                raise _error_from(self.url, reply)
+            return Answer(json.loads(reply.body), reply.headers.get("X-Run-Id", ""))
         except (OSError, http.client.HTTPException, json.JSONDecodeError) as error:
             reason = getattr(error, "reason", error)
             message = f"no answer from {self.url} ({reason or type(reason).__name__})"
@@ -234,69 +163,57 @@ class Client:
                 f"{message}; start the server: torchserve --start --models mlp.mar"
             ) from error
 
-    def _renew(self, path: str, key: str) -> None:
-        headers = {"Authorization": f"Bearer {key}"}
-        request = urllib.request.Request(f"{self.management}{path}", headers=headers)
-        # On failure the caller reports the rejected key.
-        with suppress(OSError, http.client.HTTPException), self._opener.open(request, timeout=10) as answer:
-            answer.read()
-
 
 def _host_and_port(url: str) -> tuple[str, int]:
+    """With 127.0.0.1 for localhost. Raises UsageError."""
     try:
         parts = urlsplit(url)
-        host, port = parts.hostname, parts.port
+        host, port = parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80)
     except ValueError as error:
         raise UsageError(f"invalid url {url!r}: {error}; it looks like {URL}") from error
     if parts.scheme not in ("http", "https") or not host:
         raise UsageError(f"invalid url {url!r}; it looks like {URL}")
-    return host, port or (443 if parts.scheme == "https" else 80)
+    return "127.0.0.1" if host == "localhost" else host, port
 
 
-def _is_same(url: str, other: str) -> bool:
-    """Compare host and port, with localhost as 127.0.0.1."""
-    first, second = (
-        (host.replace("localhost", "127.0.0.1"), port) for host, port in map(_host_and_port, (url, other))
-    )
-    return first == second
-
-
-def _error_from(url: str, status: int, body: bytes) -> ServerError:
+def _error_from(url: str, reply: Reply) -> ServerError:
     """The error for a response: the message in the handler's or TorchServe's JSON, else the body's start."""
     try:
-        values = json.loads(body)
+        values = json.loads(reply.body)
         error = values.get("error")
         text = str(error["message"]) if error is not None else f"{values['type']}: {values['message']}"
     except (ValueError, KeyError, TypeError, AttributeError):
-        text = body[:200].decode(errors="replace") or "an empty body"
+        text = reply.body[:200].decode(errors="replace") or "an empty body"
     kind = text.partition(":")[0]
-    message = f"{url} answered {status}: {text}{_HINTS.get(kind, '')}"
+    message = f"{url} answered {reply.status}: {text}{_HINTS.get(kind, '')}"
     if kind == "InvalidKeyException":
         return InvalidKeyError(message)
-    if status == 404:
+    if reply.status == 404:
         return UnknownModelError(message)
-    return BusyError(message) if status in _TRANSIENT else ServerError(message)
+    return BusyError(message) if reply.status in _TRANSIENT else ServerError(message)
 
 
-def main() -> int:
+def _parse() -> argparse.Namespace:
     parser = command.Parser(prog="python -m serve.client", description=__doc__)
-    request = parser.add_argument_group("request")
-    request.add_argument(
-        "images", type=Path, nargs="+", metavar="IMAGE", help="PNG, JPEG, GIF, BMP, WebP or TIFF file"
-    )
-    server = parser.add_argument_group("server")
+    request, server = parser.add_argument_group("request"), parser.add_argument_group("server")
+    formats = "PNG, JPEG, GIF, BMP, WebP or TIFF file"
+    request.add_argument("images", type=Path, nargs="+", metavar="IMAGE", help=formats)
     server.add_argument("--url", help=f"inference address (that of serve.server start, else {URL})")
     server.add_argument("--model", default="mlp", metavar="NAME", help="name of the served model (mlp)")
     server.add_argument(
         "--key-file", type=Path, metavar="FILE", help="TorchServe's keys (found, or $MLP_DIST_KEY_FILE)"
     )
     args = parser.parse_args()
-    missing = [str(path) for path in [*args.images, args.key_file] if path and not path.is_file()]
-    if directories := [path for path in args.images if path.is_dir()]:
-        raise UsageError(f"{directories[0]} is a directory; name the images in it, as {directories[0]}/*.png")
-    if missing:
-        raise UsageError(f"no such file: {', '.join(missing)}")
+    for path in filter(None, [*args.images, args.key_file]):
+        if path.is_dir():
+            raise UsageError(f"{path} is a directory; name the images in it, as {path}/*.png")
+        if not path.is_file():
+            raise UsageError(f"no such file: {path}")
+    return args
 
+
+def main() -> int:
+    args = _parse()
     client = Client.find(args.url, args.model, args.key_file)
     # A key file means that a server has started, perhaps without a model yet.
     seconds = LOADING_SECONDS if client.find_key_file() else KEY_SECONDS

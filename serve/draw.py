@@ -28,7 +28,7 @@ def _torchserve_with(archive: Archive) -> Iterator[Client]:
     """A client of the server that runs here, else of a new one with `archive`, stopped at the end."""
     client, run_id = Client.find(model=archive.name), None
     with suppress(ServerError):
-        run_id = client.ask(archive.golden, headers={"X-Preprocess": EXACT}, timeout=5).run_id
+        run_id = client.ask(archive.golden, preprocess=EXACT, timeout=5).run_id
     if run_id is None:
         state = launch(archive.path)
         try:
@@ -66,18 +66,14 @@ def main() -> None:
         raise ServerError("the page needs gradio: make demo installs it, or pip install 'mlp_dist[demo]'")
     with progress.stages("preparing the page"):
         from serve import page
-    with _torchserve_with(archive) as client:
-        # The server imports Captum at the first explanation.
-        with progress.stages("preparing explanations"), suppress(ServerError):
-            client.ask(archive.golden, "explanations")
-        with page.opened(archive, client, port) as url:
-            with suppress(KeyboardInterrupt):
-                print(f"draw a digit at {url} (stop with Ctrl-C)", flush=True)
-                signal.pause()
-            # A second Ctrl-C would leave servers running.
-            for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-                signal.signal(signum, signal.SIG_IGN)
-            print("\nstopping", flush=True)
+    with _torchserve_with(archive) as client, page.opened(archive, client, port) as url:
+        with suppress(KeyboardInterrupt):
+            print(f"draw a digit at {url} (stop with Ctrl-C)", flush=True)
+            signal.pause()
+        # A second Ctrl-C would leave servers running.
+        for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            signal.signal(signum, signal.SIG_IGN)
+        print("\nstopping", flush=True)
 
 
 if __name__ == "__main__":

@@ -11,13 +11,13 @@ and temperature.
 import argparse
 import hashlib
 import json
-import os
 import re
 import shutil
 import subprocess
 import sys
 import tempfile
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,93 +28,64 @@ from mlp_dist.core.io import replacing_file
 from mlp_dist.core.spec import GOLDEN, SPEC, WEIGHTS, check_probabilities
 from mlp_dist.tracking import champion, find, next_steps
 from serve.archive import MAR
-from serve.inference.checksums import MANIFEST, SUMS, sha256_sums
+from serve.inference.checksums import MANIFEST, SUMS
 
 if TYPE_CHECKING:
     from mlp_dist.core.bundle import Bundle
     from mlp_dist.data.scores import Evaluation
 
 HERE = Path(__file__).resolve().parent
+HANDLER, CONFIG = "handler.py", "model-config.yaml"
 
 _UNIX = 3
 """Zip's code for Unix permissions."""
 
 
 def build_archive(bundle_directory: Path, model_name: str, version: str, directory: Path) -> Path:
-    """Build `directory`/`model_name`.mar with torch-model-archiver.
-
-    It holds the handler, serve/inference, mlp_dist/core, the bundle's files and model-config.yaml.
-    """
-    extra = directory / "extra"
+    """Write `directory`/`model_name`.mar: the handler, serve/inference, mlp_dist/core, the bundle's files."""
+    files = {name: bundle_directory / name for name in (WEIGHTS, SPEC, GOLDEN)}
+    files |= {name: HERE / name for name in (HANDLER, CONFIG)}
     for code in (Path(mlp_dist.__file__).parent / "core", HERE / "inference"):
-        package = code.parent
-        shutil.copytree(code, extra / package.name / code.name, ignore=shutil.ignore_patterns("__pycache__"))
-        shutil.copy(package / "__init__.py", extra / package.name)
-    for name in (SPEC, GOLDEN):
-        shutil.copy(bundle_directory / name, extra)
-    # The archiver stages in $TMPDIR/MODEL_NAME, which parallel builds would share.
-    temporary = directory / "tmp"
-    temporary.mkdir()
-    arguments = {
-        "--model-name": model_name,
-        "--version": version,
-        "--handler": HERE / "handler.py",
-        "--serialized-file": bundle_directory / WEIGHTS,
-        "--extra-files": extra,
-        "--config-file": HERE / "model-config.yaml",
-        "--export-path": directory,
-    }
-    words = [str(word) for pair in arguments.items() for word in pair]
-    _run([sys.executable, "-m", "model_archiver.model_packaging", *words], TMPDIR=str(temporary))
+        for path in (code.with_name("__init__.py"), *code.rglob("*.py")):
+            files[path.relative_to(code.parents[1]).as_posix()] = path
     mar = directory / f"{model_name}.mar"
-    seal(mar)
+    model = {"modelName": model_name, "modelVersion": version, "handler": HANDLER}
+    model |= {"serializedFile": WEIGHTS, "configFile": CONFIG}
+    write_archive(mar, {name: path.read_bytes() for name, path in files.items()}, model)
     return mar
 
 
-def seal(mar: Path) -> None:
-    """Add each file's sha256 to the manifest and rewrite the archive reproducibly.
-
-    The archiver adds the current time and keeps the file system's order.
-    """
-    with tempfile.TemporaryDirectory(prefix="mlp-seal-") as name, zipfile.ZipFile(mar) as archive:
-        directory = Path(name)
-        archive.extractall(directory)
-        manifest = json.loads((directory / MANIFEST).read_text())
-        manifest.pop("createdOn", None)
-        sums = sha256_sums(directory)
-        files = {name: (directory / name).read_bytes() for name in sums}
-    files[MANIFEST] = (json.dumps({**manifest, SUMS: sums}, indent=2, sort_keys=True) + "\n").encode()
+def write_archive(mar: Path, files: Mapping[str, bytes], model: Mapping[str, str]) -> None:
+    """Write an archive as torch-model-archiver does, reproducibly and with sha256 sums in the manifest."""
+    sums = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
+    manifest = {"runtime": "python", "archiverVersion": "0.12.0", "model": dict(model), SUMS: sums}
+    text = json.dumps(manifest, indent=2, sort_keys=True) + "\n"
     # Stored: weights hardly compress, and the bytes would depend on the version of zlib.
-    with zipfile.ZipFile(mar, "w", zipfile.ZIP_STORED) as sealed:
-        for name in sorted(files):
+    with zipfile.ZipFile(mar, "w", zipfile.ZIP_STORED) as archive:
+        for name, content in sorted({**files, MANIFEST: text.encode()}.items()):
             entry = zipfile.ZipInfo(name)
             entry.create_system, entry.external_attr = _UNIX, 0o644 << 16
-            sealed.writestr(entry, files[name])
+            archive.writestr(entry, content)
 
 
 def check_archive(mar: Path, bundle: "Bundle", directory: Path) -> None:
-    """Unpack the archive and ask it about the golden image, in a process with only torch and ts.
+    """Unpack the archive and ask it about the golden image, in a process with only what a server needs.
 
     Raises PackagingError unless it gives the trained model's answer.
     """
     unpacked = directory / "unpacked"
     with zipfile.ZipFile(mar) as archive:
         archive.extractall(unpacked)
-    output = _run([sys.executable, "-I", str(HERE / "verify.py"), str(unpacked)])
-    golden = dict(zip(bundle.spec.classes, bundle.spec.golden_probabilities, strict=True))
-    try:
-        check_probabilities(json.loads(output.splitlines()[-1]), golden)
-    except BundleError as error:
-        raise PackagingError(f"the archive failed its check: {error}") from error
-
-
-def _run(words: list[str], **environment: str) -> str:
-    """Run a command; returns its stdout. Raises PackagingError with the end of its output."""
-    done = subprocess.run(words, capture_output=True, text=True, env={**os.environ, **environment})
+    words = [sys.executable, "-I", str(HERE / "verify.py"), str(unpacked)]
+    done = subprocess.run(words, capture_output=True, text=True)
     if done.returncode != 0:
         end = "\n".join((done.stdout + done.stderr).strip().splitlines()[-15:])
-        raise PackagingError(f"the archive failed its check: {Path(words[-1]).name}:\n{end}")
-    return done.stdout
+        raise PackagingError(f"the archive failed its check:\n{end}")
+    golden = dict(zip(bundle.spec.classes, bundle.spec.golden_probabilities, strict=True))
+    try:
+        check_probabilities(json.loads(done.stdout.splitlines()[-1]), golden)
+    except BundleError as error:
+        raise PackagingError(f"the archive failed its check: {error}") from error
 
 
 def package(
@@ -141,9 +112,8 @@ def package(
             with replacing_file(place) as temporary:
                 shutil.copyfile(mar, temporary)
         except OSError as error:
-            raise PackagingError(
-                f"cannot write {place} ({error.strerror}); choose another --export-path"
-            ) from error
+            message = f"cannot write {place} ({error.strerror}); choose another --export-path"
+            raise PackagingError(message) from error
         return {
             "mar": str(place),
             "run_id": run.run_id,

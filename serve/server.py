@@ -11,6 +11,7 @@ The last line of start, status, stop and deploy is one JSON object.
 
 import argparse
 import json
+import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
@@ -23,31 +24,25 @@ from mlp_dist.core.errors import MlpDistError, ServerError, UsageError
 from mlp_dist.core.spec import EXACT, GOLDEN
 from mlp_dist.tracking import next_steps
 from mlp_dist.tracking.store import machine_lock
-from serve.archive import MAR, model_name, read_archive
+from serve.archive import MAR, read_archive
 from serve.client import Client
 from serve.torchserve import server_process as torchserve
+from serve.torchserve.api import describe_version
 from serve.torchserve.deploy import deploy
-from serve.torchserve.keys import ROOT
-from serve.torchserve.management import describe_version
 from serve.torchserve.ports import free_ports, three_ports
-from serve.torchserve.server_log import print_log
-from serve.torchserve.server_state import LOG, STATE, STORE, ServerState, exclusive, find_state
+from serve.torchserve.server_state import LOG, ROOT, STATE, STORE, ServerState, exclusive, find_state
 
 
 @contextmanager
-def running(
-    mar: Path, golden: bytes, *, seconds: float = torchserve.START_SECONDS, **settings: object
-) -> Iterator[Client]:
+def running(mar: Path, golden: bytes, **settings: object) -> Iterator[Client]:
     """Serve `mar` on free loopback ports; yields a client once the image `golden` gets an answer.
 
-    `settings` override config.properties. Stops the server and its workers at the end.
-
-    Raises ServerError with the worker's error.
+    `settings` override config.properties. Raises ServerError with the worker's error.
     """
     with tempfile.TemporaryDirectory(prefix="mlp-") as name:
-        state, process = torchserve.start(Path(name), mar, model_name(mar), free_ports(3), settings)
+        state, process = torchserve.start(Path(name), mar, mar.stem, free_ports(3), settings)
         try:
-            torchserve.wait_until_ready(state, process, golden, seconds)
+            torchserve.wait_until_ready(state, process, golden)
             yield Client.of(state)
         finally:
             torchserve.stop(state, process)
@@ -63,12 +58,12 @@ def launch(mar: Path, first_port: int | None = None, *, deployable: bool = False
     # A port is taken only seconds after it was found free.
     with exclusive(directory), machine_lock("TorchServe's ports"):
         old = ServerState.load(directory)
+        if old is not None and old.is_running():
+            raise UsageError(
+                f"a server is already running here, at {old.url} as process {old.session}; "
+                "stop it first: python -m serve.server stop"
+            )
         if old is not None:
-            if old.is_running():
-                raise UsageError(
-                    f"a server is already running here, at {old.url} as process {old.session}; "
-                    "stop it first: python -m serve.server stop"
-                )
             torchserve.stop(old)
         ports, message = three_ports(first_port)
         if message:
@@ -77,7 +72,7 @@ def launch(mar: Path, first_port: int | None = None, *, deployable: bool = False
         settings = {"enable_model_api": "true"} if deployable else {}
         state, process = torchserve.start(directory, mar, archive.name, ports, settings)
         try:
-            torchserve.wait_until_ready(state, process, archive.golden, check=archive.check)
+            torchserve.wait_until_ready(state, process, archive.golden, archive.check)
         except BaseException:
             torchserve.stop(state, process)
             raise
@@ -89,17 +84,10 @@ def describe(state: ServerState | None) -> dict[str, Any]:
     """The JSON of `status`. `ready`: the golden image gets the right answer at this moment."""
     if state is None or not state.is_running():
         return {"running": False, "ready": False}
+    names = ("model", "url", "management_url", "metrics_url", "deployable")
     values: dict[str, Any] = {
-        "running": True,
-        "ready": False,
-        "model": state.model,
-        "version": None,
-        "run_id": None,
-        "workers": 0,
-        "url": state.url,
-        "management_url": state.management_url,
-        "metrics_url": state.metrics_url,
-        "deployable": state.deployable,
+        **{"running": True, "ready": False, "version": None, "run_id": None, "workers": 0},
+        **{name: getattr(state, name) for name in names},
         "pid": state.session,
         "uptime_seconds": round(time.time() - state.started, 1),
         "directory": str(state.directory),
@@ -120,38 +108,29 @@ def describe(state: ServerState | None) -> dict[str, Any]:
     return values
 
 
-def _summary(values: dict[str, Any]) -> str:
-    if not values["running"]:
-        return "no server is running here; python -m serve.server start"
-    health = "healthy" if values["ready"] else f"unhealthy: {values.get('reason')}"
-    deployable = ", deployable" if values["deployable"] else ""
-    return (
-        f"{values['model']} at {values['url']} is {health}\n"
-        f"version {values['version']} of run {values['run_id']}, workers ready: {values['workers']}\n"
-        f"process {values['pid']}, started {values['uptime_seconds']:.0f} s ago{deployable}"
-    )
-
-
 def _print_status(state: ServerState | None, hints: str = "") -> int:
     values = describe(state)
-    print("\n".join(filter(None, [_summary(values), hints])))
+    if values["running"]:
+        health = "healthy" if values["ready"] else f"unhealthy: {values['reason']}"
+        deployable = ", deployable" if values["deployable"] else ""
+        print(f"{values['model']} at {values['url']} is {health}")
+        print(f"version {values['version']} of run {values['run_id']}, workers ready: {values['workers']}")
+        print(f"process {values['pid']}, started {values['uptime_seconds']:.0f} s ago{deployable}")
+    else:
+        print("no server is running here; python -m serve.server start")
+    if hints:
+        print(hints)
     print(json.dumps(values))
     return 0 if values["ready"] else 1
-
-
-def start(mar: Path, first_port: int | None, *, deployable: bool) -> int:
-    state = launch(mar, first_port, deployable=deployable)
-    return _print_status(state, next_steps.after_starting(Path(STATE).resolve() / GOLDEN, state.model))
 
 
 def stop() -> None:
     state = find_state()
     stopped = False
     if state is not None:
-        with exclusive(state.directory):
+        with exclusive(state.directory), progress.stages("stopping TorchServe"):
             stopped = bool(state.processes())
-            with progress.stages("stopping TorchServe"):
-                torchserve.stop(state)
+            torchserve.stop(state)
     print(f"stopped the server at {state.url}" if stopped and state else "no server is running here")
     print(json.dumps({"stopped": stopped}))
 
@@ -161,9 +140,9 @@ def print_logs(*, follow: bool) -> None:
     found = next((log for log in logs if log.is_file()), None)
     if found is None:
         raise UsageError("no server was started here: python -m serve.server start")
-    # Ctrl-C ends --follow.
+    # Ctrl-C ends it.
     with suppress(KeyboardInterrupt):
-        print_log(found, follow=follow)
+        subprocess.run(["tail", "--lines=+1", *(["-F"] if follow else []), str(found)], check=False)
 
 
 def _parse() -> argparse.Namespace:
@@ -194,7 +173,8 @@ def _parse() -> argparse.Namespace:
 def main() -> int | None:
     args = _parse()
     if args.action == "start":
-        return start(args.mar, args.port, deployable=args.deployable)
+        state = launch(args.mar, args.port, deployable=args.deployable)
+        return _print_status(state, next_steps.after_starting(state.directory / GOLDEN, state.model))
     if args.action == "status":
         return _print_status(find_state())
     if args.action == "logs":

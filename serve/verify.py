@@ -10,6 +10,7 @@ import json
 import re
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from importlib.machinery import BuiltinImporter, FrozenImporter, PathFinder
 from importlib.metadata import PackageNotFoundError, packages_distributions, requires
 from pathlib import Path
@@ -25,17 +26,14 @@ def normalize_name(name: str) -> str:
 def dependencies(roots: Sequence[str]) -> set[str]:
     """The distributions `roots` and everything they require."""
     found: set[str] = set()
-    waiting = list(roots)
+    waiting = [normalize_name(name) for name in roots]
     while waiting:
-        name = normalize_name(waiting.pop())
-        if name in found:
-            continue
-        found.add(name)
-        try:
-            needed = requires(name) or []
-        except PackageNotFoundError:
-            continue
-        waiting += [re.split(r"[^\w.-]", text, maxsplit=1)[0] for text in needed if "extra ==" not in text]
+        name = waiting.pop()
+        if name not in found:
+            found.add(name)
+            with suppress(PackageNotFoundError):
+                needed = [text for text in requires(name) or [] if "extra ==" not in text]
+                waiting += [normalize_name(re.split(r"[^\w.-]", text, maxsplit=1)[0]) for text in needed]
     return found
 
 
@@ -56,10 +54,8 @@ def main(directory: Path) -> None:
     from ts.context import RequestProcessor
     from ts.model_loader import TsModelLoader
 
-    manifest = json.loads((directory / "MAR-INF" / "MANIFEST.json").read_text())
-    service = TsModelLoader().load(
-        manifest["model"]["modelName"], str(directory), manifest["model"]["handler"], batch_size=1
-    )
+    model = json.loads((directory / "MAR-INF/MANIFEST.json").read_text())["model"]
+    service = TsModelLoader().load(model["modelName"], str(directory), model["handler"], batch_size=1)
     import mlp_dist
     import serve
 

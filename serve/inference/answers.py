@@ -35,21 +35,13 @@ class ResponseWriter:
 
     def metadata(self) -> dict[str, Any]:
         """The model in the words of protocol v2."""
-        tensors = {"image": "BYTES", "labels": "BYTES", "probabilities": "FP64"}
-        described = [
-            {
-                "name": name,
-                "datatype": datatype,
-                "shape": [-1, len(self.classes)] if name in OUTPUTS else [-1],
-            }
-            for name, datatype in tensors.items()
-        ]
+        rows = [-1, len(self.classes)]
         return {
             "name": self.model_name,
             "versions": [self.model_version],
             "platform": "pytorch",
-            "inputs": described[:1],
-            "outputs": described[1:],
+            "inputs": [{"name": "image", "datatype": "BYTES", "shape": [-1]}],
+            "outputs": [{"name": name, "datatype": kind, "shape": rows} for name, kind in OUTPUTS.items()],
         }
 
     def _all(self, row: Sequence[float]) -> str:
@@ -72,13 +64,12 @@ class ResponseWriter:
         values = [round(value, _DIGITS) for pairs in best for _, value in pairs]
         outputs, binary = [], []
         for name, as_bytes in request.outputs.items():
-            datatype, data = ("BYTES", labels) if name == "labels" else ("FP64", values)
-            output: dict[str, Any] = {"name": name, "shape": [len(best), len(best[0])], "datatype": datatype}
+            output = {"name": name, "shape": [len(best), len(best[0])], "datatype": OUTPUTS[name]}
             if as_bytes:
                 binary.append(_packed(labels) if name == "labels" else np.array(values, "<f8").tobytes())
                 outputs.append({**output, "parameters": {"binary_data_size": len(binary[-1])}})
             else:
-                outputs.append({**output, "data": data})
+                outputs.append({**output, "data": labels if name == "labels" else values})
         response = {"model_name": self.model_name, "model_version": self.model_version, "outputs": outputs}
         text = to_json(response if request.request_id is None else {**response, "id": request.request_id})
         request.response = b"".join((text, *binary))

@@ -36,11 +36,7 @@ def check_files(directory: Path, manifest: Mapping[str, Any] | None) -> None:
     if not isinstance(expected, dict):
         raise ArchiveError(f"{MANIFEST} has no {SUMS} sums; package the run again: python -m serve.package")
     found = sha256_sums(directory)
-    differences = {
-        "changed": [name for name in expected if name in found and found[name] != expected[name]],
-        "missing": [name for name in expected if name not in found],
-        "added": [name for name in found if name not in expected],
-    }
-    if any(differences.values()):
-        text = "; ".join(f"{kind}: {', '.join(names)}" for kind, names in differences.items() if names)
-        raise ArchiveError(f"the archive differs from the packaged one ({text}); package the run again")
+    if changed := sorted(name for name in {*expected, *found} if expected.get(name) != found.get(name)):
+        raise ArchiveError(
+            f"the archive differs from the packaged one in {', '.join(changed)}; package the run again"
+        )

@@ -41,6 +41,7 @@ class Job:
     def _add(self, array: Array) -> None:
         self.request.many |= array.is_batch(self.spec)
         batch = as_batch(array.values, self.spec)
+        check_num_images(len(batch))
         if array.one and len(batch) > 1:
             raise RequestError(f"{array.where} holds {len(batch)} images; send one each")
         self.images += torch.split(batch, 1) if needs_conversion(batch, self.spec, self.reading) else [batch]
@@ -90,12 +91,11 @@ class Decoder:
 
     def decode(self, requests: Sequence[Request], budget: Budget) -> None:
         """Set the `pixels` and `many` of each request, or its `error`."""
-        files = [request for request in requests if request.only_file is not None]
-        plain, pixels = decode_plain(
-            [request.only_file or b"" for request in files], self.bundle.spec.image, self.bundle.reading()
-        )
-        for number, place in enumerate(plain):
-            files[place].pixels = pixels[number : number + 1]
+        single = [(request, file) for request in requests if (file := request.only_file) is not None]
+        files = [file for _, file in single]
+        plain, pixels = decode_plain(files, self.bundle.spec.image, self.bundle.reading())
+        for place, image in zip(plain, torch.split(pixels, 1), strict=False):
+            single[place][0].pixels = image
         jobs = []
         for request in requests:
             if request.pixels is None:

@@ -27,7 +27,6 @@ DTYPES = {
 }
 """Numeric datatypes of protocol v2."""
 
-_MAX_INTEGER = np.iinfo(np.uint16).max
 _MAX_DIMENSIONS = 4
 
 
@@ -59,11 +58,11 @@ def holds_image(value: Any, depth: int) -> bool:
     list with one of these, at most `depth` levels down.
     """
     if isinstance(value, str | bytes | bytearray):
-        start = bytes(value[:64]) if isinstance(value, bytes | bytearray) else value[:64].encode()
+        start = (
+            value[:64].encode(errors="replace") if isinstance(value, str) else bytes(value[:64])
+        ).lstrip()
         try:
-            return is_text(start.lstrip()[:5]) or inputs.decode_text(start.lstrip()[:16], "").startswith(
-                _FILES
-            )
+            return is_text(start[:5]) or inputs.decode_text(start[:16], "").startswith(_FILES)
         except ImageError:
             return False
     if isinstance(value, list) and value and type(value[0]) in (int, float):
@@ -121,17 +120,12 @@ def from_tensor(values: Any, shape: Any, datatype: Any, where: str) -> Array:
     if not isinstance(values, list):
         raise RequestError(f"{where} needs its data as a list")
     array = from_lists(values, where).values
-    full = full_shape(shape, array.size, where)
-    if dtype.kind == "f":
-        return Array(array.astype(np.float64).reshape(full), where)
-    if array.dtype.kind == "f":
-        # Some clients write 255.0 for 255.
-        if not ((np.trunc(array) == array) & (np.abs(array) <= _MAX_INTEGER)).all():
-            raise RequestError(f"{where} has the datatype {datatype} but fractional or too large numbers")
-        array = array.astype(np.int64)
-    if datatype == "UINT16" and array.min() >= 0 and array.max() <= _MAX_INTEGER:
-        array = array.astype(np.uint16)
-    return Array(array.reshape(full), where)
+    # In integers, some clients write 255.0 for 255.
+    with np.errstate(invalid="ignore"):
+        cast = array.astype(np.float64 if dtype.kind == "f" else dtype)
+    if dtype.kind != "f" and (cast != array).any():
+        raise RequestError(f"{where} has the datatype {datatype} but fractional or too large numbers")
+    return Array(cast.reshape(full_shape(shape, array.size, where)), where)
 
 
 def full_shape(shape: Any, size: int, where: str) -> list[int]:

@@ -36,8 +36,8 @@ OPTIONS = {"top_k": "x-top-k", "preprocess": "x-preprocess", "background": "x-ba
 
 PLAIN, V1, V2 = "plain", "v1", "v2"
 
-OUTPUTS = ("labels", "probabilities")
-"""The tensors of a v2 response."""
+OUTPUTS = {"labels": "BYTES", "probabilities": "FP64"}
+"""The tensors of a v2 response and their datatypes."""
 
 BINARY_HEADER = "Inference-Header-Content-Length"
 """The length of the JSON before the tensors' bytes, of a v2 request and response."""
@@ -78,12 +78,10 @@ class Request:
 def read_request(row: Mapping[str, Any], headers: Mapping[str, str]) -> Request:
     """Parse one entry of TorchServe's batch: field name -> value, with the body in the field "body".
 
-    The names of `headers` are in lower case.
-    Options in the body override the headers X-Top-K, X-Preprocess and X-Background.
+    Names of headers are in lower case. Options in the body override those in headers.
     """
-    request = Request(explain=headers.get("explain") == "True")
-    if BINARY_HEADER.lower() in headers:
-        request.protocol = V2
+    is_v2 = BINARY_HEADER.lower() in headers
+    request = Request(protocol=V2 if is_v2 else PLAIN, explain=headers.get("explain") == "True")
     try:
         _read(request, row, headers)
     except ImageError as error:
@@ -95,48 +93,37 @@ def _read(request: Request, row: Mapping[str, Any], headers: Mapping[str, str]) 
     encoding = headers.get("content-encoding", "identity")
     if encoding != "identity":
         raise UnsupportedFormatError(f"the body has Content-Encoding: {encoding[:40]}; send it uncompressed")
-    request.options = _options({name: headers.get(header) for name, header in OPTIONS.items()})
-    body, tensors = row.get("body"), b""
-    if request.protocol == V2:
-        body, tensors = _split(body, headers[BINARY_HEADER.lower()])
-    if request.protocol == V2 or _starts_like_json(body):
-        body = _parse(request, body)
-    if isinstance(body, dict):
-        _read_object(request, body, BytesIO(tensors))
-    elif isinstance(body, list):
-        request.parts = [_image(*picked) for picked in _pick(body, "the JSON array")]
-    elif "body" in row:
-        request.parts = [_image(body, "the body")]
-    else:
-        request.options |= _options(row)
-        fields = {name: value for name, value in row.items() if name not in OPTIONS}
-        # curl -d sends text as a form.
-        if not fields or any(name.lstrip()[:1] == "{" for name in fields):
-            raise RequestError(
-                "the form is empty; send a file as the body (curl -T FILE) or in a field (curl -F "
-                "image=@FILE), and JSON with -H 'Content-Type: application/json'"
-            )
-        request.parts = [_image(each, "the form's field") for each in _chosen(fields, "the form")]
-
-
-def _split(body: Any, length: str) -> tuple[bytes, bytes]:
-    """The JSON of a v2 request, and the bytes of its tensors."""
-    if not isinstance(body, bytes | bytearray) or not (length.isdigit() and int(length) <= len(body)):
-        raise RequestError(f"{BINARY_HEADER} is {str(length)[:40]!r}; give the length of the body's JSON")
-    return bytes(body[: int(length)]), bytes(body[int(length) :])
-
-
-def _starts_like_json(body: Any) -> bool:
-    """Ignores the content type, since no image file starts like JSON."""
-    if isinstance(body, str):
-        body = body[:64].encode(errors="replace")
-    if not isinstance(body, bytes | bytearray):
-        return False
-    return bytes(body[:64]).removeprefix(BOM_UTF8).lstrip()[:1] in (b"{", b"[")
-
-
-def _parse(request: Request, body: Any) -> Any:
+    request.options = _options({name: headers[key] for name, key in OPTIONS.items() if key in headers})
+    body = row.get("body")
     data = body.encode(errors="replace") if isinstance(body, str) else body
+    tensors = BytesIO()
+    if request.protocol == V2 and isinstance(data, bytes | bytearray):
+        data, tensors = _split(bytes(data), headers[BINARY_HEADER.lower()])
+    # No image file starts like JSON, so the content type does not matter.
+    if isinstance(data, bytes | bytearray) and data[:64].removeprefix(BOM_UTF8).lstrip()[:1] in (b"{", b"["):
+        data = _parse(request, data)
+    if request.protocol == V2 or (isinstance(data, dict) and data.keys() & {"instances", "inputs"}):
+        _read_kserve(request, _dict(data), tensors)
+        return
+    if isinstance(data, list):
+        picked = _pick(data, "the JSON array")
+    elif isinstance(data, dict):
+        picked = _pick(_fields(request, data), "the JSON object")
+    elif "body" in row:
+        picked = [(body, "the body")]
+    else:
+        picked = _pick(_fields(request, row), "the form")
+    request.parts = [_image(*each) for each in picked]
+
+
+def _split(body: bytes, length: str) -> tuple[bytes, BytesIO]:
+    """The JSON of a v2 request, and the bytes of its tensors."""
+    if not length.isdigit() or int(length) > len(body):
+        raise RequestError(f"{BINARY_HEADER} is {length[:40]!r}; give the length of the body's JSON")
+    return body[: int(length)], BytesIO(body[int(length) :])
+
+
+def _parse(request: Request, data: bytes | bytearray) -> Any:
     if data.count(b",") > MAX_NUMBERS:
         raise ImageTooLargeError(f"the JSON holds more than {MAX_NUMBERS} numbers; send image files")
     try:
@@ -146,52 +133,55 @@ def _parse(request: Request, body: Any) -> Any:
         raise RequestError(f"the body starts like JSON but is invalid: {error}") from error
 
 
-def _read_object(request: Request, body: dict[str, Any], tensors: BytesIO) -> None:
-    if "instances" in body:
-        request.protocol = V1
-    elif "inputs" in body:
-        request.protocol = V2
-    parameters = body["parameters"] if isinstance(body.get("parameters"), dict) else {}
+def _fields(request: Request, fields: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of a form or an object without its options. An image editor's background is none."""
+    request.options |= _options(_dict(fields.get("parameters"))) | _options(fields)
+    names = (*OPTIONS, "parameters")
+    found = {
+        name: value for name, value in fields.items() if name not in names or holds_image(value, _MAX_DEPTH)
+    }
+    # curl -d sends JSON as a form.
+    if any(name.lstrip()[:1] == "{" for name in found) or not fields.keys() - OPTIONS:
+        raise RequestError(
+            "there is no image; send a file as the body (curl -T FILE) or in a field (curl -F image=@FILE), "
+            "and JSON with -H 'Content-Type: application/json'"
+        )
+    return found
+
+
+def _read_kserve(request: Request, body: dict[str, Any], tensors: BytesIO) -> None:
+    parameters = _dict(body.get("parameters"))
+    request.protocol = V1 if "instances" in body else V2
     request.options |= _options(parameters) | _options(body)
     if request.protocol == V1:
         for number, each in enumerate(_several(body["instances"], "instances")):
-            request.parts += [_image(*_only(each, f"instances[{number}]"), one=True)]
-    elif request.protocol == V2:
-        request.request_id = None if body.get("id") is None else str(body["id"])
-        request.outputs = _outputs(body.get("outputs"), is_binary=bool(parameters.get("binary_data_output")))
-        for number, each in enumerate(_several(body.get("inputs"), "inputs")):
-            request.parts += _tensor(each, f"inputs[{number}]", tensors)
-    else:
-        fields = {
-            name: value
-            for name, value in body.items()
-            if name not in (*OPTIONS, "parameters") or holds_image(value, _MAX_DEPTH)
-        }
-        request.parts = [_image(*picked) for picked in _pick(fields, "the JSON object")]
+            request.parts.append(_image(*_only(each, f"instances[{number}]"), one=True))
+        return
+    request.request_id = None if body.get("id") is None else str(body["id"])
+    request.outputs = _outputs(body.get("outputs"), is_binary=bool(parameters.get("binary_data_output")))
+    for number, each in enumerate(_several(body.get("inputs"), "inputs")):
+        request.parts += _tensor(_dict(each), f"inputs[{number}]", tensors)
+
+
+def _dict(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
 
 
 def _outputs(asked: Any, *, is_binary: bool) -> dict[str, bool]:
     """The outputs that a v2 request asks for, all by default, and whether as bytes."""
-    if not asked:
-        return dict.fromkeys(OUTPUTS, is_binary)
     outputs = {}
-    for each in asked if isinstance(asked, list) else [asked]:
-        name = each.get("name") if isinstance(each, dict) else each
+    for each in map(_dict, asked if isinstance(asked, list) else []):
+        name = each.get("name")
         if name not in OUTPUTS:
             raise RequestError(f"there is no output {str(name)[:40]!r}; ask for {' or '.join(OUTPUTS)}")
-        parameters = each.get("parameters") if isinstance(each, dict) else None
-        own = parameters.get("binary_data", is_binary) if isinstance(parameters, dict) else is_binary
-        outputs[name] = bool(own)
-    return outputs
+        outputs[name] = bool(_dict(each.get("parameters")).get("binary_data", is_binary))
+    return outputs or dict.fromkeys(OUTPUTS, is_binary)
 
 
-def _tensor(value: Any, where: str, tensors: BytesIO) -> list[bytes | Array]:
+def _tensor(value: dict[str, Any], where: str, tensors: BytesIO) -> list[bytes | Array]:
     """The images in a tensor of protocol v2."""
-    if not isinstance(value, dict) or not {"shape", "datatype"} <= set(value):
-        raise RequestError(f"{where} needs shape, datatype and data")
-    parameters = value.get("parameters")
-    size = parameters.get("binary_data_size") if isinstance(parameters, dict) else None
-    data: Any = value.get("data")
+    shape, datatype, data = (value.get(name) for name in ("shape", "datatype", "data"))
+    size = _dict(value.get("parameters")).get("binary_data_size")
     if size is not None:
         data = tensors.read(size) if type(size) is int and size > 0 else b""
         if len(data) != size:
@@ -199,12 +189,12 @@ def _tensor(value: Any, where: str, tensors: BytesIO) -> list[bytes | Array]:
                 f"{where} has a binary_data_size of {str(size)[:40]}, but {len(data)} bytes follow the JSON, "
                 f"whose length the header {BINARY_HEADER} gives"
             )
-    elif data is None:
+    if shape is None or datatype is None or data is None:
         raise RequestError(f"{where} needs shape, datatype and data")
-    if value["datatype"] != "BYTES":
-        return [from_tensor(data, value["shape"], value["datatype"], where)]
+    if datatype != "BYTES":
+        return [from_tensor(data, shape, datatype, where)]
     elements = _several(texts(data) if size is None else unpack(data, where), f"{where}.data")
-    full_shape(value["shape"], len(elements), where)
+    full_shape(shape, len(elements), where)
     return [_image(*_only(each, f"{where}.data[{number}]")) for number, each in enumerate(elements)]
 
 
@@ -263,8 +253,8 @@ def _several(value: Any, where: str) -> list[Any]:
 
 def _options(values: Mapping[str, Any]) -> dict[str, Any]:
     found: dict[str, Any] = {}
-    for name in OPTIONS:
-        value = values.get(name)
+    for name in OPTIONS.keys() & values:
+        value = values[name]
         # An image editor's background is no option.
         if value is None or isinstance(value, dict) or holds_image(value, 0):
             continue

@@ -1,7 +1,6 @@
-"""Reads ahead on the connection from TorchServe to a worker.
+"""Reads ahead on the connection from TorchServe to a worker, which calls recv for each field of a request.
 
-TorchServe 0.12 calls recv for each field of each request, about 500 times per batch of 16. Without this,
-benchmarks.serving loses 12 to 15 % of its requests per second at 32 and 64 connections.
+Without this, benchmarks.serving loses 12 to 15 % of its requests per second at 32 and 64 connections.
 """
 
 import sys

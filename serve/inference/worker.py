@@ -1,9 +1,7 @@
 """The model of one TorchServe worker: a batch of requests in, JSON responses out."""
 
-import importlib
 import logging
 import os
-from contextlib import suppress
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -66,10 +64,6 @@ class Worker:
     def respond(self, data: list[dict[str, Any]], context: Any) -> list[bytes]:
         """One response per request. A bad request gets an error and a status of its own."""
         headers = [_headers(context, position) for position in range(len(data))]
-        if any(each.get("explain") == "True" for each in headers):
-            # The first import takes longer than a batch may.
-            with suppress(ImportError):
-                importlib.import_module("captum.attr")
         budget = Budget()
         requests = self._read(data, headers, budget)
         self.decoder.decode([request for request in requests if request.parts and not request.error], budget)
@@ -77,7 +71,8 @@ class Worker:
         self._predict([request for request in read if not request.explain])
         self._explain([request for request in read if request.explain], budget)
         for position, request in enumerate(requests):
-            for name, value in (self.headers | request.response_headers).items():
+            own = request.response_headers
+            for name, value in (self.headers | own if own else self.headers).items():
                 context.set_response_header(position, name, value)
             if request.error is not None:
                 status = status_of(request.error)
@@ -91,11 +86,12 @@ class Worker:
     ) -> list[Request]:
         """Parse small requests first, and large ones while there is time."""
         requests: dict[int, Request] = {}
-        for position in sorted(range(len(data)), key=lambda each: _size(data[each])):
+        sizes = [sum(map(len, row.values())) for row in data]
+        for position in sorted(range(len(data)), key=sizes.__getitem__):
             described = headers[position].get("describe")
             if described in self.descriptions:
                 requests[position] = Request(response=to_json(self.descriptions[described]()))
-            elif budget.is_spent and _size(data[position]) > _SMALL_BODY:
+            elif sizes[position] > _SMALL_BODY and budget.is_spent:
                 requests[position] = Request(error=late_error(1, 0, 0))
             else:
                 requests[position] = read_request(data[position], headers[position])
@@ -109,7 +105,7 @@ class Worker:
             self.metrics.count_predictions(probabilities)
             rows = iter(probabilities)
             for request, images in zip(requests, pixels, strict=True):
-                self.writer.write(request, list(islice(rows, len(images))))
+                self.writer.write(request, list(islice(rows, images.shape[0])))
 
     def _explain(self, requests: list[Request], budget: Budget) -> None:
         """Fill in explanations, one at least, and others while there is time."""
@@ -136,8 +132,3 @@ def _headers(context: Any, position: int) -> dict[str, str]:
     """A request's headers in lower case. TorchServe mixes them with dicts for a form's fields."""
     found = context.get_all_request_header(position).items()
     return {name.lower(): value for name, value in found if isinstance(value, str)}
-
-
-def _size(row: dict[str, Any]) -> int:
-    """Bytes of a request's fields."""
-    return sum(len(value) for value in row.values() if isinstance(value, bytes | bytearray | str))

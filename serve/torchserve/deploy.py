@@ -16,8 +16,8 @@ from mlp_dist.core.io import replacing_file
 from mlp_dist.core.spec import EXACT
 from serve.archive import Archive, read_archive
 from serve.client import Client
-from serve.torchserve.management import ask, describe_version, registered_versions
-from serve.torchserve.server_process import START_SECONDS, wait_for_workers
+from serve.torchserve.api import ask, describe_version, registered_versions
+from serve.torchserve.server_process import wait_for_workers
 from serve.torchserve.server_state import STORE, ServerState, exclusive, find_state
 
 DRAIN_SECONDS = 60.0
@@ -37,10 +37,13 @@ def deploy(mar: Path) -> dict[str, Any]:
     interruption the old version keeps answering.
     """
     started = time.monotonic()
-    archive, state = read_archive(mar), _deployable()
+    archive = read_archive(mar)
+    state, old = _deployable(archive)
     with exclusive(state.directory):
-        old = _old_version(state, archive)
-        file_name = _put_in_store(state, archive)
+        digest = hashlib.sha256(archive.path.read_bytes()).hexdigest()[:8]
+        file_name = f"{archive.name}-{archive.version}-{digest}.mar"
+        with replacing_file(state.directory / STORE / file_name) as temporary:
+            shutil.copyfile(archive.path, temporary)
         with progress.stages("deploying") as begin, _rollback(state, old, archive):
             begin("loading the new version")
             _register(state, archive, file_name)
@@ -63,7 +66,8 @@ def deploy(mar: Path) -> dict[str, Any]:
     }
 
 
-def _deployable() -> ServerState:
+def _deployable(archive: Archive) -> tuple[ServerState, str]:
+    """The running server, and its default version. Raises UsageError if it does not take the archive."""
     state = find_state()
     if state is None or not state.is_running():
         raise UsageError("no server is running here: python -m serve.server start --deployable")
@@ -72,10 +76,6 @@ def _deployable() -> ServerState:
             f"the server at {state.url} was started without --deployable; stop it and start it again: "
             "python -m serve.server start --deployable"
         )
-    return state
-
-
-def _old_version(state: ServerState, archive: Archive) -> str:
     if archive.name != state.model:
         raise UsageError(
             f"{archive.path} holds the model {archive.name!r}, but {state.model!r} is served at {state.url}; "
@@ -84,16 +84,7 @@ def _old_version(state: ServerState, archive: Archive) -> str:
     old: str = describe_version(state)["modelVersion"]
     if old == archive.version:
         raise UsageError(f"version {old} is already served at {state.url}")
-    return old
-
-
-def _put_in_store(state: ServerState, archive: Archive) -> str:
-    """Copy the archive under a unique name; returns the name."""
-    digest = hashlib.sha256(archive.path.read_bytes()).hexdigest()[:8]
-    name = f"{archive.name}-{archive.version}-{digest}.mar"
-    with replacing_file(state.directory / STORE / name) as temporary:
-        shutil.copyfile(archive.path, temporary)
-    return name
+    return state, old
 
 
 def _register(state: ServerState, archive: Archive, file_name: str) -> None:
@@ -109,7 +100,7 @@ def _register(state: ServerState, archive: Archive, file_name: str) -> None:
         # The archive's own number takes precedence; fewer workers might not keep up.
         scaled = f"/models/{state.model}/{archive.version}?min_worker={workers}&max_worker={workers}"
         ask(state, scaled, method="PUT")
-    wait_for_workers(state, START_SECONDS, version=archive.version, offset=offset)
+    wait_for_workers(state, version=archive.version, offset=offset)
     archive.check(Client.of(state, archive.version).predict(archive.golden, preprocess=EXACT))
 
 
@@ -149,25 +140,10 @@ def _drain(state: ServerState, version: str, golden: bytes) -> None:
             with suppress(ServerError):
                 Client.of(state, version).predict(golden, timeout=DRAIN_SECONDS)
     # One of several workers may have answered all of these while another is still busy.
-    pids = [worker["pid"] for worker in known["workers"]]
-    while len(pids) > 1 and time.monotonic() < deadline and not _are_idle(pids):
-        pass
-
-
-def _are_idle(pids: list[int]) -> bool:
-    """True if the processes used no CPU time for _REST_SECONDS."""
-    before = _cpu_seconds(pids)
-    time.sleep(_REST_SECONDS)
-    return before is not None and before == _cpu_seconds(pids)
-
-
-def _cpu_seconds(pids: list[int]) -> list[float] | None:
-    """CPU time of each live process; None if one is running at this moment."""
-    used = []
-    for pid in pids:
-        with suppress(psutil.NoSuchProcess):
-            process = psutil.Process(pid)
-            if process.status() == psutil.STATUS_RUNNING:
-                return None
-            used.append(sum(process.cpu_times()[:2]))
-    return used
+    with suppress(psutil.NoSuchProcess):
+        processes = [psutil.Process(worker["pid"]) for worker in known["workers"]]
+        while len(processes) > 1 and time.monotonic() < deadline:
+            before = [process.cpu_times() for process in processes]
+            time.sleep(_REST_SECONDS)
+            if before == [process.cpu_times() for process in processes]:
+                break

@@ -13,9 +13,6 @@ HOST = "127.0.0.1"
 FIRST = 8080
 """TorchServe uses three in a row: predictions, management, metrics."""
 
-_STEP = 10
-_TRIES = 100
-
 
 def free_ports(number: int) -> list[int]:
     with ExitStack() as stack:
@@ -30,16 +27,16 @@ def three_ports(first: int | None) -> tuple[list[int], str]:
 
     Raises ServerError if the given ports are taken and UsageError if they are invalid.
     """
-    wanted = range(first or FIRST, (first or FIRST) + 3)
-    if not 1 <= wanted[0] <= wanted[-1] <= 65535:
+    start = FIRST if first is None else first
+    if not 1 <= start <= 65533:
         raise UsageError(f"port is {first}; give one from 1 to 65533, the next two are used as well")
-    taken = [port for port in wanted if not is_free(port)]
+    taken = [port for port in range(start, start + 3) if not is_free(port)]
     if not taken:
-        return list(wanted), ""
+        return list(range(start, start + 3)), ""
     message = f"port {taken[0]} is taken by {owner_of(taken[0])}"
     if first is not None:
         raise ServerError(f"{message}; give another --port, or omit it to use free ports")
-    for start in range(FIRST + _STEP, FIRST + _TRIES * _STEP, _STEP):
+    for start in range(FIRST + 10, FIRST + 1000, 10):
         ports = list(range(start, start + 3))
         if all(map(is_free, ports)):
             return ports, f"{message}; using {ports[0]} to {ports[-1]}"

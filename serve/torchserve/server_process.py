@@ -1,4 +1,4 @@
-"""TorchServe's processes: start, wait until ready, stop."""
+"""TorchServe's processes: start, wait until ready, the error of a dead worker, stop."""
 
 import os
 import re
@@ -10,6 +10,7 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from itertools import takewhile
 from pathlib import Path
 
 import psutil
@@ -18,11 +19,9 @@ from mlp_dist.console import progress
 from mlp_dist.core.errors import BundleError, ServerError
 from mlp_dist.core.spec import EXACT
 from serve.client import Client
-from serve.torchserve.keys import KEY_FILE
-from serve.torchserve.management import describe_version
+from serve.torchserve.api import describe_version
 from serve.torchserve.ports import HOST, free_ports
-from serve.torchserve.server_log import last_lines, load_failure
-from serve.torchserve.server_state import LOG, STORE, ServerState
+from serve.torchserve.server_state import KEY_FILE, LOG, STORE, ServerState
 
 CONFIG = Path(__file__).resolve().parents[1] / "config.properties"
 LOG_CONFIG = CONFIG.with_name("log4j2.xml")
@@ -32,120 +31,93 @@ MIN_JAVA = 17
 START_SECONDS = 120.0
 STOP_SECONDS = 20.0
 
-_MAX_SOCKET_DIRECTORY = 80
-"""Characters of a directory that leave room for a Unix socket's name, of 104 in total."""
+_COMPLETE_SECONDS = 10.0
+"""Wait for the lines after a worker's death. A killed worker writes none."""
+
+_WORKER_LINE = "MODEL_LOG - "
+_LOAD_FAILED = "Load model failed"
+_CAUGHT = re.compile(r"Failed to load model .*, exception|Load model .* OOM, exception")
+"""Written by the worker before a RuntimeError or MemoryError, which TorchServe reports only as a code."""
+_DIED = "Backend worker process died."
+_NEXT_WORKER = "s_name_part"
+
+Process = subprocess.Popen[bytes]
 
 
 def start(
     directory: Path, mar: Path, model: str, ports: Sequence[int], settings: Mapping[str, object]
-) -> tuple[ServerState, subprocess.Popen[bytes]]:
+) -> tuple[ServerState, Process]:
     """Start a server in `directory` with an archive of `model`; returns at once.
 
-    Args:
-        ports: for predictions, management and metrics.
-        settings: override config.properties.
+    `ports` are for predictions, management and metrics; `settings` override config.properties.
 
     Raises ServerError if TorchServe or Java is missing.
     """
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-    store = directory / STORE
+    store, log = directory / STORE, directory / LOG
     shutil.rmtree(store, ignore_errors=True)
     store.mkdir()
     # A copy, so that replacing the archive does not affect the server.
     shutil.copyfile(mar, store / f"{model}.mar")
-    addresses = [f"http://{HOST}:{port}" for port in ports]
-    _configure(directory, addresses, {"model_store": store, **settings})
+    inference, management, metrics = urls = [f"http://{HOST}:{port}" for port in ports]
+    _configure(directory, urls, {"model_store": store, **settings})
     (directory / KEY_FILE).unlink(missing_ok=True)
-    temporary = _make_temporary(directory)
-    log = directory / LOG
     if log.exists() and log.stat().st_size:
         # The previous log may explain a crash. This is the name that rotation uses.
         log.replace(log.with_name(f"{log.name}.1"))
     with log.open("ab") as file:
-        process = _launch(directory, temporary, f"{model}.mar", file.fileno())
-    state = ServerState(
-        directory=directory,
-        session=process.pid,
-        temporary=str(temporary),
-        model=model,
-        url=addresses[0],
-        management_url=addresses[1],
-        metrics_url=addresses[2],
-        deployable=str(settings.get("enable_model_api", "false")) == "true",
-        started=time.time(),
-    )
+        process, temporary = _launch(directory, f"{model}.mar", file.fileno())
+    deployable = settings.get("enable_model_api") == "true"
+    addresses = (inference, management, metrics)
+    state = ServerState(directory, process.pid, temporary, model, *addresses, deployable, time.time())
     state.save()
     return state, process
 
 
 def wait_until_ready(
     state: ServerState,
-    process: subprocess.Popen[bytes],
+    process: Process,
     golden: bytes,
-    seconds: float = START_SECONDS,
     check: Callable[[dict[str, float]], None] = lambda answer: None,
 ) -> None:
-    """Return once the image `golden` gets an answer that passes `check`.
-
-    Raises ServerError with the worker's error.
-    """
-    deadline = time.monotonic() + seconds
+    """Return once the image `golden` gets an answer that passes `check`. Raises ServerError."""
     with progress.stages("TorchServe") as begin:
         begin("starting")
-        loading = False
-
-        def check_process() -> None:
-            nonlocal loading
-            if process.poll() is not None:
-                raise ServerError(f"it exited with code {process.returncode}\n{last_lines(state.log)}")
-            if not loading and state.key_file.is_file():
-                loading = True
-                begin("loading the model")
-
         try:
-            wait_for_workers(state, seconds, check=check_process)
+            wait_for_workers(state, process)
             begin("checking an answer")
-            left = max(0, deadline - time.monotonic())
-            check(Client.of(state).wait_and_predict(golden, seconds=left, preprocess=EXACT))
+            check(Client.of(state).wait_and_predict(golden, preprocess=EXACT))
         except (ServerError, BundleError) as error:
             raise ServerError(f"TorchServe did not start: {error}") from error
 
 
 def wait_for_workers(
-    state: ServerState,
-    seconds: float,
-    *,
-    version: str = "",
-    offset: int = 0,
-    check: Callable[[], None] = lambda: None,
+    state: ServerState, process: Process | None = None, version: str = "", offset: int = 0
 ) -> None:
     """Return once all workers of a version ("": the default) have loaded the model.
 
     An earlier request could hang: TorchServe keeps restarting a failing worker while /ping says "Healthy".
 
-    Raises ServerError with what the worker logged from `offset` on. `check` may raise to stop the wait.
+    Raises ServerError with what the worker logged from `offset` on, or if `process` ended.
     """
-    deadline = time.monotonic() + seconds
-    while not _has_workers(state, version):
-        check()
-        failure = load_failure(state.log, version, offset)
+    deadline = time.monotonic() + START_SECONDS
+    while True:
+        with suppress(ServerError):
+            workers = describe_version(state, version)["workers"]
+            if workers and all(worker["status"] == "READY" for worker in workers):
+                return
+        if process is not None and process.poll() is not None:
+            raise ServerError(f"it exited with code {process.returncode}\n{_last_lines(state.log)}")
+        failure = _load_failure(state.log, version, offset)
         if failure is not None:
             raise ServerError(f"the worker died while loading the model\n{failure}")
         if time.monotonic() > deadline:
-            lines = last_lines(state.log, version, offset)
-            raise ServerError(f"no model was loaded in {seconds:.0f} s\n{lines}")
+            lines = _last_lines(state.log, version, offset)
+            raise ServerError(f"no model was loaded in {START_SECONDS:.0f} s\n{lines}")
         time.sleep(0.05)
 
 
-def _has_workers(state: ServerState, version: str) -> bool:
-    try:
-        workers = describe_version(state, version)["workers"]
-        return bool(workers) and all(worker["status"] == "READY" for worker in workers)
-    except ServerError:
-        return False
-
-
-def stop(state: ServerState, process: subprocess.Popen[bytes] | None = None) -> None:
+def stop(state: ServerState, process: Process | None = None) -> None:
     """Stop launcher, Java and workers, wait for their end and clean up."""
     for signum in (signal.SIGTERM, signal.SIGKILL):
         deadline = time.monotonic() + STOP_SECONDS
@@ -165,46 +137,31 @@ def stop(state: ServerState, process: subprocess.Popen[bytes] | None = None) -> 
     shutil.rmtree(state.temporary, ignore_errors=True)
 
 
-def _configure(directory: Path, addresses: list[str], settings: Mapping[str, object]) -> None:
+def _configure(directory: Path, urls: list[str], settings: Mapping[str, object]) -> None:
     """Write config.properties with other addresses and settings into `directory`."""
-    grpc_inference, grpc_management, worker = free_ports(3)
-    inference, management, metrics = addresses
-    changed = {
-        "inference_address": inference,
-        "management_address": management,
-        "metrics_address": metrics,
-        "grpc_inference_port": grpc_inference,
-        "grpc_management_port": grpc_management,
-        "initial_worker_port": worker,
-        **settings,
-    }
+    addresses = ("inference_address", "management_address", "metrics_address")
+    ports = ("grpc_inference_port", "grpc_management_port", "initial_worker_port")
+    names = (*addresses, *ports)
+    changed = {**dict(zip(names, [*urls, *free_ports(3)], strict=True)), **settings}
     kept = [line for line in CONFIG.read_text().splitlines() if line.partition("=")[0] not in changed]
     lines = kept + [f"{name}={value}" for name, value in changed.items()]
     (directory / CONFIG.name).write_text("\n".join(lines) + "\n")
 
 
-def _make_temporary(directory: Path) -> Path:
-    """TorchServe allows one server per temporary directory, so each server gets its own."""
-    place = directory / "tmp"
-    if len(str(place)) > _MAX_SOCKET_DIRECTORY:
-        return Path(tempfile.mkdtemp(prefix="mlp-"))
-    shutil.rmtree(place, ignore_errors=True)
-    place.mkdir()
-    return place
-
-
-def _launch(directory: Path, temporary: Path, mar: str, log: int) -> subprocess.Popen[bytes]:
-    changes = {"TMPDIR": str(temporary), "TEMP": str(temporary), "TS_CONFIG_FILE": CONFIG.name}
-    home = find_java_home()
-    environment = {**os.environ, **changes, **({"JAVA_HOME": home} if home else {})}
+def _launch(directory: Path, mar: str, log: int) -> tuple[Process, str]:
+    """TorchServe's launcher and the directory of its temporary files. Raises ServerError."""
+    environment = {**os.environ, "TS_CONFIG_FILE": CONFIG.name}
+    if home := find_java_home():
+        environment["JAVA_HOME"] = home
     # A checkout on PYTHONPATH would take precedence over the archive's code.
     environment.pop("PYTHONPATH", None)
-    torchserve = shutil.which(
-        "torchserve", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    )
+    places = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    torchserve = shutil.which("torchserve", path=places)
     if torchserve is None:
         raise ServerError("torchserve is not installed in this environment: make setup")
-    return subprocess.Popen(
+    # TorchServe allows one server per temporary directory, and a socket's name has at most 104 characters.
+    environment["TMPDIR"] = environment["TEMP"] = temporary = tempfile.mkdtemp(prefix="mlp-")
+    process = subprocess.Popen(
         [torchserve, "--start", "--foreground", "--ncs", "--models", mar, "--log-config", str(LOG_CONFIG)],
         cwd=directory,
         env=environment,
@@ -213,6 +170,7 @@ def _launch(directory: Path, temporary: Path, mar: str, log: int) -> subprocess.
         stdin=subprocess.DEVNULL,
         start_new_session=True,
     )
+    return process, temporary
 
 
 def find_java_home() -> str | None:
@@ -237,3 +195,44 @@ def _java_version(java: str) -> int:
         return 0
     found = re.search(r'version "(?:1\.)?(\d+)', output)
     return int(found[1]) if found else 0
+
+
+def _load_failure(log: Path, version: str = "", offset: int = 0) -> str | None:
+    """The last lines of a version's worker if it died while it loaded the model, else None.
+
+    Reads from `offset` on and waits until the error is complete.
+    """
+    before, deadline = _lines(log, version, offset), time.monotonic() + _COMPLETE_SECONDS
+    if not any(_LOAD_FAILED in line or _CAUGHT.search(line) for line in before):
+        return None
+    # The worker's traceback arrives line by line, after TorchServe's report of its death.
+    while time.monotonic() < deadline:
+        time.sleep(0.2)
+        lines = _lines(log, version, offset)
+        if lines == before and any(_DIED in line for line in lines):
+            break
+        before = lines
+    return _last_lines(log, version, offset)
+
+
+def _last_lines(log: Path, version: str = "", offset: int = 0, number: int = 25) -> str:
+    """The worker's error if it died, else the last lines of the worker or the server."""
+    everything = _lines(log, version, offset)
+    worker = [line.partition(_WORKER_LINE)[2] for line in everything if _WORKER_LINE in line]
+    if _DIED in worker:
+        lines = worker[: worker.index(_DIED)]
+        if caught := [place for place, line in enumerate(lines) if _CAUGHT.match(line)]:
+            return "\n".join(lines[caught[0] :])
+        # Everything, since a missing import in the handler is reported before TorchServe's own error.
+        ended = worker[worker.index(_DIED) + 1 :]
+        return "\n".join(takewhile(lambda line: not line.startswith(_NEXT_WORKER), ended))
+    return "\n".join((worker or everything)[-number:])
+
+
+def _lines(log: Path, version: str, offset: int) -> list[str]:
+    """Lines of a version's worker, which name its thread as in W-9000-mlp_1.0-stdout; "": all lines."""
+    with log.open("rb") as file:
+        # A file shorter than `offset` is new: the log was rotated.
+        file.seek(offset if offset <= log.stat().st_size else 0)
+        lines = file.read().decode(errors="replace").splitlines()
+    return [line for line in lines if not version or f"_{version}-" in line or f"_{version} " in line]

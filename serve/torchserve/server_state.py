@@ -6,13 +6,18 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 import psutil
 
 from mlp_dist.core.errors import ServerError
 from mlp_dist.core.io import replacing_file, try_to_lock
-from serve.torchserve.keys import KEY_FILE, ROOT
+
+ROOT = Path(__file__).resolve().parents[2]
+"""The project's root, where commands look after the current directory."""
+
+KEY_FILE = "key_file.json"
+"""TorchServe writes it to the directory it is started in."""
 
 STATE = ".serve"
 """The directory of the server, in the directory where the server was started."""
@@ -53,7 +58,8 @@ class ServerState:
             raise ServerError(f"cannot read {path} ({error}); remove it: rm -r {directory}") from error
 
     def save(self) -> None:
-        values: dict[str, Any] = {name: value for name, value in asdict(self).items() if name != "directory"}
+        values = asdict(self)
+        del values["directory"]
         with replacing_file(self.directory / FILE) as temporary:
             temporary.write_text(json.dumps(values, indent=1) + "\n")
 

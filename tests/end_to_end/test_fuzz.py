@@ -13,8 +13,7 @@ import pytest
 
 from mlp_dist.core.bundle import load_bundle
 from serve.client import Client
-from serve.torchserve.keys import read_key
-from serve.torchserve.management import describe_version
+from serve.torchserve.api import describe_version, read_key
 from tests.helpers.fuzz_inputs import WRONG, Input, good_images, inputs
 from tests.helpers.launching import Trained
 from tests.helpers.servers import state_of

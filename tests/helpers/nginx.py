@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from serve.client import Client
-from serve.torchserve.keys import read_key
+from serve.torchserve.api import read_key
 from serve.torchserve.ports import free_ports
 from tests.helpers.launching import ROOT
 

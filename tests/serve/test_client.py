@@ -12,7 +12,7 @@ import pytest
 
 from mlp_dist.core.errors import ServerError, UsageError
 from serve.client import BusyError, Client, InvalidKeyError
-from serve.torchserve.keys import KEY_VARIABLE
+from serve.torchserve.api import KEY_VARIABLE
 
 ANSWER = (200, {"3": 0.75, "5": 0.25})
 REFUSED = (400, {"code": 400, "type": "InvalidKeyException", "message": "Token Authorization failed."})

@@ -15,7 +15,7 @@ import pytest
 from mlp_dist.core.image import encode_png
 from mlp_dist.data.arrays import Dataset
 from serve.client import Client
-from serve.torchserve.keys import read_key
+from serve.torchserve.api import read_key
 from tests.helpers.launching import run
 from tests.helpers.nginx import ORIGIN, PROGRAM, TOKENS, Proxy, running_nginx
 

@@ -1,4 +1,5 @@
 import hashlib
+import json
 import os
 import shutil
 import sys
@@ -16,7 +17,7 @@ from mlp_dist.core.errors import MlpDistError, PackagingError, UsageError
 from serve import package
 from serve.archive import read_archive
 from serve.inference.checksums import MANIFEST
-from serve.package import build_archive, check_archive, seal
+from serve.package import build_archive, check_archive, write_archive
 from tests.helpers.handlers import write_bundle
 from tests.helpers.launching import ROOT, Trained
 from tests.helpers.stored_runs import digits_run
@@ -89,7 +90,7 @@ def test_check_fails_for_a_changed_file_and_another_answer(
 ) -> None:
     bundle, mar = load_bundle(untrained[0]), untrained[1]
     broken = with_prefix(mar, tmp_path / "broken.mar", "weights.pt", b"x")
-    with pytest.raises(PackagingError, match=r"(?s)failed its check.*changed: weights\.pt"):
+    with pytest.raises(PackagingError, match=r"(?s)failed its check.*packaged one in weights"):
         check_archive(broken, bundle, tmp_path)
     other = replace(bundle.spec, golden_probabilities=bundle.spec.golden_probabilities[::-1])
     with pytest.raises(PackagingError, match="the trained model gave"):
@@ -99,8 +100,11 @@ def test_check_fails_for_a_changed_file_and_another_answer(
 def test_check_fails_for_a_missing_dependency(untrained: tuple[Path, Path], tmp_path: Path) -> None:
     bundle, mar = untrained
     worker = "serve/inference/worker.py"
-    broken = with_prefix(mar, tmp_path / "broken.mar", worker, b"import accelerate\n")
-    seal(broken)
+    broken = tmp_path / "broken.mar"
+    with zipfile.ZipFile(mar) as archive:
+        files = {name: archive.read(name) for name in archive.namelist() if name != MANIFEST}
+        model = json.loads(archive.read(MANIFEST))["model"]
+    write_archive(broken, {**files, worker: b"import accelerate\n" + files[worker]}, model)
     with pytest.raises(PackagingError, match="import of accelerate halted"):
         check_archive(broken, load_bundle(bundle), tmp_path)
 

@@ -29,8 +29,7 @@ from serve import server
 from serve.archive import read_archive
 from serve.client import Client, InvalidKeyError, NotReadyError, UnknownModelError
 from serve.server import running
-from serve.torchserve.keys import read_key
-from serve.torchserve.management import ManagementError, ask, describe_version
+from serve.torchserve.api import ManagementError, ask, describe_version, read_key
 from serve.torchserve.server_state import STATE, ServerState
 from tests.helpers.fuzz_inputs import many_pages
 from tests.helpers.launching import ROOT, Trained, result, run

@@ -1,7 +1,6 @@
 """The handler with the trained model, without TorchServe; test_server asks for predictions."""
 
 import base64
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -50,16 +49,6 @@ def test_explanations(handler: MLPHandler, files: list[bytes]) -> None:
     for each in several["explanations"]:
         assert each["class"] == one["class"]
         np.testing.assert_allclose(each["attributions"], one["attributions"], rtol=0, atol=1e-5)
-
-
-def test_explanation_without_captum(
-    handler: MLPHandler, files: list[bytes], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setitem(sys.modules, "captum.attr", None)
-    rows = [{"body": bytearray(files[0])}, {"body": bytearray(files[0][:60])}]
-    answers, statuses = ask_handler(handler, *rows, headers={"explain": "True"})
-    assert statuses == [501, 400]
-    assert "pip install captum" in answers[0]["error"]["message"]
 
 
 @pytest.mark.gpu

@@ -25,9 +25,8 @@ from serve.archive import Archive, read_archive
 from serve.client import Client
 from serve.package import build_archive
 from serve.torchserve import deploy as deployment
+from serve.torchserve.api import ManagementError, ask, describe_version, read_key, registered_versions, send
 from serve.torchserve.deploy import deploy
-from serve.torchserve.keys import read_key
-from serve.torchserve.management import ManagementError, _send, ask, describe_version, registered_versions
 from serve.torchserve.server_state import STATE, ServerState
 from tests.helpers.launching import Trained, result, run
 
@@ -213,8 +212,8 @@ def test_models_come_from_the_own_store_with_the_management_key_only(
     version = describe_version(server)["modelVersion"]
     for key in ("", read_key(server.key_file).value):
         for method, path in (("POST", "/models?url=mlp.mar"), ("DELETE", f"/models/mlp/{version}")):
-            status, body = _send(server, path, method, key, 10)
-            assert (status, json.loads(body)["type"]) == (400, "InvalidKeyException")
+            reply = send(f"{server.management_url}{path}", key, method=method)
+            assert (reply.status, json.loads(reply.body)["type"]) == (400, "InvalidKeyException")
     mirror = serve_files({"other.mar": archives[0].read_bytes()})
     shutil.copy(archives[0], tmp_path / "other.mar")
     for place in (
