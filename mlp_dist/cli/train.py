@@ -21,8 +21,7 @@ from pathlib import Path
 from typing import Literal
 
 from mlp_dist.config import GROUPS, TrainConfig, absolute_dataset
-from mlp_dist.console import command, progress
-from mlp_dist.console.launcher import launcher_flags
+from mlp_dist.console import command, launcher, progress
 from mlp_dist.console.options import option, parse
 from mlp_dist.console.process import Interrupted, end_with_launcher, is_main, launch_command
 from mlp_dist.core.errors import ProcessLostError
@@ -30,7 +29,6 @@ from mlp_dist.recipes import get_recipe, recipe_table
 from mlp_dist.tracking import next_steps
 from mlp_dist.tracking.follow import Follower
 from mlp_dist.tracking.run_dir import choose_output_dir, output_name
-from mlp_dist.training import distributed
 
 _DEVICES = (
     "the launcher chooses devices and processes: accelerate launch --cpu, --gpu_ids 0 or --multi_gpu "
@@ -64,7 +62,7 @@ def configure(words: Sequence[str]) -> tuple[Command, TrainConfig, set[str]]:
     recipe = get_recipe(_recipe(words))
     given = parse(
         # A flag that is given twice has its last value.
-        [*launcher_flags(), *words],
+        [*launcher.launcher_flags(), *words],
         (Command, *GROUPS),
         vars(Command()) | vars(recipe),
         prog="accelerate launch -m mlp_dist.train",
@@ -103,7 +101,7 @@ def main() -> None:
     if asked.list_recipes:
         print(recipe_table())
         return
-    distributed.choose_interface()
+    launcher.choose_interface()
     follower, made = None, None
     if is_main():
         directory = choose_output_dir(config.output_dir, output_name(config), asked.resume)

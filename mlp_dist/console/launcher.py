@@ -1,17 +1,27 @@
-"""The settings of `accelerate launch` that concern the training itself, from its command line and its YAML.
+"""The settings of `accelerate launch` that concern the training itself, and the network interface it uses.
 
-The launcher passes some of them on as environment variables, and drops others unless it uses DeepSpeed.
+The launcher takes settings from its command line and its YAML. It passes some of them on as environment
+variables, and drops others unless it uses DeepSpeed.
 """
 
+import ipaddress
 import os
 import shlex
+import socket
 import sys
+from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from mlp_dist.console.process import SIZES, is_launched, launch_command, parent_process, variable
-from mlp_dist.core.errors import UsageError
+from mlp_dist.core.errors import UsageError, unknown
+
+INTERFACES = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
+"""Where gloo and NCCL read the name of the network interface."""
+
+_FAR_AWAY = ("192.0.2.1", "2001:db8::1")
+"""Documentation addresses (RFC 5737, RFC 3849): routed like any remote address, used by nobody."""
 
 _OFF = ("", "false", "0")
 
@@ -71,6 +81,52 @@ def check_number() -> None:
             f"missing. This command starts {number}, on GPUs if there are any, else on the CPU:\n"
             f"  {launch_command(number)} {shlex.join(sys.argv[1:])}"
         )
+
+
+def check_interfaces() -> None:
+    """Raise UsageError if gloo or NCCL was given an interface that does not exist."""
+    known = [name for _, name in socket.if_nameindex()]
+    for setting in INTERFACES:
+        names = os.environ.get(setting, "")
+        # NCCL takes prefixes, = before exact names, and ^ before names to avoid.
+        for name in [] if names.startswith("^") else names.removeprefix("=").split(","):
+            if not any(each.startswith(name) for each in known):
+                raise UsageError(f"{setting}: {unknown('network interface', name, known)}")
+
+
+def choose_interface() -> None:
+    """Name the network interface that leads to the main machine to gloo and NCCL, unless the user named one.
+
+    Gloo announces the address of the host name. If that is loopback, as /etc/hosts often has it, other
+    machines cannot connect. Called once by a command, since it sets environment variables.
+    """
+    if variable(SIZES, "1") == os.environ.get("LOCAL_WORLD_SIZE", "1"):
+        return
+    import psutil
+
+    addresses = {
+        entry.address.partition("%")[0]: name
+        for name, entries in psutil.net_if_addrs().items()
+        for entry in entries
+    }
+    # On the main machine, its own name may lead to loopback.
+    own = map(_own_address, (os.environ.get("MASTER_ADDR", ""), *_FAR_AWAY))
+    if name := next((addresses[address] for address in own if address in addresses), None):
+        # NCCL matches a bare name as a prefix.
+        for setting, value in zip(INTERFACES, (name, f"={name}"), strict=True):
+            os.environ.setdefault(setting, value)
+
+
+def _own_address(target: str) -> str:
+    """This machine's address on the way to `target`; "" if that is loopback, or unknown."""
+    with suppress(OSError, UnicodeError):
+        family, kind, protocol, _, address = socket.getaddrinfo(target, 0, type=socket.SOCK_DGRAM)[0]
+        with socket.socket(family, kind, protocol) as probe:
+            # No packet is sent.
+            probe.connect(address)
+            found = str(probe.getsockname()[0])
+            return "" if ipaddress.ip_address(found).is_loopback else found
+    return ""
 
 
 def _check(words: list[str], config: dict[str, Any]) -> None:

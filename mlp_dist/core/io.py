@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-_TEMPORARY = re.compile(r"\..+\.\d+(-[0-9a-f]{8})?\.tmp")
-"""Names of temporary files."""
+_TEMPORARY = re.compile(r"\.(.+)\.\d+(?:-[0-9a-f]{8})?\.(tmp|old)")
+"""Names of temporary files: the target's name and the kind."""
 
 
 @contextmanager
@@ -31,19 +31,30 @@ def replacing_file(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def replacing_directory(path: Path) -> Iterator[Path]:
-    """Yield a new directory beside `path`; on success sync it and replace `path` by it, else remove it."""
+    """Yield a new directory beside `path`; on success sync it and replace `path` by it, else remove it.
+
+    The old directory is moved aside first, because only an empty one can be replaced by renaming. After a
+    crash in between, `remove_left` moves it back.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = _temporary(path)
+    aside = temporary.with_suffix(".old")
     temporary.mkdir()
     try:
         yield temporary
         for file in temporary.iterdir():
             _sync(file)
         _sync(temporary)
-        # Only an empty directory can be replaced by renaming.
-        shutil.rmtree(path, ignore_errors=True)
-        temporary.replace(path)
+        if path.exists():
+            path.replace(aside)
+        try:
+            temporary.replace(path)
+        except BaseException:
+            if aside.exists():
+                aside.replace(path)
+            raise
         _sync(path.parent)
+        shutil.rmtree(aside, ignore_errors=True)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
@@ -85,11 +96,19 @@ def try_to_lock(directory: Path) -> int | None:
 
 
 def remove_left(directory: Path) -> None:
-    """Remove temporary files of killed writers from a directory without writers."""
-    for left in list(directory.glob(".*.tmp")):
-        if _TEMPORARY.fullmatch(left.name) and left.is_dir():
+    """Remove temporary files of killed writers from a directory without writers.
+
+    A directory that was moved aside but not replaced is moved back.
+    """
+    for left in list(directory.glob(".*")):
+        if not (found := _TEMPORARY.fullmatch(left.name)):
+            continue
+        name, kind = found.groups()
+        if kind == "old" and not (directory / name).exists():
+            left.replace(directory / name)
+        elif left.is_dir():
             shutil.rmtree(left, ignore_errors=True)
-        elif _TEMPORARY.fullmatch(left.name):
+        else:
             left.unlink(missing_ok=True)
 
 

@@ -6,6 +6,7 @@ A crash while writing never damages the checkpoint before. Directories are chose
 import json
 import os
 import shlex
+import shutil
 import sys
 from collections.abc import Set
 from contextlib import suppress
@@ -33,7 +34,7 @@ from mlp_dist.training.distributed import remembered_output_dir
 PREVIOUS = "previous.pt"
 """The checkpoint before the last, in case the last one is damaged."""
 
-_FORMAT = "mlp_dist checkpoint 2"
+_FORMAT = "mlp_dist checkpoint 1"
 
 StateDict = dict[str, torch.Tensor]
 
@@ -84,18 +85,16 @@ def save_checkpoint(checkpoint: Checkpoint, directory: Path) -> None:
 
     Raises CheckpointError if they cannot be written; the last good checkpoint stays.
     """
-    last = directory / CHECKPOINT
     state = {
         **{"format": _FORMAT, "version": mlp_dist.__version__},
         **vars(checkpoint),
         "config": json.dumps(checkpoint.config.to_json()),
     }
     try:
-        with replacing_file(last) as path:
+        with replacing_file(directory / CHECKPOINT) as path:
             with path.open("wb") as file:
                 torch.save(state, file)
-            with suppress(FileNotFoundError):
-                last.replace(directory / PREVIOUS)
+            _keep_previous(directory)
         write_history(checkpoint, directory)
     # torch turns the system's error into a RuntimeError.
     except (OSError, RuntimeError) as error:
@@ -111,14 +110,22 @@ def write_history(checkpoint: Checkpoint, directory: Path) -> None:
         path.write_text("".join(json.dumps(record) + "\n" for record in checkpoint.history))
 
 
+def _keep_previous(directory: Path) -> None:
+    """Keep the last checkpoint under a second name, so that last.pt exists at any moment."""
+    with suppress(FileNotFoundError), replacing_file(directory / PREVIOUS) as path:
+        try:
+            os.link(directory / CHECKPOINT, path)
+        # Mounted object stores and other file systems in user space refuse hard links.
+        except OSError:
+            shutil.copyfile(directory / CHECKPOINT, path)
+
+
 def has_checkpoint(directory: Path) -> bool:
     return (directory / CHECKPOINT).exists() or (directory / PREVIOUS).exists()
 
 
 def load_checkpoint(directory: Path) -> tuple[Checkpoint, str]:
     """Read DIR/last.pt onto the CPU, or DIR/previous.pt if that is damaged; the second value says why.
-
-    A process that is killed at the wrong moment leaves previous.pt alone, which is not damaged.
 
     Raises UsageError if neither exists, CheckpointError if none can be read.
     """
@@ -129,26 +136,39 @@ def load_checkpoint(directory: Path) -> tuple[Checkpoint, str]:
             "to start a run, leave --resume out"
         )
     try:
-        return _read(last if last.exists() else previous), ""
+        return _read(last), ""
     except CheckpointError as error:
-        if not (last.exists() and previous.exists()):
+        if not previous.exists():
             raise
         checkpoint = _read(previous)
         return checkpoint, f"{error}; resuming from the checkpoint before it, of {checkpoint.progress}"
 
 
+def _current_average(state: dict[str, Any]) -> dict[str, Any] | None:
+    """The state of an AveragedModel; 0.1.0 wrote `num_updates` and the averaged parameters alone."""
+    average: dict[str, Any] | None = state.get("average")
+    if average is None or "num_updates" not in average:
+        return average
+    parameters = state["model"] | average["average"]
+    named = {f"module.{name}": tensor for name, tensor in parameters.items()}
+    return {"n_averaged": torch.tensor(average["num_updates"]), **named}
+
+
 def _read(path: Path) -> Checkpoint:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{path} is missing") from error
     # A truncated or foreign file makes torch.load raise many types of error.
     except Exception as error:
         raise CheckpointError(f"{path} cannot be read: it is damaged, or not a checkpoint") from error
     if not isinstance(state, dict) or state.pop("format", None) != _FORMAT:
         raise CheckpointError(f"{path} is not a checkpoint of mlp_dist {mlp_dist.__version__}")
-    version = state.pop("version")
+    # 0.1.0 did not name itself.
+    version = state.pop("version", "0.1.0")
     try:
         config = TrainConfig.from_json(json.loads(state.pop("config")))
-        return Checkpoint(**{**state, "config": config})
+        return Checkpoint(**{**state, "config": config, "average": _current_average(state)})
     except (CheckpointError, UsageError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(
             f"{path} was written by mlp_dist {version}; "
@@ -228,7 +248,8 @@ def find_checkpoint(config: TrainConfig, *, resume: str) -> tuple[Path | None, C
     if damage:
         print(f"warning: {damage}", file=sys.stderr, flush=True)
         # The next checkpoint must not move it to previous.pt.
-        (directory / CHECKPOINT).replace(directory / f"{CHECKPOINT}.damaged")
+        with suppress(FileNotFoundError):
+            (directory / CHECKPOINT).replace(directory / f"{CHECKPOINT}.damaged")
     write_history(checkpoint, directory)
     return directory.absolute(), checkpoint
 

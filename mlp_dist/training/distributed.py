@@ -1,7 +1,6 @@
 """The processes of a training: how they connect, agree, and notice that one has died. Imports torch late."""
 
 import functools
-import ipaddress
 import os
 import select
 import socket
@@ -21,12 +20,6 @@ T = TypeVar("T")
 
 _ANNOUNCED_AFTER, _GRACE, _POLL = 5.0, 1.0, 0.01
 """Seconds until a process says that it waits, until one whose connections closed has ended, between looks."""
-
-INTERFACES = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
-"""Where gloo and NCCL read the name of the network interface."""
-
-_FAR_AWAY = ("192.0.2.1", "2001:db8::1")
-"""Documentation addresses (RFC 5737, RFC 3849): routed like any remote address, used by nobody."""
 
 
 def _has_lasting_store() -> bool:
@@ -70,6 +63,7 @@ def connect(use_cpu: bool) -> "Peers":
     from torch import distributed
 
     launcher.check_number()
+    launcher.check_interfaces()
     rank, size = process.rank_and_size(use_cpu)
     missing = [0] if rank else [*range(1, size)]
 
@@ -225,38 +219,3 @@ class Peers:
             if signals is not None:
                 signals.check()
             raise
-
-
-def choose_interface() -> None:
-    """Name the network interface that leads to the main machine to gloo and NCCL, unless the user named one.
-
-    Gloo announces the address of the host name. If that is loopback, as /etc/hosts often has it, other
-    machines cannot connect. Called once by a command, since it sets environment variables.
-    """
-    if process.variable(process.SIZES, "1") == os.environ.get("LOCAL_WORLD_SIZE", "1"):
-        return
-    import psutil
-
-    addresses = {
-        entry.address.partition("%")[0]: name
-        for name, entries in psutil.net_if_addrs().items()
-        for entry in entries
-    }
-    # On the main machine, its own name may lead to loopback.
-    own = map(_own_address, (os.environ.get("MASTER_ADDR", ""), *_FAR_AWAY))
-    if name := next((addresses[address] for address in own if address in addresses), None):
-        # NCCL matches a bare name as a prefix.
-        for setting, value in zip(INTERFACES, (name, f"={name}"), strict=True):
-            os.environ.setdefault(setting, value)
-
-
-def _own_address(target: str) -> str:
-    """This machine's address on the way to `target`; "" if that is loopback, or unknown."""
-    with suppress(OSError, UnicodeError):
-        family, kind, protocol, _, address = socket.getaddrinfo(target, 0, type=socket.SOCK_DGRAM)[0]
-        with socket.socket(family, kind, protocol) as probe:
-            # No packet is sent.
-            probe.connect(address)
-            found = str(probe.getsockname()[0])
-            return "" if ipaddress.ip_address(found).is_loopback else found
-    return ""

@@ -78,6 +78,32 @@ with replacing_file(Path({str(path)!r})) as temporary:
     assert names(tmp_path) == ["target"]
 
 
+@pytest.mark.parametrize("is_moved", [True, False])
+def test_remove_left_restores_a_directory(is_moved: bool, tmp_path: Path) -> None:
+    path = tmp_path / "bundle"
+    path.mkdir()
+    (path / "content").write_text("old")
+    run_until_killed(f"""
+import os, signal
+from pathlib import Path
+from mlp_dist.core.io import replacing_directory
+rename, count = os.replace, 0
+def kill(source, target):
+    global count
+    count += 1
+    if count == {1 + is_moved}:
+        os.kill(os.getpid(), signal.SIGKILL)
+    rename(source, target)
+os.replace = kill
+with replacing_directory(Path({str(path)!r})) as temporary:
+    (temporary / "content").write_text("new")
+""")
+    assert path.exists() != is_moved
+    remove_left(tmp_path)
+    assert names(tmp_path) == ["bundle"]
+    assert (path / "content").read_text() == "old"
+
+
 def test_remove_left_keeps_other_files(tmp_path: Path) -> None:
     expected = [".bashrc.backup.old", ".hidden", ".notes.draft.tmp", ".tmp", "a.tmp", "b.1.old", "last.pt"]
     for name in expected:
@@ -108,6 +134,14 @@ def test_lock_excludes_others_and_leaves_no_file(tmp_path: Path) -> None:
         thread.join(60)
     assert (inside, most) == (0, 1)
     assert names(tmp_path) == []
+
+
+def test_lock_does_not_follow_links(tmp_path: Path) -> None:
+    (tmp_path / "valuable").write_text("kept")
+    (tmp_path / "lock").symlink_to(tmp_path / "valuable")
+    with pytest.raises(OSError, match="symbolic links"), locked(tmp_path / "lock"):
+        pass
+    assert (tmp_path / "valuable").read_text() == "kept"
 
 
 def test_locks_end_with_their_process(tmp_path: Path) -> None:

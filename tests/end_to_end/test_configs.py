@@ -1,13 +1,14 @@
 """Each Accelerate configuration, launched by the command in its first line."""
 
 import json
+import socket
 import subprocess
 from pathlib import Path
 
 import pytest
 import torch
 
-from tests.helpers.launching import QUICK, ROOT, result, run
+from tests.helpers.launching import QUICK, ROOT, environment, result, run
 
 pytestmark = pytest.mark.slow
 
@@ -89,3 +90,35 @@ def test_multi_gpu_is_one_process_a_gpu(project: Path) -> None:
     done = launch_file("multi_gpu", project)
     assert result(done)["num_processes"] == 2
     assert f"training on 2 {torch.cuda.get_device_name(0)} processes" in done.stdout
+
+
+@pytest.mark.nightly
+def test_multi_node_is_one_training_on_two_machines(project: Path) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    written = command("multi_node")
+    assert "--machine_rank 0 --main_process_ip 192.0.2.10 " in written
+    here = written.replace("192.0.2.10", f"127.0.0.1 --main_process_port {port}")
+    machines = [
+        subprocess.Popen(
+            ["bash", "-c", f"exec {here.replace('--machine_rank 0', f'--machine_rank {rank}')} {FLAGS}"],
+            cwd=project,
+            # Both share this machine, which may have a single GPU.
+            env=environment(ACCELERATE_USE_CPU="true", OMP_NUM_THREADS="1"),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in (0, 1)
+    ]
+    try:
+        outputs = [machine.communicate(timeout=240) for machine in machines]
+    finally:
+        for machine in machines:
+            machine.kill()
+    assert [machine.returncode for machine in machines] == [0, 0], outputs
+    (first, errors), (second, other_errors) = outputs
+    assert json.loads(first.splitlines()[-1])["num_processes"] == 2
+    assert second == ""
+    assert "had defaults used instead" not in errors + other_errors

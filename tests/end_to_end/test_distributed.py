@@ -1,21 +1,93 @@
 """Several processes against one, through Accelerate's launcher."""
 
+import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 
-from tests.helpers.launching import QUICK, launch, result, run
+from tests.helpers.calling import Call
+from tests.helpers.comparing import logged, runs_of
+from tests.helpers.launching import QUICK, ROOT, launch, result, run
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("store_at_hand")]
+
+TOLERANCE = 1e-5
 
 
 def processes(number: int) -> tuple[str, ...]:
     return ("--multi_gpu", "--num_processes", str(number), "--main_process_port", "0")
 
 
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Two threads of MKL add fewer than 100 rows in another order on Intel's processors."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def final_weights(output_dir: str) -> dict[str, torch.Tensor]:
+    state: dict[str, dict[str, torch.Tensor]] = torch.load(Path(output_dir) / "last.pt", weights_only=True)
+    return state["model"]
+
+
+def assert_same_training(one: dict[str, object], many: dict[str, object]) -> None:
+    expected, found = final_weights(str(one["output_dir"])), final_weights(str(many["output_dir"]))
+    for name, tensor in expected.items():
+        torch.testing.assert_close(found[name], tensor, rtol=0, atol=TOLERANCE)
+    curves = [
+        [
+            json.loads(line)
+            for line in (Path(str(each["output_dir"])) / "metrics.jsonl").read_text().splitlines()
+        ]
+        for each in (one, many)
+    ]
+    for a, b in zip(*curves, strict=True):
+        for name in ("train_loss", "val_loss", "train_accuracy", "val_accuracy"):
+            assert a[name] == pytest.approx(b[name], abs=TOLERANCE)
+        assert [step["step"] for step in a["steps"]] == [step["step"] for step in b["steps"]]
+        for step, other in zip(a["steps"], b["steps"], strict=True):
+            assert step["loss"] == pytest.approx(other["loss"], abs=TOLERANCE)
+    assert one["test_accuracy"] == many["test_accuracy"]
+
+
 # Small steps keep rounding from flipping a ReLU. Four processes have unequal shares of 94 images; the last
 # batch has a single image.
+@pytest.mark.parametrize("number", [2, pytest.param(4, marks=pytest.mark.nightly)])
+@pytest.mark.usefixtures("one_thread")
+def test_several_processes_train_the_weights_of_one(number: int, train_here: Call, tmp_path: Path) -> None:
+    """Two epochs by several processes; the third by one, which resumes."""
+    flags = "--recipe mnist-quick --dataset digits --lr 0.01 --batch-size 94 --log-every 4"
+    done = launch(
+        *(*flags.split(), "--output-dir", "many", "--epochs", "2"),
+        cwd=tmp_path,
+        launcher=(
+            "--config_file",
+            str(ROOT / "launch/configs/multi_cpu.yaml"),
+            "--num_processes",
+            str(number),
+        ),
+        ACCELERATE_USE_CPU="true",
+    )
+    assert result(done)["num_processes"] == number
+    assert f"training on {number} CPU processes" in done.stdout
+    assert done.stdout.count("epoch 1/2") == done.stdout.count("step 4  loss") == 1
+    [run] = runs_of(tmp_path)
+    assert (run.info.status, run.data.tags["num_processes"]) == ("FINISHED", str(number))
+
+    resumed = train_here("--resume --output-dir many --epochs 3", OMP_NUM_THREADS="1")
+    many = result(resumed)
+    assert many["num_processes"] == 1
+    assert "resumed after epoch 2 of 3" in resumed.stdout
+    [note] = [line for line in resumed.stdout.splitlines() if line.startswith("the run was on")]
+    assert note.startswith(f"the run was on {number} CPU processes of ")
+    assert note.endswith("up to rounding, not bit for bit")
+    assert [step for step, _ in logged(tmp_path, run.info.run_id)] == [1, 2, 3]
+    one = result(train_here(f"{flags} --output-dir one --epochs 3", OMP_NUM_THREADS="1"))
+    assert_same_training(one, many)
 
 
 LATE = """

@@ -17,7 +17,7 @@ import torch
 
 from tests.helpers.calling import Call
 from tests.helpers.comparing import runs_of, statuses
-from tests.helpers.launching import QUICK, ROOT, environment, result
+from tests.helpers.launching import QUICK, ROOT, environment, result, run
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("store_at_hand")]
 
@@ -111,6 +111,25 @@ def test_a_signal_stops_both_processes_with_a_checkpoint(
     lines = (tmp_path / "output" / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line) for line in lines] == state["history"]
     assert statuses(tmp_path) == ["KILLED"]
+
+
+@pytest.mark.nightly
+def test_the_survivor_of_a_killed_process_suggests_a_command(tmp_path: Path) -> None:
+    with training([*launcher(2), str(ROOT / "launch/train.py"), *LONG], tmp_path) as process:
+        killed = ranks(process)[1]
+        killed.kill()
+        text = rest(process)
+    assert process.returncode == 1
+    assert text.count("error: ") == 1
+    assert f"error: process 1 (pid {killed.pid}) of this training died, so it cannot go on\n" in text
+    assert statuses(tmp_path) == ["FAILED"]
+    command = resume_command(text)
+    assert command == [*RESUME_TWO, str(tmp_path / "output")]
+
+    epochs = len(checkpoint(tmp_path / "output")["history"]) + 2
+    done = run(["env", *command, "--epochs", str(epochs)], tmp_path, **VARIABLES)
+    assert result(done)["epochs"] == epochs
+    assert statuses(tmp_path) == ["FINISHED"]
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux signals the death of a parent")

@@ -1,6 +1,7 @@
 """Training options against torch's own parts, and on several processes against one."""
 
 import functools
+import itertools
 import math
 import os
 import shutil
@@ -176,6 +177,19 @@ def test_accumulation_divides_a_batch(tmp_path: Path) -> None:
         made.state.model.register_forward_pre_hook(lambda _, inputs: sizes.append(len(inputs[0])))
         fit(made)
     assert sizes == [39, 40, 40] * 11 + [0, 0, 1]
+
+
+def test_patience_stops_after_epochs_without_improvement(
+    alone: Callable[[str], Result],
+) -> None:
+    found = alone("patience")
+    accuracies = [record["val_accuracy"] for record in found["history"]]
+    assert len(accuracies) < VARIANTS["patience"].epochs
+    assert found["kept"] == accuracies.index(max(accuracies)) == len(accuracies) - 3
+    # A single worse epoch doesn't stop the training.
+    rising = itertools.pairwise(accuracies[: found["kept"] + 1])
+    assert any(later < earlier for earlier, later in rising)
+    assert farthest({"evaluated": found["best"]}, found) > 0
 
 
 def test_logged_losses_are_means_over_steps(alone: Callable[[str], Result]) -> None:

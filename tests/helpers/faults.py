@@ -58,7 +58,7 @@ MOMENTS: dict[str, dict[str, tuple[int, int]]] = {
     "starting": {"": FIRST},
     "opening": {"": FIRST},
     "training": {"": FIRST},
-    "saving": {"": ANY, "torch:save": ANY, "os:replace": (1, 24), "os:fsync": (1, 48)},
+    "saving": {"": ANY, "torch:save": ANY, "os:link": ANY, "os:replace": (1, 24), "os:fsync": (1, 48)},
     "evaluating": {"": (1, 2), "torch.nn.functional:cross_entropy": (1, 4)},
     "reporting": {"": (1, 3)},
     "finishing": {

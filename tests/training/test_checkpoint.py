@@ -1,15 +1,20 @@
 """Checkpoints: what they hold, and what reads them."""
 
+import errno
 import json
 import os
 import pickle
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from accelerate import Accelerator
 
+from mlp_dist.console.process import StopSignals
 from mlp_dist.core.errors import CheckpointError, UsageError
+from mlp_dist.data.datasets import read_dataset
 from mlp_dist.training.checkpoint import (
     CHECKPOINT,
     METRICS,
@@ -18,7 +23,9 @@ from mlp_dist.training.checkpoint import (
     load_checkpoint,
     save_checkpoint,
 )
+from mlp_dist.training.trainer import Trainer
 from tests.helpers.checkpoints import CONFIG, assert_same_tensors, of_epoch, record, within_epoch
+from tests.helpers.launching import ROOT
 
 
 @pytest.fixture
@@ -45,6 +52,45 @@ def test_the_previous_checkpoint_is_kept(saved: Path) -> None:
         assert (saved / PREVIOUS).read_bytes() == before
         assert load_checkpoint(saved)[0].num_epochs == number
         assert {path.name for path in saved.iterdir()} == {CHECKPOINT, METRICS, PREVIOUS}
+
+
+def test_checkpoints_are_kept_where_hard_links_are_refused(
+    saved: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EOPNOTSUPP, "Operation not supported")
+
+    monkeypatch.setattr(os, "link", refuse)
+    before = (saved / CHECKPOINT).read_bytes()
+    save_checkpoint(of_epoch(3), saved)
+    assert (saved / PREVIOUS).read_bytes() == before
+    assert load_checkpoint(saved)[0].num_epochs == 3
+
+
+def test_resumes_a_checkpoint_of_0_1_0(tmp_path: Path) -> None:
+    """Written within an epoch, with Adam, a schedule, dropout and averaged weights."""
+    shutil.copy(ROOT / "tests/helpers/data/checkpoint-0.1.0.pt", tmp_path / CHECKPOINT)
+    checkpoint, damage = load_checkpoint(tmp_path)
+    assert (checkpoint.progress, damage) == ("step 34 of epoch 2", "")
+    config, accelerator = checkpoint.config, Accelerator(cpu=True)
+    data = read_dataset("digits", tmp_path, image_size=config.image_size)
+    assert checkpoint.data_digest == data.digest()
+    resumed = Trainer(config, data, accelerator, tmp_path, checkpoint=checkpoint)
+    uninterrupted = Trainer(config, data, accelerator, tmp_path)
+    for trainer in (resumed, uninterrupted):
+        while not trainer.state.is_over:
+            trainer.state.end_epoch(trainer.train_epoch(StopSignals()) | trainer.evaluate())
+    # Another machine may round differently.
+    for found, expected in (
+        (resumed.state.weights, uninterrupted.state.weights),
+        (resumed.state.best, uninterrupted.state.best),
+    ):
+        assert list(found) == list(expected)
+        for name, tensor in expected.items():
+            torch.testing.assert_close(found[name], tensor, rtol=0, atol=1e-4)
+    assert resumed.state.history[1]["train_loss"] == pytest.approx(
+        uninterrupted.state.history[1]["train_loss"], abs=1e-5
+    )
 
 
 # What cannot be read
@@ -104,7 +150,7 @@ class Evil:
 
 def test_runs_no_code_of_a_file(tmp_path: Path) -> None:
     made = tmp_path / "made"
-    torch.save({"format": "mlp_dist checkpoint 2", "model": Evil(made)}, tmp_path / CHECKPOINT)
+    torch.save({"format": "mlp_dist checkpoint 1", "model": Evil(made)}, tmp_path / CHECKPOINT)
     assert_refused(tmp_path)
     assert not made.exists()
 

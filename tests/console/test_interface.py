@@ -6,8 +6,8 @@ from unittest import mock
 import psutil
 import pytest
 
-from mlp_dist.training import distributed
-from mlp_dist.training.distributed import INTERFACES
+from mlp_dist.console import launcher
+from mlp_dist.console.launcher import INTERFACES
 
 
 @pytest.fixture(autouse=True)
@@ -42,11 +42,11 @@ def one_of_two_machines(monkeypatch: pytest.MonkeyPatch) -> None:
     """One of two machines, whose own name is loopback."""
     os.environ |= {"WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "10.1.0.1"}
     monkeypatch.setattr(psutil, "net_if_addrs", lambda: ADDRESSES)
-    monkeypatch.setattr(distributed, "_own_address", lambda target: ROUTES.get(target, ""))
+    monkeypatch.setattr(launcher, "_own_address", lambda target: ROUTES.get(target, ""))
 
 
 def chosen() -> list[str | None]:
-    distributed.choose_interface()
+    launcher.choose_interface()
     return [os.environ.get(name) for name in INTERFACES]
 
 
@@ -74,5 +74,5 @@ def test_the_interface_towards_the_main_machine_is_chosen(
 
 @pytest.mark.usefixtures("one_of_two_machines")
 def test_without_a_route_no_interface_is_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(distributed, "_own_address", lambda target: "")
+    monkeypatch.setattr(launcher, "_own_address", lambda target: "")
     assert chosen() == [None, None]
