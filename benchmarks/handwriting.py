@@ -5,7 +5,8 @@
 
 Without --bundle it takes the model that `python -m serve.package` would take. Every picture is decoded as
 the server does, with preprocess "exact" and "auto". In each DIR and below it, a folder with images named
-LABEL-ANYTHING is one source, with a row of its own.
+LABEL-ANYTHING is one source, with a row of its own. The last row compares the mean probability of the answers
+with their accuracy, and counts confident mistakes.
 
 Without DIR each row is made from MNIST's test images, with its own generator, seeded with --seed. Pictures
 and empty pages are refused if "auto" raises ImageError. The last line on stdout is one JSON object:
@@ -38,13 +39,16 @@ _ROW = "{:<44} {:>8} {:>8} {:>8}"
 LEAST_REFUSED = 0.98
 """Goal for the share of empty pages of each kind that are refused."""
 
+CONFIDENT = 0.9
+"""The probability from which a mistake counts as confident."""
+
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".gif", ".bmp", ".webp", ".tif", ".tiff")
 
 
-def predict(bundle: Bundle, files: list[bytes], preprocess: str) -> torch.Tensor:
-    """The most probable class of each file, int64 (N,); -1 if the file is refused."""
+def predict(bundle: Bundle, files: list[bytes], preprocess: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """The most probable class of each file, int64 (N,), and its probability, float64 (N,); -1 if refused."""
     reading, spec = Reading(preprocess=preprocess), bundle.spec.image
-    answers = torch.full((len(files),), -1)
+    answers, probabilities = torch.full((len(files),), -1), -torch.ones(len(files)).double()
     pixels, places = [], []
     for place, file in enumerate(files):
         try:
@@ -53,8 +57,8 @@ def predict(bundle: Bundle, files: list[bytes], preprocess: str) -> torch.Tensor
         except ImageError:
             continue
     if pixels:
-        answers[places] = bundle.probabilities(torch.stack(pixels)).argmax(dim=1)
-    return answers
+        probabilities[places], answers[places] = bundle.probabilities(torch.stack(pixels)).max(dim=1)
+    return answers, probabilities
 
 
 def accuracies(
@@ -66,7 +70,7 @@ def accuracies(
         part = images[start : start + _BATCH]
         files = [picture(image, source) for image in part.images[:, 0].numpy()]
         for mode in MODES:
-            correct[mode] += int((predict(bundle, files, mode) == part.labels).sum())
+            correct[mode] += int((predict(bundle, files, mode)[0] == part.labels).sum())
     return {mode: number / len(images) for mode, number in correct.items()}
 
 
@@ -98,16 +102,28 @@ def measure_sources(bundle: Bundle, directories: list[Path]) -> dict[str, dict[s
     row = "{:<44} {:>8} {:>8} {:>8} {:>8}"
     print(row.format("", "images", *MODES, "refused"), flush=True)
     counts: dict[str, list[int]] = {}
+    read = []
     for name, files in sources(directories, bundle.spec.classes).items():
         data, labels = [path.read_bytes() for path, _ in files], torch.tensor([label for _, label in files])
-        answers = [predict(bundle, data, mode) for mode in MODES]
-        correct = [int((answer == labels).sum()) for answer in answers]
-        counts[name] = [len(files), *correct, int((answers[-1] == -1).sum())]
+        (plain, _), (framed, probability) = (predict(bundle, data, mode) for mode in MODES)
+        correct = [int((answers == labels).sum()) for answers in (plain, framed)]
+        counts[name] = [len(files), *correct, int((framed == -1).sum())]
+        read.append(torch.stack([probability, (framed == labels).double()], dim=1)[framed >= 0])
     counts["all"] = [sum(column) for column in zip(*counts.values(), strict=True)]
     rows: dict[str, dict[str, float]] = {}
     for name, (images, exact, auto, refused) in counts.items():
         rows[name] = {"images": images, "exact": exact / images, "auto": auto / images, "refused": refused}
         print(row.format(name[-44:], images, f"{exact / images:.4f}", f"{auto / images:.4f}", refused))
+    probabilities, is_correct = torch.cat(read).T
+    wrong = probabilities[is_correct == 0]
+    rows["all"] |= {"mean_probability": probabilities.mean().item(), "of_read": is_correct.mean().item()}
+    rows["all"] |= {"mistakes": len(wrong), "confident_mistakes": int((wrong >= CONFIDENT).sum())}
+    print(
+        "of {} read: mean probability {mean_probability:.4f}, accuracy {of_read:.4f}; {mistakes} mistakes, "
+        "{confident_mistakes} at {} and above".format(
+            len(wrong) + int(is_correct.sum()), CONFIDENT, **rows["all"]
+        )
+    )
     return rows
 
 
@@ -142,7 +158,7 @@ def main() -> None:
     for name, page in EMPTY.items():
         source = row_generator(name, args.seed)
         files = [page(source) for _ in range(number)]
-        empty[name] = float((predict(bundle, files, "auto") == -1).float().mean())
+        empty[name] = float((predict(bundle, files, "auto")[0] == -1).float().mean())
     least = min(empty, key=empty.__getitem__)
     print(f"empty pages refused, {number} of each of {len(EMPTY)} kinds: {empty[least]:.2%} ({least})")
     clean, *others = rows.values()

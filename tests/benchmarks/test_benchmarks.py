@@ -91,6 +91,9 @@ def test_handwriting_is_measured_by_folder(
         ("ben", 2, 1),
         ("all", 3, 1),
     ]
+    last = rows["all"]
+    assert last["of_read"] == pytest.approx(1 - last["mistakes"] / 2) == last["auto"] * 3 / 2
+    assert 0.1 < last["mean_probability"] < 1
     (tmp_path / "ben" / "seven.png").touch()
     with pytest.raises(UsageError, match=r"seven.png: the name must begin with a class and '-'"):
         handwriting.main()
