@@ -4,13 +4,13 @@ Flags, --help, JSON, search spaces, run names and the command that repeats a run
 """
 
 import unicodedata
-from dataclasses import MISSING, asdict, dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, Self
 
 from mlp_dist import __version__
 from mlp_dist.console.options import option, options
-from mlp_dist.core.catalog import ARRAYS_PREFIX, CATALOG, FOLDER_PREFIX
+from mlp_dist.core.catalog import ARRAYS_PREFIX, CATALOG, FOLDER_PREFIX, MEMORY
 from mlp_dist.core.errors import CheckpointError, UsageError, unknown
 from mlp_dist.core.kinds import KINDS
 from mlp_dist.core.spec import LARGEST_SIZE
@@ -30,10 +30,12 @@ _UNPRINTABLE = ("Cc", "Cs", "Zl", "Zp")
 class Model:
     """What to train. Defaults are the recipe's."""
 
-    recipe: str = option()
+    recipe: str = option("mnist-quick")
     """A complete configuration; --list-recipes lists them."""
 
-    hidden_sizes: tuple[int, ...] = option(names={"none": ()}, swept=True, at_least=1, at_most=LARGEST_SIZE)
+    hidden_sizes: tuple[int, ...] = option(
+        (500,), names={"none": ()}, swept=True, at_least=1, at_most=LARGEST_SIZE
+    )
     """Widths of the hidden layers, or none."""
 
     model: Literal[tuple(KINDS)] = option("module", swept=True)  # type: ignore[valid-type]
@@ -52,7 +54,7 @@ class Optimization:
     optimizer: Literal["sgd", "adam", "scratch-sgd"] = option("sgd", swept=True)
     """torch's SGD, torch's Adam, or the SGD written out in training/optim.py."""
 
-    lr: float = option(swept=True, above=0, below=1e38)
+    lr: float = option(0.1, swept=True, above=0, below=1e38)
     """Learning rate, the peak of a schedule."""
 
     schedule: Literal["constant", "cosine", "linear", "one-cycle"] = option("constant", swept=True)
@@ -61,7 +63,7 @@ class Optimization:
     warmup_epochs: float = option(0.0, swept=True, at_least=0)
     """Epochs over which the learning rate rises to --lr."""
 
-    batch_size: int = option(swept=True, at_least=1)
+    batch_size: int = option(100, swept=True, at_least=1)
     """Global batch: images per step over all processes."""
 
     accumulation_steps: int = option(1, swept=True, at_least=1)
@@ -70,7 +72,7 @@ class Optimization:
     clip_norm: float | None = option(None, names={"none": None}, swept=True, above=0)
     """Maximum gradient norm."""
 
-    epochs: int = option(swept=True, free_on_resume=True, at_least=1)
+    epochs: int = option(5, swept=True, free_on_resume=True, at_least=1)
     """Passes over the training images."""
 
     patience: int = option(0, swept=True, at_least=0)
@@ -130,9 +132,10 @@ class Regularization:
 class Data:
     """The images."""
 
-    dataset: str = option()
-    """mnist, fashion_mnist, kmnist, digits, folder:DIR with one folder per class, or arrays:DIR with
-    train_images.npy, train_labels.npy, test_...; auto: the recipe's, or digits if it cannot be downloaded."""
+    dataset: str = option("mnist")
+    """mnist, fashion_mnist, kmnist, qmnist, emnist-letters, emnist-balanced, usps, digits, folder:DIR with
+    one folder per class, or arrays:DIR with train_images.npy, train_labels.npy, test_...; auto: the
+    recipe's, or digits if it cannot be downloaded."""
 
     data_dir: Path | None = option(
         None, names={"MLP_DIST_DATA, else data": None}, free_on_resume=True, changes_training=False
@@ -176,7 +179,7 @@ class Output:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig(Output, Data, Regularization, Precision, Optimization, Model):
-    """A complete training. Recipes return one; the command line replaces single fields."""
+    """A complete training: by default the recipe mnist-quick. The command line replaces single fields."""
 
     fallback_dataset: str | None = option(None, names={"none": None}, changes_training=False)
     """Used if `dataset` cannot be downloaded; None: that is an error."""
@@ -208,6 +211,15 @@ class TrainConfig(Output, Data, Regularization, Precision, Optimization, Model):
         stale = num_epochs - 1 - kept
         return num_epochs >= self.epochs or (0 < self.patience <= stale)
 
+    @property
+    def keeps_last(self) -> bool:
+        """Whether the last epoch is kept, and not the one that validates best.
+
+        A schedule that falls to 0 makes the last epoch the best one; a few validation images would choose
+        another by chance.
+        """
+        return self.schedule != "constant" and not self.patience
+
     def to_json(self) -> dict[str, Any]:
         return {
             name: str(value) if isinstance(value, Path) else value for name, value in asdict(self).items()
@@ -215,15 +227,9 @@ class TrainConfig(Output, Data, Regularization, Precision, Optimization, Model):
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> Self:
-        """Raises CheckpointError for unknown or missing fields; those with defaults may be missing."""
-        missing = {name for name, declared in OPTIONS.items() if declared.default is MISSING} - set(values)
-        for names, problem in (
-            (set(values) - set(OPTIONS), "does not know"),
-            (missing, "needs, but does not find,"),
-        ):
-            if names:
-                listed = ", ".join(sorted(names))
-                raise CheckpointError(f"mlp_dist {__version__} {problem} the configuration fields {listed}")
+        """Raises CheckpointError for unknown fields; missing ones have their defaults."""
+        if others := ", ".join(sorted(set(values) - set(OPTIONS))):
+            raise CheckpointError(f"mlp_dist {__version__} does not know the configuration fields {others}")
         return cls(**{name: OPTIONS[name].from_json(value) for name, value in values.items()})
 
 
@@ -242,7 +248,7 @@ GROUPS = TrainConfig.__bases__[::-1]
 def check_dataset_name(name: str) -> None:
     """Raise UsageError, with the known names, for an unknown data set."""
     prefixes = (FOLDER_PREFIX, ARRAYS_PREFIX)
-    if name in CATALOG or (name.startswith(prefixes) and name not in prefixes):
+    if name in (*CATALOG, MEMORY) or (name.startswith(prefixes) and name not in prefixes):
         return
     hint = f"; for the images in that folder: {FOLDER_PREFIX}{name}" if name and Path(name).is_dir() else ""
     raise UsageError(unknown("data set", name, [*CATALOG, *(f"{prefix}DIR" for prefix in prefixes)]) + hint)

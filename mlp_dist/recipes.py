@@ -12,7 +12,7 @@ from functools import wraps
 from typing import Any
 
 from mlp_dist.config import OPTIONS, TO_TENSOR, TrainConfig
-from mlp_dist.core.catalog import CATALOG
+from mlp_dist.core.catalog import ARRAYS_PREFIX, CATALOG, FOLDER_PREFIX, MEMORY
 from mlp_dist.core.errors import UsageError, unknown
 
 RECIPES: dict[str, Callable[[], TrainConfig]] = {}
@@ -202,6 +202,23 @@ def fashion_best() -> TrainConfig:
     return replace(mnist_best(), dataset="fashion_mnist")
 
 
+@_recipe
+def folder() -> TrainConfig:
+    """One hidden layer for one's own images, gray or color; the default for folders and arrays."""
+    return TrainConfig(
+        recipe="folder",
+        dataset="digits",
+        optimizer="adam",
+        lr=0.003,
+        schedule="one-cycle",
+        batch_size=64,
+        dropout=0.2,
+        augment_shift=2,
+        ema_decay=0.995,
+        epochs=60,
+    )
+
+
 PUBLISHED = {
     "mnist-tensor": 0.9272,
     "mnist-500": 0.9224,
@@ -220,14 +237,22 @@ def get_recipe(name: str) -> TrainConfig:
     return RECIPES[name]()
 
 
+def default_recipe(dataset: str) -> str:
+    """The recipe for a data set, if none is named: `mnist`, or `folder` for the user's own images."""
+    is_own = dataset == MEMORY or dataset.startswith((FOLDER_PREFIX, ARRAYS_PREFIX))
+    return "folder" if is_own else "mnist"
+
+
 def recipe_table() -> str:
     """One line per recipe: model, data, training, and the published accuracy."""
     rows = [("recipe", "model", "built of", "data", "training", "published")]
     for name in RECIPES:
         config = get_recipe(name)
         facts = CATALOG[config.dataset]
-        sizes = (facts.image.num_features, *config.hidden_sizes, len(facts.classes))
-        mean, std = config.normalize or (facts.image.mean[0], facts.image.std[0])
+        assert facts.image is not None, f"the recipe {name} needs a data set with a known format"
+        image = facts.image
+        sizes = (image.num_features, *config.hidden_sizes, len(facts.classes))
+        mean, std = config.normalize or (image.mean[0], image.std[0])
         rows.append(
             (
                 name,

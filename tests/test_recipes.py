@@ -46,7 +46,7 @@ def test_tutorials_are_as_published(name: str) -> None:
 
 
 def test_recipes_are_complete() -> None:
-    best = {"mnist-best", "mnist-deformed", "mnist-deformed-full", "fashion-best"}
+    best = {"folder", "mnist-best", "mnist-deformed", "mnist-deformed-full", "fashion-best"}
     assert set(RECIPES) == {"mnist", "mnist-quick", *TUTORIALS, *best}
     assert set(recipes.TUTORIALS) == set(TUTORIALS)
     for name, recipe in RECIPES.items():

@@ -9,7 +9,6 @@ are on MLflow's pages: mlflow ui
 """
 
 from collections.abc import Sequence
-from dataclasses import MISSING
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -29,7 +28,7 @@ _FIGURES = ("best_val_accuracy", "best_val_loss", "test_accuracy", "best_epoch")
 """Metrics shown beside the one that ranks."""
 
 _DEFAULTS = {
-    name: "" if option.default in (MISSING, None) else option.text(option.default)
+    name: "" if option.default is None else option.text(option.default)
     for name, option in OPTIONS.items()
     if option.changes_training and name != "dataset"
 }

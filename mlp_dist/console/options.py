@@ -5,7 +5,7 @@ import operator
 from argparse import SUPPRESS, BooleanOptionalAction
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
@@ -31,10 +31,10 @@ _LIMITS = {"at_least": operator.ge, "above": operator.gt, "at_most": operator.le
 class Option:
     """A field of a dataclass that is an option; its help is the docstring below it.
 
-    `type` is without None, `default` is MISSING for a required option. `names` are words for values, such as
-    none for None; `advice` ends messages about wrong values. The limits hold for each number of a tuple. A
-    sweep may vary a `swept` option, and --resume may change a `free_on_resume` one. `changes_training` is
-    False for locations, names, and how often progress is reported.
+    `type` is without None, `names` are words for values, such as none for None; `advice` ends messages about
+    wrong values. The limits hold for each number of a tuple. A sweep may vary a `swept` option, and --resume
+    may change a `free_on_resume` one. `changes_training` is False for locations, names, and how often
+    progress is reported.
     """
 
     name: str
@@ -140,7 +140,7 @@ def _has_type(value: Any, kind: Any) -> bool:
     return isinstance(value, kind)
 
 
-def option(default: Any = MISSING, **facts: Any) -> Any:
+def option(default: Any, **facts: Any) -> Any:
     """A field of a dataclass that is an option; `facts` are Option's."""
     return field(default=default, metadata=facts)
 

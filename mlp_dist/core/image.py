@@ -20,7 +20,7 @@ from mlp_dist.core.errors import ImageError, ImageTooLargeError, UnsupportedForm
 from mlp_dist.core.plain_png import read_plain
 from mlp_dist.core.spec import AUTO, EXACT, PREPROCESS, ImageSpec
 
-FORMATS = ("PNG", "JPEG", "GIF", "BMP", "WEBP", "TIFF")
+FORMATS = ("PNG", "JPEG", "GIF", "BMP", "WEBP", "TIFF", "PPM")
 
 MAX_PIXELS = 25_000_000
 """Limit on the pixels of an image, checked before it is decoded. They alone take up to 75 MB."""

@@ -27,8 +27,14 @@ def build_model(
 
     `initialization`, one of INITIALIZATIONS, draws matrices, and the vectors beside them, from `generator`.
     Other parameters, such as nn.LayerNorm's, start as the module's constructor sets them. Without a generator
-    all are undefined, for a state_dict to fill. Raises BundleError if memory is too small.
+    all are undefined, for a state_dict to fill, as those of an exported module always are. Raises BundleError
+    if memory is too small, or the program is damaged.
     """
+    if spec.program:
+        # torch.export's import takes half a second.
+        from mlp_dist.core.exported import load
+
+        return load(spec.program)
     try:
         if generator is None:
             return _allocate(spec)

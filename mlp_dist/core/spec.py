@@ -1,7 +1,7 @@
 """The description of a trained model as frozen, validated dataclasses with JSON conversion."""
 
 import math
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Self
 
@@ -30,16 +30,20 @@ class _Json:
     """`to_json` and `from_json`, which raises BundleError for unknown and missing keys."""
 
     def to_json(self) -> dict[str, Any]:
-        values: dict[str, Any] = asdict(self)  # type: ignore[call-overload]
+        values: dict[str, Any] = asdict(self, dict_factory=_without_empty_program)  # type: ignore[call-overload]
         return values
 
     @classmethod
     def from_json(cls, values: Any) -> Self:
-        known = {field.name for field in fields(cls)}  # type: ignore[arg-type]
+        known = {each.name for each in fields(cls)}  # type: ignore[arg-type]
         if not isinstance(values, dict) or set(values) != known:
             found = sorted(values) if isinstance(values, dict) else type(values).__name__
             raise BundleError(f"{cls.__name__} needs the keys {sorted(known)}, found {found}")
         return cls(**{name: _tuples(value) for name, value in values.items()})
+
+
+def _without_empty_program(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    return {name: value for name, value in pairs if (name, value) != ("program", "")}
 
 
 def weights_file(directory: Path) -> Path:
@@ -91,13 +95,17 @@ class ImageSpec(_Json):
 
 @dataclass(frozen=True)
 class ModelSpec(_Json):
-    """A multi-layer perceptron: `layer_sizes` from input to classes, and `kind`, a name in KINDS."""
+    """A multi-layer perceptron: `layer_sizes` from input to classes, and `kind`, a name in KINDS.
+
+    Or any module: `kind` is its class's name, and `program` its graph, as core/exported.py writes it.
+    """
 
     layer_sizes: tuple[int, ...]
     kind: str = "module"
+    program: str = field(default="", repr=False)
 
     def __post_init__(self) -> None:
-        if self.kind not in KINDS:
+        if self.kind not in KINDS and not self.program:
             raise BundleError(f"model kind {self.kind!r} is not known (there are: {', '.join(KINDS)})")
         if len(self.layer_sizes) < 2 or not _are_counts(self.layer_sizes):
             raise BundleError(
@@ -106,7 +114,12 @@ class ModelSpec(_Json):
             )
 
     def __str__(self) -> str:
-        return "-".join(map(str, self.layer_sizes))
+        sizes = "-".join(map(str, self.layer_sizes))
+        return f"{self.kind} {sizes}" if self.program else sizes
+
+    @classmethod
+    def from_json(cls, values: Any) -> Self:
+        return super().from_json({"program": "", **values} if isinstance(values, dict) else values)
 
 
 @dataclass(frozen=True)

@@ -72,7 +72,8 @@ class ImageSet:
 class Dataset:
     """A data set on the CPU. `name` is what `read_dataset` takes.
 
-    `preprocess`, one of core.spec's PREPROCESS, is how a model of it reads images by default.
+    `preprocess`, one of core.spec's PREPROCESS, is how a model of it reads images by default. `val` are its
+    own validation images; if it has none, they are held out from `train`.
     """
 
     name: str
@@ -82,11 +83,12 @@ class Dataset:
     train: ImageSet
     test: ImageSet
     preprocess: str = EXACT
+    val: ImageSet | None = None
 
     def digest(self) -> str:
         """sha256 over all images and labels, in hexadecimal; the same for a set in memory and on disk."""
         digest = hashlib.sha256()
-        for part in (self.train, self.test):
+        for part in filter(None, (self.train, self.test, self.val)):
             for piece in part.pieces():
                 digest.update(piece.images.numpy().data)
             digest.update(part.labels.numpy().data)

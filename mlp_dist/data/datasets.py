@@ -1,50 +1,27 @@
 """Files -> Dataset: torchvision's MNIST and its relatives, scikit-learn's digits, the user's own files."""
 
 import gzip
-import math
 import os
-import shutil
-import socket
 import struct
-import sys
-import tempfile
-import time
 import zlib
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import replace
-from http.client import HTTPException
 from importlib.util import find_spec
 from pathlib import Path
-from urllib.error import HTTPError
 
 import numpy as np
 import torch
 from PIL import Image
 
-from mlp_dist.console import progress
-from mlp_dist.core.catalog import ARRAYS_PREFIX, CATALOG, FOLDER_PREFIX, DatasetFacts
-from mlp_dist.core.errors import DataError, DownloadError
-from mlp_dist.core.io import replacing_file
+from mlp_dist.core.catalog import ARRAYS_PREFIX, CATALOG, FOLDER_PREFIX, MEMORY, DatasetFacts
+from mlp_dist.core.errors import DataError, DownloadError, UsageError
 from mlp_dist.core.spec import ImageSpec
-from mlp_dist.data.arrays import Dataset, ImageSet, read_arrays
+from mlp_dist.data.arrays import Dataset, ImageSet, mean_and_std, read_arrays
 from mlp_dist.data.batches import generator
+from mlp_dist.data.download import download
 from mlp_dist.data.folder import read_folder
-
-_FILES = [f"{part}-{kind}-ubyte" for part in ("train", "t10k") for kind in ("images-idx3", "labels-idx1")]
 
 NUM_TEST_DIGITS = 360
 """One image in five."""
-
-
-PAUSES = (0.5, 1.0, 2.0, 4.0)
-"""Seconds between one try and the next."""
-
-STALL_SECONDS = 5.0
-"""How long one request may bring nothing."""
-
-RETRY_SECONDS = 20.0
-"""How long a file is tried; a request that brings data may take longer."""
 
 
 def default_data_dir() -> Path:
@@ -55,24 +32,30 @@ def default_data_dir() -> Path:
 def prepare_dataset(name: str, data_dir: Path) -> None:
     """Download the files that `read_dataset` needs and that are missing. Raises DownloadError."""
     facts = CATALOG.get(name)
-    if facts is None or facts.source is None:
-        return
-    directory = _raw_directory(facts, data_dir)
-    missing = [
-        f"{file}.gz"
-        for file in _FILES
-        if not (directory / f"{file}.gz").exists() and not (directory / file).exists()
-    ]
-    if not missing:
+    if facts is None or facts.source is None or _directory(facts, data_dir) is not None:
         return
     try:
-        download(facts.source, missing, directory)
+        download(facts, data_dir)
     except DownloadError as error:
         raise DownloadError(
             f"Could not download {facts.title}: {error}\n"
-            f"To use files that you have, copy {', '.join(missing)} to {directory}, or pass --data-dir with "
-            f"the directory that contains {facts.source}/raw. --dataset digits needs no network."
+            f"To use files that you have, pass --data-dir with the directory of {', '.join(facts.files)}. "
+            "--dataset digits needs no network."
         ) from error
+
+
+def _directory(facts: DatasetFacts, data_dir: Path) -> Path | None:
+    """Where the files are: in torchvision's layout below `data_dir`, or in `data_dir` itself."""
+    for directory in (data_dir / str(facts.source) / "raw", data_dir / "raw", data_dir):
+        if all(_existing(directory / file).exists() for file in facts.files):
+            return directory
+    return None
+
+
+def _existing(path: Path) -> Path:
+    """The compressed file if it exists, else the other one."""
+    packed = path.with_name(f"{path.name}.gz")
+    return packed if packed.exists() else path
 
 
 def read_dataset(
@@ -89,51 +72,86 @@ def read_dataset(
         return read_folder(directory, image_size=image_size, skip_bad_images=skip_bad_images)
     if name.startswith(ARRAYS_PREFIX):
         return read_arrays(Path(name.removeprefix(ARRAYS_PREFIX)), image_size=image_size)
+    if name == MEMORY:
+        raise UsageError("this run's data was in memory; pass it to mlp_dist.train(..., data=...)")
     facts = CATALOG[name]
-    train, test = _read_digits() if facts.source is None else _read_idx(facts, data_dir)
-    spec = replace(facts.image, height=image_size, width=image_size)
-    train, test = _resized(train, spec), _resized(test, spec)
+    train, test = _read_digits() if facts.source is None else _read_downloaded(facts, data_dir)
+    train, test = _resized(train, image_size), _resized(test, image_size)
+    if facts.image is None:
+        mean, std = mean_and_std(train)
+        spec = ImageSpec(image_size, image_size, 1, mean, std)
+    else:
+        spec = replace(facts.image, height=image_size, width=image_size)
     return Dataset(name, facts.title, spec, facts.classes, train, test, facts.preprocess)
 
 
-def _resized(part: ImageSet, spec: ImageSpec) -> ImageSet:
+def _resized(part: ImageSet, size: int) -> ImageSet:
     """Gray images (N, 1, H, W) resized as `decode_image` resizes the image files."""
-    size = (spec.width, spec.height)
-    if part.images.shape[2:] == (spec.height, spec.width):
+    if part.images.shape[2:] == (size, size):
         return part
-    images = np.empty((len(part), 1, spec.height, spec.width), dtype=np.uint8)
+    images = np.empty((len(part), 1, size, size), dtype=np.uint8)
     for index, image in enumerate(part.images[:, 0].numpy()):
-        images[index, 0] = np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BILINEAR))
+        images[index, 0] = np.asarray(Image.fromarray(image).resize((size, size), Image.Resampling.BILINEAR))
     return ImageSet(torch.from_numpy(images), part.labels)
 
 
 # MNIST and its relatives
 
 
-def _raw_directory(facts: DatasetFacts, data_dir: Path) -> Path:
-    return data_dir / str(facts.source) / "raw"
-
-
-def _read_idx(facts: DatasetFacts, data_dir: Path) -> tuple[ImageSet, ImageSet]:
-    directory = _raw_directory(facts, data_dir)
-    train_images, train_labels, test_images, test_labels = (
-        _read_idx_file(directory / f"{file}.gz", (28, 28) if "images" in file else ()) for file in _FILES
-    )
-    for images, labels in ((train_images, train_labels), (test_images, test_labels)):
-        if len(images) != len(labels) or labels.max(initial=0) >= len(facts.classes):
+def _read_downloaded(facts: DatasetFacts, data_dir: Path) -> tuple[ImageSet, ImageSet]:
+    directory = _directory(facts, data_dir)
+    if directory is None:
+        raise DataError(f"{data_dir} does not hold {facts.title}'s files {', '.join(facts.files)}")
+    is_mnist = facts.files[0].startswith("train-")
+    sets = []
+    for part in (0, 1):
+        images, labels = (
+            _read_idx(facts, directory, part) if is_mnist else _read_others(facts, directory, part)
+        )
+        if (
+            len(images) != len(labels)
+            or labels.min(initial=0) < 0
+            or labels.max(initial=0) >= len(facts.classes)
+        ):
             raise DataError(
                 f"images and labels in {directory} do not match; delete them to download them again"
             )
-    return _image_set(train_images, train_labels), _image_set(test_images, test_labels)
+        sets.append(_image_set(images, labels))
+    return sets[0], sets[1]
+
+
+def _read_others(facts: DatasetFacts, directory: Path, part: int) -> tuple[np.ndarray, np.ndarray]:
+    """Images and labels as torchvision reads them, upright and counted from 0."""
+    # Importing torchvision takes 1 to 2 seconds.
+    from torchvision import datasets
+
+    source = str(facts.source)
+    # The files may be in another directory than torchvision's.
+    reader = type(source, (getattr(datasets, source),), {"raw_folder": str(directory)})
+    try:
+        found = reader(directory, train=part == 0, **facts.options)
+    # Damaged files raise errors of struct, bz2 and numpy, and AssertionErrors.
+    except Exception as error:
+        raise DataError(f"{facts.title}'s files in {directory} are damaged: {error}; delete them") from error
+    images, labels = np.asarray(found.data), np.asarray(found.targets)
+    if source == "EMNIST":
+        images = images.transpose(0, 2, 1)
+    # QMNIST's labels also name the writer; the classes of EMNIST Letters begin at 1.
+    labels = labels[:, 0] if labels.ndim > 1 else labels
+    return images, labels - ("N/A" in getattr(found, "classes", ()))
+
+
+def _read_idx(facts: DatasetFacts, directory: Path, part: int) -> tuple[np.ndarray, np.ndarray]:
+    images, labels = (_existing(directory / file) for file in facts.files[2 * part : 2 * part + 2])
+    return _read_idx_file(images, (28, 28)), _read_idx_file(labels, ())
 
 
 def _read_idx_file(path: Path, size: tuple[int, ...]) -> np.ndarray:
-    """uint8 (N, *size) of an IDX file, compressed (`path`) or not (without .gz).
+    """uint8 (N, *size) of an IDX file, compressed or not.
 
     torchvision reads extracted files alone, would have to extract them into the data directory, which may be
     read-only, and takes 1 to 2 seconds to import.
     """
-    path = path if path.exists() else path.with_suffix("")
     try:
         data = path.read_bytes()
         data = gzip.decompress(data) if path.suffix == ".gz" else data
@@ -150,70 +168,6 @@ def _read_idx_file(path: Path, size: tuple[int, ...]) -> np.ndarray:
 
 def _image_set(images: np.ndarray, labels: np.ndarray) -> ImageSet:
     return ImageSet(torch.from_numpy(images.copy()).unsqueeze(1), torch.from_numpy(labels.astype(np.int64)))
-
-
-# Downloads by torchvision, with retries and in a bounded time
-
-
-def download(source: str, names: Sequence[str], directory: Path) -> None:
-    """Download the files `names` of `source`, a class in torchvision.datasets, into `directory`.
-
-    torchvision has the mirrors and checksums. A file appears in `directory` once it is complete and its
-    checksum is right.
-
-    Raises DownloadError with the reason in one line.
-    """
-    # Importing torchvision takes 1 to 2 seconds.
-    from torchvision import datasets
-
-    dataset = getattr(datasets, source)
-    checksums = dict(dataset.resources)
-    for name in names:
-        with tempfile.TemporaryDirectory(prefix="mlp_dist-") as temporary:
-            arrived = _download(name, checksums[name], dataset.mirrors, Path(temporary))
-            try:
-                with replacing_file(directory / name) as path:
-                    shutil.copyfile(arrived, path)
-            except OSError as error:
-                raise DownloadError(
-                    f"cannot write {directory / name} ({error.strerror or error}); "
-                    "make the directory writable or choose another one with --data-dir"
-                ) from error
-
-
-def _download(name: str, md5: str, mirrors: Sequence[str], directory: Path) -> Path:
-    """Try all mirrors in turn, five times, within RETRY_SECONDS."""
-    from torchvision.datasets.utils import download_url
-
-    end, reason = time.monotonic() + RETRY_SECONDS, ""
-    for number, pause in enumerate((*PAUSES, math.inf), start=1):
-        for mirror in mirrors:
-            with _time_limit(min(STALL_SECONDS, max(0.1, end - time.monotonic()))):
-                try:
-                    download_url(f"{mirror}{name}", directory, name, md5)
-                    return directory / name
-                # The errors of torchvision, urllib and http.client.
-                except (OSError, RuntimeError, HTTPException) as error:
-                    reason = " ".join(str(error).split()).removeprefix("<urlopen error ").removesuffix(">")
-                    if isinstance(error, HTTPError):
-                        error.close()
-        if time.monotonic() + pause > end:
-            break
-        trying = f"try {number + 1} of {len(PAUSES) + 1} in {pause:g} s"
-        progress.tell(f"cannot download {name} ({reason}); {trying}", sys.stderr)
-        time.sleep(pause)
-    raise DownloadError(f"{name}: {reason}, tried {number} times")
-
-
-@contextmanager
-def _time_limit(seconds: float) -> Iterator[None]:
-    """How long new connections wait for each piece of data; torchvision has no parameter for it."""
-    before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(seconds)
-    try:
-        yield
-    finally:
-        socket.setdefaulttimeout(before)
 
 
 # scikit-learn's digits

@@ -1,4 +1,4 @@
-"""A folder of image files -> Dataset: one folder per class, or DIR/train and DIR/test."""
+"""A folder of image files -> Dataset: one folder per class, or DIR/train, DIR/val and DIR/test of them."""
 
 import hashlib
 import io
@@ -7,6 +7,7 @@ import os
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -56,7 +57,7 @@ def read_folder(directory: Path, *, image_size: int = 28, skip_bad_images: bool 
         listing = list_folder(directory)
     except OSError as error:
         raise DataError(f"cannot read {error.filename}: {error.strerror or error}") from error
-    files = [*listing.train, *(listing.test or [])]
+    files = [file for part in listing.parts.values() for file in part]
     images, errors = _read_files(directory, listing, image_size)
     if is_main():
         for note in listing.notes:
@@ -65,17 +66,21 @@ def read_folder(directory: Path, *, image_size: int = 28, skip_bad_images: bool 
     _report_bad(bad, len(files), skip_bad_images)
     rows = torch.tensor([row for row in range(len(files)) if row not in errors], dtype=torch.int64)
     readable = ImageSet(torch.from_numpy(images), torch.tensor([file.label for file in files]))[rows]
-    num_train = int((rows < len(listing.train)).sum())
-    train, test = readable[:num_train], readable[num_train:]
-    check_classes(directory, listing.classes, set(train.labels.tolist()))
-    if listing.test is None:
-        train, test = _split(directory, train)
-    if len(test) == 0:
-        raise DataError(f"{directory / 'test'} has no readable images; it needs one or more")
-    train, test = _shuffled(train), _shuffled(test)
-    mean, std = mean_and_std(train)
+    ends = np.cumsum([len(part) for part in listing.parts.values()])
+    bounds = [0, *torch.searchsorted(rows, torch.from_numpy(ends)).tolist()]
+    read = {
+        part: readable[slice(*bound)] for part, bound in zip(listing.parts, pairwise(bounds), strict=True)
+    }
+    check_classes(directory, listing.classes, set(read["train"].labels.tolist()))
+    if empty := [part for part in read if not len(read[part])]:
+        raise DataError(f"the {empty[0]} part of {directory} has no readable images; it needs one or more")
+    if "test" not in read:
+        read["train"], read["test"] = hold_out(read["train"], str(directory))
+    read = {name: _shuffled(part) for name, part in read.items()}
+    mean, std = mean_and_std(read["train"])
     spec = ImageSpec(image_size, image_size, len(mean), mean, std)
-    return Dataset(f"{FOLDER_PREFIX}{directory}", directory.name, spec, listing.classes, train, test)
+    name, parts = f"{FOLDER_PREFIX}{directory}", (read["train"], read["test"])
+    return Dataset(name, directory.name, spec, listing.classes, *parts, val=read.get("val"))
 
 
 def _report_bad(lines: list[str], num_files: int, skip: bool) -> None:
@@ -96,7 +101,7 @@ def _read_files(directory: Path, listing: Listing, image_size: int) -> tuple[np.
     and times of the folder's files stay the same. A damaged cache file is replaced.
     """
     facts = hashlib.sha256(f"{DECODING_VERSION} {PIL.__version__} {image_size}\n".encode())
-    for file in (*listing.train, *(listing.test or [])):
+    for file in (file for part in listing.parts.values() for file in part):
         # Unlike mtime, ctime cannot be set back.
         status = file.status and (file.status.st_size, file.status.st_mtime_ns, file.status.st_ctime_ns)
         facts.update(f"{json.dumps(file.path)} {status}\n".encode())
@@ -124,11 +129,12 @@ _Decoded = list[torch.Tensor | Exception]
 
 def _decode(directory: Path, listing: Listing, image_size: int) -> tuple[np.ndarray, dict[int, str], bool]:
     """The result of `_read_files`, and whether it would be the same at the next start."""
-    test_files = listing.test or []
-    with progress.bar(directory.name, len(listing.train) + len(test_files), " images") as bar:
-        decoded = _decode_files(directory, listing.train, image_size, None, bar)
+    train, *others = listing.parts.values()
+    other_files = [file for part in others for file in part]
+    with progress.bar(directory.name, len(train) + len(other_files), " images") as bar:
+        decoded = _decode_files(directory, train, image_size, None, bar)
         channels = max((len(image) for image in decoded if isinstance(image, torch.Tensor)), default=1)
-        decoded += _decode_files(directory, test_files, image_size, channels, bar)
+        decoded += _decode_files(directory, other_files, image_size, channels, bar)
     images = np.zeros((len(decoded), channels, image_size, image_size), np.uint8)
     errors = {}
     for index, image in enumerate(decoded):
@@ -186,13 +192,13 @@ def _is_gray(data: bytes) -> bool:
 # Splitting
 
 
-def _split(directory: Path, images: ImageSet) -> tuple[ImageSet, ImageSet]:
+def hold_out(images: ImageSet, place: str) -> tuple[ImageSet, ImageSet]:
     """(the rest, one in TEST_SHARE of each class): always the same ones, and never a class's only image."""
     counts = torch.bincount(images.labels)
     if counts.max() < 2:
         raise DataError(
-            f"{directory} holds fewer than two images in every class, so none can be held out for the test; "
-            "add images, or provide DIR/train and DIR/test"
+            f"{place} holds fewer than two images in every class, so none can be held out for the test; "
+            "add images, or a test part"
         )
     num_test = [round(count / TEST_SHARE) for count in counts.tolist()]
     if not any(num_test):

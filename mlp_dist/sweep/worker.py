@@ -22,6 +22,7 @@ from optuna.trial import TrialState
 from mlp_dist.console import command
 from mlp_dist.console.process import end_with, num_cores, use_cpu
 from mlp_dist.core.errors import TrainingError
+from mlp_dist.recipes import training_command
 from mlp_dist.sweep.plan import Plan, load_plan, open_study, take_trial
 
 if TYPE_CHECKING:
@@ -104,7 +105,9 @@ def train(study: Study, trial: Trial, plan: Plan) -> None:
 
     print(f"trial {trial.number}: {' '.join(plan.command(trial.params)[3:])}", flush=True)
     config = plan.config(trial.number, trial.params)
-    training = start_training(config, resume="auto", parent=plan.directory)
+    training = start_training(
+        config, resume="auto", parent=plan.directory, command=training_command(config, "experiment")
+    )
     # The process may have been killed between a checkpoint and its report.
     for record in training.state.history[len(study.trials[trial.number].intermediate_values) :]:
         trial.report(record["val_accuracy"], record["epoch"])

@@ -50,7 +50,8 @@ class Checkpoint:
     train_seconds, evaluate_seconds, images_seen and steps_taken since the start, timestamp_ms since 1970 and
     the logged losses of its `steps`. `run_key` is the RunRecord's. `kept` is the index in `history` of the
     epoch whose weights are `best`. `data_digest` is Dataset.digest(). `average`, `scaler` (of fp16) and
-    `epoch_steps` are state_dicts, or None. `workers` describes the hardware.
+    `epoch_steps` are state_dicts, or None. `workers` describes the hardware, `module` a
+    model of the caller's own.
     """
 
     config: TrainConfig
@@ -65,6 +66,7 @@ class Checkpoint:
     scaler: dict[str, Any] | None = None
     epoch_steps: dict[str, Any] | None = None
     workers: str = ""
+    module: str = ""
 
     @property
     def num_epochs(self) -> int:
@@ -234,9 +236,11 @@ def _check_finished(directory: Path) -> None:
         )
 
 
-def find_checkpoint(config: TrainConfig, *, resume: str) -> tuple[Path | None, Checkpoint | None]:
+def find_checkpoint(
+    config: TrainConfig, *, resume: str, training: int = 0
+) -> tuple[Path | None, Checkpoint | None]:
     """The directory to resume and its checkpoint; (None, None) for a new run."""
-    directory = remembered_output_dir()
+    directory = remembered_output_dir(training)
     if directory is None:
         if resume == "no":
             return None, None

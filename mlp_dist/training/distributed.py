@@ -1,14 +1,14 @@
 """The processes of a training: how they connect, agree, and notice that one has died. Imports torch late."""
 
 import functools
+import itertools
 import os
 import select
 import socket
-import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, wait
+from concurrent.futures import wait
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -20,6 +20,9 @@ T = TypeVar("T")
 
 _ANNOUNCED_AFTER, _GRACE, _POLL = 5.0, 1.0, 0.01
 """Seconds until a process says that it waits, until one whose connections closed has ended, between looks."""
+
+
+_trainings = itertools.count()
 
 
 def _has_lasting_store() -> bool:
@@ -38,19 +41,23 @@ def _store(part: str) -> Any:
     return TCPStore(host, int(port), None, is_kept_here, wait_for_workers=False)
 
 
-def remember_output_dir(directory: Path) -> None:
-    """Keep the directory for later attempts, if the launcher can restart the training (--max_restarts)."""
+def remember_output_dir(directory: Path, training: int = 0) -> None:
+    """Keep the directory for later attempts, if the launcher can restart the training (--max_restarts).
+
+    `training` counts those of a process, which a restart repeats in the same order.
+    """
     # A launcher that has died will not restart.
     with suppress(RuntimeError):
         if _has_lasting_store():
-            _store("remembered").set("output_dir", os.fsencode(directory))
+            _store("remembered").set(f"output_dir/{training}", os.fsencode(directory))
 
 
-def remembered_output_dir() -> Path | None:
+def remembered_output_dir(training: int = 0) -> Path | None:
     """The directory that this attempt or an earlier one remembered, or None."""
-    if not _has_lasting_store() or not _store("remembered").check(["output_dir"]):
+    key = f"output_dir/{training}"
+    if not _has_lasting_store() or not _store("remembered").check([key]):
         return None
-    return Path(os.fsdecode(_store("remembered").get("output_dir")))
+    return Path(os.fsdecode(_store("remembered").get(key)))
 
 
 def connect(use_cpu: bool) -> "Peers":
@@ -111,16 +118,7 @@ def _wait(work: Callable[[], T], size: int, missing: Sequence[int]) -> T:
 
     A thread does it, since no handler of a signal runs while the main thread waits in C++.
     """
-    outcome: Future[T] = Future()
-
-    def run() -> None:
-        try:
-            outcome.set_result(work())
-        except BaseException as error:
-            outcome.set_exception(error)
-
-    # A daemon, which never keeps this process from ending.
-    threading.Thread(target=run, daemon=True).start()
+    outcome = process.in_thread(work)
     if wait([outcome], _ANNOUNCED_AFTER).not_done:
         ranks = f" (rank {', '.join(map(str, missing))})" if missing else ""
         number = len(missing) or f"up to {size - 1}"
@@ -139,6 +137,7 @@ class Peers:
         from torch import distributed
 
         self.rank, self.size, self.local_size, self.is_local_main = 0, 1, 1, True
+        self.training = next(_trainings)
         self._is_starting, self._others = False, dict[int, str]()
         if not distributed.is_initialized() or distributed.get_world_size() == 1:
             return

@@ -6,7 +6,7 @@ import platform
 import shlex
 import socket
 import subprocess
-import sys
+from collections.abc import Sequence
 from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
@@ -16,15 +16,17 @@ import torch
 
 import mlp_dist
 from mlp_dist.config import EXPERIMENTS, OPTIONS, TrainConfig
-from mlp_dist.console.process import launch_command
 from mlp_dist.core.errors import UsageError
 from mlp_dist.data.batches import usual_val_size
-from mlp_dist.recipes import changes, training_command
+from mlp_dist.recipes import changes
 from mlp_dist.tracking.run_dir import RunRecord
 from mlp_dist.training.state import RunContext, TrainState
 
 _VERSIONS = ("torch", "accelerate")
-_SHOWN_PARAMS = ("optimizer", "lr", "schedule", "batch_size", "seed", "dropout", "weight_decay")
+_SHOWN_PARAMS = (
+    *("recipe", "dataset", "hidden_sizes"),
+    *("optimizer", "lr", "schedule", "batch_size", "seed", "dropout", "weight_decay"),
+)
 _GIT_SECONDS = 5.0
 
 
@@ -33,16 +35,17 @@ def describe(state: TrainState, context: RunContext) -> RunRecord:
     config, data, environ = state.config, context.data, os.environ
     given = environ.get("MLFLOW_EXPERIMENT_NAME") or ""
     is_named = config.experiment is not None
+    own = f"model={context.spec.kind} " if state.module else ""
     return RunRecord(
         experiment=config.experiment or given or default_experiment(data.name),
         experiment_id="" if is_named or given else environ.get("MLFLOW_EXPERIMENT_ID") or "",
         run_id="" if context.parent is not None else environ.get("MLFLOW_RUN_ID") or "",
-        name=config.run_name or run_name(config, len(data.train)),
+        name=config.run_name or f"{own}{run_name(config, len(data.train))}",
         key=state.run_key,
         description=description(state, context),
         parent=None if context.parent is None else str(context.parent.absolute()),
         tags=tags(config, context),
-        params=params(state),
+        params=params(state, context),
         # The sizes before the split: MLflow keeps the first run's, and runs split differently.
         dataset={
             "name": data.name,
@@ -53,7 +56,7 @@ def describe(state: TrainState, context: RunContext) -> RunRecord:
     )
 
 
-def params(state: TrainState) -> dict[str, Any]:
+def params(state: TrainState, context: RunContext) -> dict[str, Any]:
     """What a resumed training cannot change: MLflow keeps the first value of a param.
 
     Of the options that few trainings set, those at their default are left out.
@@ -64,6 +67,9 @@ def params(state: TrainState) -> dict[str, Any]:
         is_shown = name in _SHOWN_PARAMS or value != option.default
         if is_shown and option.changes_training and not option.free_on_resume:
             shown[name] = option.text(value)
+    if state.module:
+        shown = {name: shown[name] for name in shown if name not in ("hidden_sizes", "initialization")}
+        shown["model"] = context.spec.kind
     return shown
 
 
@@ -96,21 +102,14 @@ def description(state: TrainState, context: RunContext) -> str:
         f"A perceptron {context.spec} ({state.num_parameters:,} parameters) on {data.title}: {images}"
         f"{len(context.test_set):,} test images, {len(data.classes)} classes. {config.optimizer} at "
         f"{config.lr:g}, batches of {config.batch_size}, {config.epochs} epochs, {context.workers}.\n\n"
-        f"    {shlex.join(command(config, context))}\n\nFiles: `{context.output_dir}`"
+        f"    {shlex.join(context.command)}\n\nFiles: `{context.output_dir}`"
     )
-
-
-def command(config: TrainConfig, context: RunContext) -> list[str]:
-    """The command line that started this training, or that repeats it, if it is one of a sweep."""
-    if context.parent is not None:
-        return training_command(config, "experiment")
-    return [*launch_command().split(), *sys.argv[1:]]
 
 
 def tags(config: TrainConfig, context: RunContext) -> dict[str, str]:
     """The run's command, machine, versions and git state."""
     return {
-        **started_by(command(config, context)),
+        **started_by(context.command),
         **_environment_tags(),
         "epochs": str(config.epochs),
         "device": _device(context.device),
@@ -127,7 +126,7 @@ def _environment_tags() -> dict[str, str]:
         raise UsageError(f"MLFLOW_TAGS is {text!r}; it must be a JSON object of tags") from error
 
 
-def started_by(words: list[str]) -> dict[str, str]:
+def started_by(words: Sequence[str]) -> dict[str, str]:
     """Tags of a run started by the command line `words`; MLflow's page shows those named mlflow.*."""
     commit, dirty = git_state(Path(mlp_dist.__file__).parent)
     found = {

@@ -40,6 +40,18 @@ MAX_SHOWN = 20
 """Images, or units of the first layer, in a picture."""
 
 
+def _at_chance(record: Record, labels: torch.Tensor) -> str:
+    """What to try if the last epoch's test accuracy is no better than the most frequent class's share."""
+    share, accuracy = torch.bincount(labels).max().item() / len(labels), record["test_accuracy"]
+    # Two standard deviations of such an accuracy.
+    if accuracy > share + 2 * math.sqrt(share * (1 - share) / len(labels)):
+        return ""
+    return (
+        f"a test accuracy of {accuracy:.2%} is no better than always answering the most frequent class: try "
+        "another --lr and more --epochs, and see whether the images in figures/samples.png have their labels"
+    )
+
+
 class Report(ExitStack):
     """As a context manager, it ends the run, as failed or killed after an exception, and its lock.
 
@@ -100,6 +112,8 @@ class Report(ExitStack):
         if num_epochs < config.epochs:
             epochs = f"{config.patience} epoch{'s' * (config.patience > 1)}"
             print(f"stopped early: no better validation accuracy in {epochs}", flush=True)
+        if chance := _at_chance(self.state.history[-1], self.context.test_set.labels):
+            print(chance, flush=True)
         signals.at_once()
         with progress.stages("testing and storing"):
             return write_outputs(self.state, self.context, self.record)

@@ -6,7 +6,7 @@ data set, so machines need no shared disk.
 
 import os
 import shutil
-from collections.abc import Set
+from collections.abc import Sequence, Set
 from dataclasses import replace
 from pathlib import Path
 from typing import cast
@@ -14,6 +14,7 @@ from typing import cast
 import torch
 from accelerate import Accelerator
 from accelerate.utils import GradientAccumulationPlugin
+from torch import nn
 
 from mlp_dist.config import TrainConfig
 from mlp_dist.console import process
@@ -27,6 +28,9 @@ from mlp_dist.training.checkpoint import Checkpoint, find_checkpoint, new_output
 from mlp_dist.training.distributed import Peers
 from mlp_dist.training.trainer import Trainer
 
+MOST_NAMED = 50
+"""Classes that the announcement names."""
+
 
 def start_training(
     config: TrainConfig,
@@ -34,13 +38,18 @@ def start_training(
     resume: str = "no",
     given: Set[str] = frozenset(),
     parent: Path | None = None,
+    command: Sequence[str] = (),
+    data: Dataset | None = None,
+    module: nn.Module | None = None,
 ) -> Trainer:
     """A Trainer for `config`, on the processes that the launcher started.
+
+    `data` and `module` take the place of the data set and the model that `config` names.
 
     With `resume`, "yes" or "auto", it continues the run in `config.output_dir`, or in the newest directory
     under `outputs`. Of `config`, only the fields in `given` are used then; only those that are free on resume
     may differ. After a restart by the launcher, it continues the previous attempt's run. `parent` is the
-    directory of the run in which this run is nested.
+    directory of the run in which this run is nested, `command` are the words that start or repeat it.
 
     Raises UsageError, CheckpointError or DataError on all processes; ProcessLostError if one has died.
     """
@@ -48,10 +57,12 @@ def start_training(
     _check_machine(config, use_cpu)
     peers = distributed.connect(use_cpu)
     with peers.watched():
-        output_dir, checkpoint = peers.on_main(lambda: find_checkpoint(config, resume=resume))
+        output_dir, checkpoint = peers.on_main(
+            lambda: find_checkpoint(config, resume=resume, training=peers.training)
+        )
         if checkpoint is not None:
             config = resumed_config(checkpoint, config, given)
-        config, data = _load_data(peers, config)
+        config, data = _load_data(peers, config, data)
         if checkpoint is not None and checkpoint.data_digest not in ("", data.digest()):
             raise CheckpointError(
                 f"{data.title} has changed since the run was started: resuming would mix two data sets; "
@@ -75,6 +86,8 @@ def start_training(
             checkpoint=checkpoint,
             workers=_hardware(accelerator),
             parent=parent,
+            command=command,
+            module=module,
         )
     if peers.rank == 0:
         _announce(trainer, checkpoint)
@@ -92,7 +105,11 @@ def _check_machine(config: TrainConfig, use_cpu: bool) -> None:
         )
 
 
-def _load_data(peers: Peers, config: TrainConfig) -> tuple[TrainConfig, Dataset]:
+def _load_data(peers: Peers, config: TrainConfig, given: Dataset | None) -> tuple[TrainConfig, Dataset]:
+    if given is not None:
+        if len(set(peers.gather(given.digest()))) > 1:
+            raise DataError("the processes were given different data: make or split it from a fixed seed")
+        return complete_config(config, given)
     config = replace(config, data_dir=(config.data_dir or default_data_dir()).absolute())
     data = _read_in_turn(peers, config)
     if isinstance(data, DownloadError) and config.fallback_dataset is not None:
@@ -116,8 +133,13 @@ def complete_config(config: TrainConfig, data: Dataset) -> tuple[TrainConfig, Da
         channels = data.image.channels
         data = replace(data, image=replace(data.image, mean=(mean,) * channels, std=(std,) * channels))
     num_images = len(data.train)
-    val_size = usual_val_size(num_images) if config.val_size is None else config.val_size
-    if val_size >= num_images:
+    if data.val is not None:
+        if config.val_size not in (None, len(data.val)):
+            raise UsageError(f"val-size {config.val_size}: {data.title} has {len(data.val)} of its own")
+        val_size = len(data.val)
+    else:
+        val_size = usual_val_size(num_images) if config.val_size is None else config.val_size
+    if data.val is None and val_size >= num_images:
         raise UsageError(
             f"val-size {val_size} leaves nothing to train on: {data.title} has {num_images} training images"
         )
@@ -157,12 +179,21 @@ def _hardware(accelerator: Accelerator) -> str:
     return f"{number} {kind} {processes}{each}"
 
 
+def _classes(data: Dataset) -> str:
+    """The classes, and how many images for training and validation each has."""
+    counts = torch.bincount(data.train.labels, minlength=len(data.classes)).tolist()
+    named = [f"{name} {count:,}" for name, count in zip(data.classes, counts, strict=True)]
+    more = f" and {len(named) - MOST_NAMED} more" if len(named) > MOST_NAMED else ""
+    return f"{len(named)} classes: {', '.join(named[:MOST_NAMED])}{more}"
+
+
 def _announce(trainer: Trainer, checkpoint: Checkpoint | None) -> None:
     config, context = trainer.state.config, trainer.context
     no_gpu = " (there is no GPU)" if context.world_size > 1 and not torch.cuda.is_available() else ""
     lines = [
         f"{context.data.title}: {len(context.train_set):,} training, {len(context.val_set):,} validation and "
         f"{len(context.test_set):,} test images",
+        _classes(context.data),
         f"{config.recipe}: {context.spec}, {trainer.state.num_parameters:,} parameters, "
         f"{config.optimizer} at {config.lr:g}, global batch {config.batch_size}, seed {config.seed}, "
         f"gradients in {config.gradient_dtype}, matmul precision {context.matmul_precision}",

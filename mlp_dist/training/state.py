@@ -1,5 +1,6 @@
 """What changes while a model trains, and what does not."""
 
+import copy
 import math
 import time
 import uuid
@@ -15,6 +16,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from mlp_dist.config import TrainConfig
 from mlp_dist.core.bundle import count_parameters
+from mlp_dist.core.errors import UsageError
 from mlp_dist.core.model import build_model
 from mlp_dist.core.spec import ModelSpec
 from mlp_dist.data.arrays import Dataset, ImageSet
@@ -32,7 +34,8 @@ Sum = Callable[[torch.Tensor], torch.Tensor]
 class RunContext:
     """The data on this process's device, and the run's place. `data` is the whole data set, on the CPU.
 
-    `workers` describes the hardware. `parent` is the directory of the run in which this run is nested.
+    `workers` describes the hardware. `parent` is the directory of the run in which this run is nested,
+    `command` the words that start or repeat it.
     """
 
     data: Dataset
@@ -47,6 +50,7 @@ class RunContext:
     matmul_precision: str
     workers: str
     parent: Path | None
+    command: Sequence[str]
 
 
 class EpochSteps:
@@ -108,7 +112,7 @@ class TrainState:
     """A training between two steps: all that a resumed training needs.
 
     `history` and `kept` are those of a Checkpoint; `best` are the weights of the epoch that is kept. `saved`
-    is the progress of the last checkpoint.
+    is the progress of the last checkpoint. `module` describes a model of the caller's own.
     """
 
     config: TrainConfig
@@ -119,6 +123,7 @@ class TrainState:
     scaler: torch.amp.GradScaler | None = None
     run_key: str = field(default_factory=lambda: uuid.uuid4().hex)
     data_digest: str = ""
+    module: str = ""
     history: list[Record] = field(default_factory=list)
     kept: int = 0
     best: StateDict = field(default_factory=StateDict)
@@ -160,12 +165,12 @@ class TrainState:
         return all(bool(parameter.isfinite().all()) for parameter in self.model.parameters())
 
     def end_epoch(self, record: Record) -> None:
-        """Add the epoch to the history; keep its weights if it validates best, or without validation."""
+        """Add the epoch to the history; keep its weights if it validates best, or if `keeps_last`."""
         record["timestamp_ms"] = int(time.time() * 1000)
         self.history.append(record)
         self.epoch = self.epoch.at(len(self.history))
         accuracy, best = record["val_accuracy"], self.history[self.kept]["val_accuracy"]
-        if not self.best or accuracy is None or accuracy > best:
+        if not self.best or accuracy is None or self.config.keeps_last or accuracy > best:
             self.kept = len(self.history) - 1
             self.best = cpu_copy(self.weights)
 
@@ -180,6 +185,7 @@ class TrainState:
             kept=self.kept,
             history=self.history,
             data_digest=self.data_digest,
+            module=self.module,
             average=None if self.average is None else cpu_copy(self.average.state_dict()),
             scaler=None if self.scaler is None else self.scaler.state_dict(),
             epoch_steps=self.epoch.state_dict(total) if self.epoch.done else None,
@@ -187,6 +193,14 @@ class TrainState:
         )
 
     def restore(self, checkpoint: Checkpoint, *, is_main: bool) -> None:
+        """Raises UsageError if the checkpoint is another module's."""
+        if checkpoint.module != self.module:
+            found, other = (
+                each or "a model of the configuration" for each in (checkpoint.module, self.module)
+            )
+            raise UsageError(
+                f"the run trains {found}\nand not {other}; to resume it, pass mlp_dist.train the same module"
+            )
         self.model.load_state_dict(checkpoint.model)
         self.optimizer.load_state_dict(checkpoint.optimizer)
         if self.average is not None and checkpoint.average is not None:
@@ -207,16 +221,29 @@ def run_context(
     accelerator: Accelerator,
     output_dir: Path,
     workers: str,
-    parent: Path | None,
+    parent: Path | None = None,
+    command: Sequence[str] = (),
+    module: nn.Module | None = None,
 ) -> RunContext:
-    device = accelerator.device
-    train, val = split_validation(data.train, config.val_size or 0)
+    """Raises UsageError for a `module` of the caller's own that cannot be kept."""
+    device, num_features, num_classes = accelerator.device, data.image.num_features, len(data.classes)
+    if data.val is None:
+        train, val = split_validation(data.train, config.val_size or 0)
+    else:
+        train, val = data.train, data.val
+    spec = ModelSpec((num_features, *config.hidden_sizes, num_classes), config.model)
+    if module is not None:
+        # torch.export's import takes half a second.
+        from mlp_dist.core.exported import export
+
+        program = export(module, num_features, num_classes)
+        spec = ModelSpec((num_features, num_classes), type(module).__name__, program)
     return RunContext(
         data=data,
         train_set=train.to(device),
         val_set=val.to(device),
         test_set=data.test.to(device),
-        spec=ModelSpec((data.image.num_features, *config.hidden_sizes, len(data.classes)), config.model),
+        spec=spec,
         output_dir=output_dir,
         device=device,
         rank=accelerator.process_index,
@@ -224,12 +251,19 @@ def run_context(
         matmul_precision=resolve_matmul_precision(config.matmul_precision, device),
         workers=workers,
         parent=parent,
+        command=command,
     )
 
 
-def new_state(config: TrainConfig, context: RunContext, accelerator: Accelerator) -> TrainState:
+def new_state(
+    config: TrainConfig, context: RunContext, accelerator: Accelerator, module: nn.Module | None = None
+) -> TrainState:
+    """The state before the first step; a `module` of the caller's own is copied."""
     source, average = generator(config.seed, INITIALIZATION), None
-    model = build_model(context.spec, generator=source, initialization=config.initialization)
+    if module is None:
+        model = build_model(context.spec, generator=source, initialization=config.initialization)
+    else:
+        model = copy.deepcopy(module).train()
     model.to(context.device)
     if config.ema_decay:
         average_fn = get_ema_multi_avg_fn(config.ema_decay)  # type: ignore[no-untyped-call]
@@ -243,6 +277,7 @@ def new_state(config: TrainConfig, context: RunContext, accelerator: Accelerator
         epoch=EpochSteps(0, sizes, context.device),
         average=average,
         scaler=accelerator.scaler,
+        module="" if module is None else str(module),
     )
 
 

@@ -9,6 +9,7 @@ from typing import Protocol
 
 import torch
 from accelerate import Accelerator
+from torch import nn
 
 from mlp_dist.config import TrainConfig
 from mlp_dist.console import progress
@@ -19,7 +20,7 @@ from mlp_dist.data.arrays import Dataset, ImageSet
 from mlp_dist.data.batches import prefetch, training_order
 from mlp_dist.data.evaluate import loss_and_correct
 from mlp_dist.tracking.follow import Follower
-from mlp_dist.training.checkpoint import Checkpoint, save_checkpoint
+from mlp_dist.training.checkpoint import Checkpoint, cpu_copy, save_checkpoint
 from mlp_dist.training.distributed import Peers, remember_output_dir
 from mlp_dist.training.engines.accelerated import AcceleratedEngine
 from mlp_dist.training.engines.cpu import CPUEngine
@@ -44,7 +45,8 @@ class Engine(Protocol):
 class Trainer:
     """Trains one model; `start_training` makes it. With a checkpoint, training continues from there.
 
-    `config` has its val_size set. `workers` and `parent` are those of RunContext.
+    `config` has its val_size set. `workers`, `parent` and `command` are those of RunContext. `module`, of the
+    caller's own, takes the place of the configuration's model.
     """
 
     def __init__(
@@ -58,10 +60,16 @@ class Trainer:
         checkpoint: Checkpoint | None = None,
         workers: str = "",
         parent: Path | None = None,
+        command: Sequence[str] = (),
+        module: nn.Module | None = None,
     ) -> None:
         self.accelerator, self.peers = accelerator, peers or Peers()
-        self.context = run_context(config, data, accelerator, output_dir, workers, parent)
-        self.state = new_state(config, self.context, accelerator)
+        self.context = run_context(config, data, accelerator, output_dir, workers, parent, command, module)
+        self.state = new_state(config, self.context, accelerator, module)
+        if module is not None:
+            # Each process may have made its own.
+            weights = self.peers.on_main(lambda: cpu_copy(self.state.model.state_dict()))
+            self.state.model.load_state_dict(weights)
         if checkpoint is not None:
             self.state.restore(checkpoint, is_main=accelerator.is_main_process)
         self.state.data_digest = self.state.data_digest or data.digest()
@@ -89,7 +97,7 @@ class Trainer:
             with Report(state, self.context, follower) as report:
                 if not state.saved:
                     self.save()
-                peers.on_main(lambda: remember_output_dir(self.context.output_dir))
+                peers.on_main(lambda: remember_output_dir(self.context.output_dir, peers.training))
                 peers.on_main(report.open)
                 with self._progress_bar() as self.bar:
                     while not state.is_over:

@@ -216,7 +216,7 @@ def test_other_bytes() -> None:
     for data in (b"a", np.random.default_rng(0).bytes(100_000)):
         with pytest.raises(ImageError, match=f"{len(data)} bytes are not a PNG, JPEG, .*they start with b"):
             decode_image(data, GRAY)
-    with pytest.raises(ImageError, match=r"the image is empty; send the bytes of a PNG, .* or TIFF file"):
+    with pytest.raises(ImageError, match=r"the image is empty; send the bytes of a PNG, .* or PPM file"):
         decode_image(b"", GRAY)
 
 

@@ -196,5 +196,5 @@ def test_public_names_exist_and_are_documented() -> None:
         assert callable(getattr(mlp_dist, name))
         assert getattr(mlp_dist, name).__doc__
         assert name in dir(mlp_dist)
-    with pytest.raises(AttributeError, match=r"no attribute 'load_modle' \(there are: Bundle, .*load_model"):
+    with pytest.raises(AttributeError, match=r"no attribute 'load_modle' \(there are: train, .*load_model"):
         _ = mlp_dist.load_modle

@@ -1,3 +1,4 @@
+import bz2
 import gzip
 import hashlib
 import struct
@@ -92,8 +93,44 @@ def test_inconsistent_files_are_rejected(unpacked: Path) -> None:
     with pytest.raises(DataError, match=f"^images and labels in {unpacked} do not match; delete them"):
         read_dataset("mnist", unpacked.parents[1])
     labels.unlink()
-    with pytest.raises(DataError, match=f"^cannot read {labels}: No such file or directory$"):
+    with pytest.raises(DataError, match=f"does not hold MNIST's files .*, {TEST_LABELS}$"):
         read_dataset("mnist", unpacked.parents[1])
+
+
+# Its relatives that torchvision reads
+
+
+def integers(array: np.ndarray) -> bytes:
+    """An IDX file of int32, as QMNIST's labels."""
+    return struct.pack(f">HBB{array.ndim}I", 0, 12, array.ndim, *array.shape) + array.astype(">i4").tobytes()
+
+
+def test_other_sets_are_read_upright_and_counted_from_0(tmp_path: Path) -> None:
+    images, labels = ARRAYS[TRAIN_IMAGES][:10], np.arange(10, dtype=np.uint8)
+    files = {}
+    for part in ("train", "test"):
+        files |= {f"emnist-letters-{part}-images-idx3-ubyte": idx(images)}
+        files |= {f"emnist-letters-{part}-labels-idx1-ubyte": idx(labels + 1)}
+        files |= {f"emnist-balanced-{part}-images-idx3-ubyte": idx(images)}
+        files |= {f"emnist-balanced-{part}-labels-idx1-ubyte": idx(labels + 37)}
+        files |= {f"qmnist-{part}-images-idx3-ubyte": idx(images)}
+        files |= {f"qmnist-{part}-labels-idx2-int": integers(np.stack([labels] * 8, axis=1))}
+    rows = [f"{label + 1} " + " ".join(f"{n}:{n / 128 - 1:.4f}" for n in range(256)) for label in range(10)]
+    files |= {name: bz2.compress("\n".join(rows).encode()) for name in ("usps.bz2", "usps.t.bz2")}
+    for name, content in files.items():
+        (tmp_path / name).write_bytes(content)
+    wanted = {"emnist-letters": "abcdefghij", "emnist-balanced": "bdefghnqrt", "qmnist": "0123456789"}
+    for name, classes in wanted.items():
+        data = read_dataset(name, tmp_path)
+        assert [data.classes[label] for label in data.train.labels] == list(classes)
+        upright = images.transpose(0, 2, 1) if name.startswith("emnist") else images
+        assert np.array_equal(data.test.images[:, 0], upright)
+    usps = read_dataset("usps", tmp_path, image_size=16)
+    assert usps.train.labels.tolist() == list(range(10))
+    assert usps.train.images[0, 0].flatten().tolist() == sorted(usps.train.images[0].flatten().tolist())
+    (tmp_path / "usps.bz2").write_bytes(b"BZh damaged")
+    with pytest.raises(DataError, match=r"USPS's files in .* are damaged"):
+        read_dataset("usps", tmp_path)
 
 
 # Digits, and what all have in common
@@ -138,23 +175,23 @@ def small_mnist(monkeypatch: pytest.MonkeyPatch) -> None:
     """torchvision's MNIST has the checksums of PACKED."""
     sums = [(name, hashlib.md5(data, usedforsecurity=False).hexdigest()) for name, data in PACKED.items()]
     monkeypatch.setattr(datasets.MNIST, "resources", sums)
-    monkeypatch.setattr("mlp_dist.data.datasets.PAUSES", (0.01,) * 4)
+    monkeypatch.setattr("mlp_dist.data.download.PAUSES", (0.01,) * 4)
 
 
 @pytest.mark.usefixtures("small_mnist")
-def test_only_missing_files_are_downloaded(
-    raw: Path, serve_files: Callable, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_files_that_exist_are_used(raw: Path, serve_files: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
     mirror = serve_files(PACKED)
     monkeypatch.setattr(datasets.MNIST, "mirrors", [mirror.url])
-    packed, extracted, *missing = PACKED
-    (raw / packed).write_bytes(PACKED[packed])
-    (raw / extracted).with_suffix("").write_bytes(idx(ARRAYS["train-labels-idx1-ubyte"]))
+    extracted = raw / "train-labels-idx1-ubyte"
+    extracted.write_bytes(idx(ARRAYS[extracted.name]))
+    before = extracted.stat()
     prepare_dataset("mnist", raw.parents[1])
-    assert set(mirror.requests) == set(missing)
+    assert extracted.stat() == before
     assert len(read_dataset("mnist", raw.parents[1]).train) == 30
     mirror.requests.clear()
-    prepare_dataset("mnist", raw.parents[1])
+    for directory in (raw.parents[1], raw.parent, raw):
+        prepare_dataset("mnist", directory)
+        assert len(read_dataset("mnist", directory).train) == 30
     assert mirror.requests == []
 
 
@@ -164,8 +201,9 @@ def test_message_without_a_network(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     with pytest.raises(DownloadError) as raised:
         prepare_dataset("mnist", tmp_path)
     first, second = str(raised.value).splitlines()
-    assert first.startswith("Could not download MNIST: train-images-idx3-ubyte.gz: ")
-    assert first.endswith("refused, tried 5 times")
-    for part in (*PACKED, str(tmp_path / "MNIST/raw"), "--data-dir", "--dataset digits"):
+    assert first.startswith("Could not download MNIST: Error downloading train-images-idx3-ubyte.gz: ")
+    assert "refused" in first
+    assert first.endswith(", tried 5 times")
+    for part in (*ARRAYS, "--data-dir", "--dataset digits"):
         assert part in second
     assert list(tmp_path.iterdir()) == []

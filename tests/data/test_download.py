@@ -1,34 +1,45 @@
+"""Downloads by torchvision from servers of our own: other mirrors, later tries, and their end."""
+
+import gc
+import gzip
 import hashlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from torchvision import datasets as torchvision_datasets
 
+from mlp_dist.core.catalog import CATALOG
 from mlp_dist.core.errors import DownloadError
-from mlp_dist.data import datasets as module
-from mlp_dist.data.datasets import download
+from mlp_dist.data import download as module
+from tests.data.test_datasets import PACKED
 
-FILES = {"first.gz": bytes(range(256)) * 1200, "second.gz": b"short"}
+FILES = PACKED
 UNREACHABLE = "http://127.0.0.1:9/"
 
 
+# torchvision keeps the errors of mirrors, and with them their connections, open.
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+
+
 @pytest.fixture(autouse=True)
-def small_source(monkeypatch: pytest.MonkeyPatch) -> None:
+def small_source(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     sums = [(name, hashlib.md5(data, usedforsecurity=False).hexdigest()) for name, data in FILES.items()]
     monkeypatch.setattr(torchvision_datasets.MNIST, "resources", sums)
     monkeypatch.setattr(module, "PAUSES", (0.01,) * 4)
+    yield
+    gc.collect()
 
 
 @pytest.fixture
 def fetch(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., dict[str, bytes]]:
-    """A function (*mirrors) that downloads FILES from them and returns the directory's contents."""
+    """A function (*mirrors) that downloads FILES from them and returns the compressed files."""
 
     def from_mirrors(*mirrors: str) -> dict[str, bytes]:
         monkeypatch.setattr(torchvision_datasets.MNIST, "mirrors", list(mirrors))
-        download("MNIST", list(FILES), tmp_path / "a" / "raw")
-        return {path.name: path.read_bytes() for path in (tmp_path / "a" / "raw").iterdir()}
+        module.download(CATALOG["mnist"], tmp_path / "a")
+        return {path.name: path.read_bytes() for path in (tmp_path / "a" / "MNIST" / "raw").glob("*.gz")}
 
     return from_mirrors
 
@@ -38,7 +49,7 @@ def test_takes_the_next_mirror_if_one_fails(serve_files: Callable, fetch: Callab
     first = {
         "404": lambda: serve_files({}).url,
         "half": lambda: serve_files(FILES, "half").url,
-        "damaged": lambda: serve_files({name: data[::-1] for name, data in FILES.items()}).url,
+        "damaged": lambda: serve_files({name: gzip.compress(b"other") for name in FILES}).url,
     }
     assert fetch(first[bad](), serve_files(FILES).url) == FILES
 
@@ -47,13 +58,16 @@ def test_a_later_try_succeeds(
     serve_files: Callable, fetch: Callable, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert fetch(serve_files(FILES, "500", num_bad=3).url) == FILES
-    assert "cannot download first.gz (HTTP Error 500" in capsys.readouterr().err
+    output, errors = capsys.readouterr()
+    assert "cannot download MNIST (Error downloading " in errors
+    assert "HTTP Error 500" in errors
+    assert output == ""
 
 
 def test_gives_up_after_five_tries(
     fetch: Callable, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with pytest.raises(DownloadError, match=r"^first.gz: .*Connection refused.*, tried 5 times$"):
+    with pytest.raises(DownloadError, match=r"^Error downloading .*Connection refused.*, tried 5 times$"):
         fetch(UNREACHABLE)
     assert "; try 5 of 5 in 0.01 s" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
@@ -66,20 +80,12 @@ def test_gives_up_mirrors_that_hang(
     monkeypatch.setattr(module, "STALL_SECONDS", 0.2)
     monkeypatch.setattr(module, "RETRY_SECONDS", 0.5)
     started = time.monotonic()
-    with pytest.raises(DownloadError, match=r"^first.gz: (The read operation )?timed out, tried \d times$"):
+    with pytest.raises(DownloadError, match=r"^no answer for 0 seconds, tried \d times$"):
         fetch(serve_files(FILES, manner).url)
     assert time.monotonic() - started < 60
 
 
 def test_directory_that_cannot_be_written(serve_files: Callable, fetch: Callable, tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(b"a file")
-    with pytest.raises(DownloadError, match=r"^cannot write .*/raw/first.gz \(.+\); .*--data-dir$"):
+    with pytest.raises(DownloadError, match=r"^cannot write .*/raw/.* \(.+\); .*--data-dir$"):
         fetch(serve_files(FILES).url)
-
-
-def test_whole_files_stay_if_a_later_one_fails(
-    serve_files: Callable, fetch: Callable, tmp_path: Path
-) -> None:
-    with pytest.raises(DownloadError, match=r"^second.gz: HTTP Error 404"):
-        fetch(serve_files({"first.gz": FILES["first.gz"]}).url)
-    assert [path.name for path in (tmp_path / "a/raw").iterdir()] == ["first.gz"]

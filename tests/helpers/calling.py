@@ -59,7 +59,7 @@ def call(
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(cwd)
         patch.setattr(sys, "argv", words)
-        for module in ("mlp_dist.cli.train", "mlp_dist.cli.sweep", "mlp_dist.training.report"):
+        for module in ("mlp_dist.training.run", "mlp_dist.cli.sweep", "mlp_dist.training.report"):
             patch.setattr(f"{module}.Follower", UploadAtEnd)
         for name in ("MLFLOW_TRACKING_URI", "ACCELERATE_MIXED_PRECISION"):
             patch.delenv(name, raising=False)

@@ -77,12 +77,20 @@ def test_recipes_learn(name: str, image_data: Dataset, make: Make) -> None:
     [([0.5, 0.7, 0.6], 1), ([0.7, 0.7, 0.6], 0), ([0.1, 0.2, 0.3], 2), ([None] * 3, 2)],
 )
 def test_the_first_best_epoch_is_kept(accuracies: list[float | None], kept: int, make: Make) -> None:
-    trainer = make(CONFIG)
+    trainer = make(replace(CONFIG, schedule="constant"))
     for epoch, accuracy in enumerate(accuracies):
         nn.init.constant_(trainer.state.model[0].weight, epoch)  # type: ignore[index]
         trainer.state.end_epoch({"val_accuracy": accuracy})
     assert trainer.state.kept == kept
     assert trainer.state.best["0.weight"].unique().item() == kept
+
+
+def test_the_last_epoch_of_a_schedule_is_kept(make: Make) -> None:
+    for config, kept in ((CONFIG, 2), (replace(CONFIG, patience=2), 0)):
+        trainer = make(replace(config, schedule="cosine"))
+        for accuracy in (0.7, 0.6, 0.5):
+            trainer.state.end_epoch({"val_accuracy": accuracy})
+        assert trainer.state.kept == kept
 
 
 NOT_FINITE = (
