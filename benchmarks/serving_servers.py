@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -19,7 +20,7 @@ from mlp_dist.core.errors import ServerError
 from mlp_dist.core.spec import SPEC, WEIGHTS
 from mlp_dist.data.datasets import default_data_dir
 from serve.inference.checksums import MANIFEST
-from serve.package import write_archive
+from serve.package import seal
 from serve.server import running
 
 _ROOT = Path(__file__).resolve().parents[1]
@@ -90,19 +91,19 @@ def classifier(packaged: Packaged, directory: Path) -> Path:
     loaded = torch.load(packaged.bundle / WEIGHTS, weights_only=True)
     torch.save({f"model.{key}": tensor for key, tensor in loaded.items()}, weights)
     classes = json.loads((packaged.bundle / SPEC).read_text())["classes"]
-    manifest = json.loads((packaged.bundle / MANIFEST).read_text())
+    shutil.copytree(packaged.bundle, directory)
+    manifest = json.loads((directory / MANIFEST).read_text())
+    manifest["model"]["modelFile"] = "classifier_model.py"
     changed = {
         "handler.py": (_RIVALS / "classifier.py").read_bytes(),
         "classifier_model.py": (_RIVALS / "classifier_model.py").read_bytes(),
         WEIGHTS: weights.getvalue(),
         "index_to_name.json": json.dumps({str(i): label for i, label in enumerate(classes)}).encode(),
+        MANIFEST: json.dumps(manifest).encode(),
     }
-    directory.mkdir()
-    mar = directory / "mlp.mar"
-    with zipfile.ZipFile(packaged.mar) as old:
-        files = {name: old.read(name) for name in old.namelist() if name != MANIFEST} | changed
-    write_archive(mar, files, {**manifest["model"], "modelFile": "classifier_model.py"})
-    return mar
+    for name, content in changed.items():
+        (directory / name).write_bytes(content)
+    return seal(directory, directory / "mlp.mar")
 
 
 @contextmanager

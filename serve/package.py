@@ -11,13 +11,13 @@ and temperature.
 import argparse
 import hashlib
 import json
+import os
 import re
 import shutil
 import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,44 +28,54 @@ from mlp_dist.core.io import replacing_file
 from mlp_dist.core.spec import GOLDEN, SPEC, WEIGHTS, check_probabilities
 from mlp_dist.tracking import champion, find, next_steps
 from serve.archive import MAR
-from serve.inference.checksums import MANIFEST, SUMS
+from serve.inference.checksums import MANIFEST, SUMS, sha256_sums
 
 if TYPE_CHECKING:
     from mlp_dist.core.bundle import Bundle
     from mlp_dist.data.scores import Evaluation
 
 HERE = Path(__file__).resolve().parent
-HANDLER, CONFIG = "handler.py", "model-config.yaml"
 
 _UNIX = 3
 """Zip's code for Unix permissions."""
 
 
 def build_archive(bundle_directory: Path, model_name: str, version: str, directory: Path) -> Path:
-    """Write `directory`/`model_name`.mar: the handler, serve/inference, mlp_dist/core, the bundle's files."""
-    files = {name: bundle_directory / name for name in (WEIGHTS, SPEC, GOLDEN)}
-    files |= {name: HERE / name for name in (HANDLER, CONFIG)}
+    """Build `directory`/`model_name`.mar with torch-model-archiver.
+
+    It holds the handler and its settings, serve/inference, mlp_dist/core, and the bundle's files.
+    """
+    extra, built, temporary = (directory / name for name in ("extra", "built", "temporary"))
     for code in (Path(mlp_dist.__file__).parent / "core", HERE / "inference"):
-        for path in (code.with_name("__init__.py"), *code.rglob("*.py")):
-            files[path.relative_to(code.parents[1]).as_posix()] = path
-    mar = directory / f"{model_name}.mar"
-    model = {"modelName": model_name, "modelVersion": version, "handler": HANDLER}
-    model |= {"serializedFile": WEIGHTS, "configFile": CONFIG}
-    write_archive(mar, {name: path.read_bytes() for name, path in files.items()}, model)
-    return mar
+        place = extra / code.parent.name
+        shutil.copytree(code, place / code.name, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copy(code.with_name("__init__.py"), place)
+    for name in (SPEC, GOLDEN):
+        shutil.copy(bundle_directory / name, extra)
+    flags = {"model-name": model_name, "version": version, "handler": HERE / "handler.py"}
+    flags |= {"serialized-file": bundle_directory / WEIGHTS, "config-file": HERE / "model-config.yaml"}
+    flags |= {"extra-files": extra, "export-path": built, "archive-format": "no-archive"}
+    # The archiver replaces $TMPDIR/MODEL_NAME, whoever it belongs to.
+    for path in (built, temporary):
+        path.mkdir()
+    words = [f"--{name}={value}" for name, value in flags.items()]
+    _run([sys.executable, "-m", "model_archiver.model_packaging", *words], TMPDIR=str(temporary))
+    return seal(built / model_name, directory / f"{model_name}.mar")
 
 
-def write_archive(mar: Path, files: Mapping[str, bytes], model: Mapping[str, str]) -> None:
-    """Write an archive as torch-model-archiver does, reproducibly and with sha256 sums in the manifest."""
-    sums = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
-    manifest = {"runtime": "python", "archiverVersion": "0.12.0", "model": dict(model), SUMS: sums}
-    text = json.dumps(manifest, indent=2, sort_keys=True) + "\n"
+def seal(directory: Path, mar: Path) -> Path:
+    """Write the archiver's files to `mar` reproducibly, with their sha256 in the manifest."""
+    manifest = json.loads((directory / MANIFEST).read_text())
+    manifest.pop("createdOn", None)
+    sums = sha256_sums(directory)
+    text = json.dumps({**manifest, SUMS: sums}, indent=2, sort_keys=True) + "\n"
     # Stored: weights hardly compress, and the bytes would depend on the version of zlib.
     with zipfile.ZipFile(mar, "w", zipfile.ZIP_STORED) as archive:
-        for name, content in sorted({**files, MANIFEST: text.encode()}.items()):
+        for name in sorted({*sums, MANIFEST}):
             entry = zipfile.ZipInfo(name)
             entry.create_system, entry.external_attr = _UNIX, 0o644 << 16
-            archive.writestr(entry, content)
+            archive.writestr(entry, text if name == MANIFEST else (directory / name).read_bytes())
+    return mar
 
 
 def check_archive(mar: Path, bundle: "Bundle", directory: Path) -> None:
@@ -76,16 +86,21 @@ def check_archive(mar: Path, bundle: "Bundle", directory: Path) -> None:
     unpacked = directory / "unpacked"
     with zipfile.ZipFile(mar) as archive:
         archive.extractall(unpacked)
-    words = [sys.executable, "-I", str(HERE / "verify.py"), str(unpacked)]
-    done = subprocess.run(words, capture_output=True, text=True)
+    output = _run([sys.executable, "-I", str(HERE / "verify.py"), str(unpacked)])
+    golden = dict(zip(bundle.spec.classes, bundle.spec.golden_probabilities, strict=True))
+    try:
+        check_probabilities(json.loads(output.splitlines()[-1]), golden)
+    except BundleError as error:
+        raise PackagingError(f"the archive failed its check: {error}") from error
+
+
+def _run(words: list[str], **environment: str) -> str:
+    """Run a command; returns its stdout. Raises PackagingError with the end of its output."""
+    done = subprocess.run(words, capture_output=True, text=True, env={**os.environ, **environment})
     if done.returncode != 0:
         end = "\n".join((done.stdout + done.stderr).strip().splitlines()[-15:])
         raise PackagingError(f"the archive failed its check:\n{end}")
-    golden = dict(zip(bundle.spec.classes, bundle.spec.golden_probabilities, strict=True))
-    try:
-        check_probabilities(json.loads(done.stdout.splitlines()[-1]), golden)
-    except BundleError as error:
-        raise PackagingError(f"the archive failed its check: {error}") from error
+    return done.stdout
 
 
 def package(

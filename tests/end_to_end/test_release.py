@@ -106,7 +106,7 @@ class Installation:
         (site / "others.pth").write_text(f"{sysconfig.get_path('purelib')}\n")
         pip = [sys.executable, "-m", "pip", f"--python={self.bin / 'python'}", "--disable-pip-version-check"]
         subprocess.run([*pip, "install", "-q", "--no-deps", "--no-index", str(wheel)], check=True, timeout=60)
-        for name in ("accelerate", "torchserve"):
+        for name in ("accelerate", "torchserve", "torch-model-archiver"):
             _, _, code = (BIN / name).read_text().partition("\n")
             (self.bin / name).write_text(f"#!{self.bin / 'python'}\n{code}")
             (self.bin / name).chmod(0o755)

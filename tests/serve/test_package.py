@@ -1,5 +1,4 @@
 import hashlib
-import json
 import os
 import shutil
 import sys
@@ -17,7 +16,7 @@ from mlp_dist.core.errors import MlpDistError, PackagingError, UsageError
 from serve import package
 from serve.archive import read_archive
 from serve.inference.checksums import MANIFEST
-from serve.package import build_archive, check_archive, write_archive
+from serve.package import build_archive, check_archive, seal
 from tests.helpers.handlers import write_bundle
 from tests.helpers.launching import ROOT, Trained
 from tests.helpers.stored_runs import digits_run
@@ -100,11 +99,9 @@ def test_check_fails_for_a_changed_file_and_another_answer(
 def test_check_fails_for_a_missing_dependency(untrained: tuple[Path, Path], tmp_path: Path) -> None:
     bundle, mar = untrained
     worker = "serve/inference/worker.py"
-    broken = tmp_path / "broken.mar"
-    with zipfile.ZipFile(mar) as archive:
-        files = {name: archive.read(name) for name in archive.namelist() if name != MANIFEST}
-        model = json.loads(archive.read(MANIFEST))["model"]
-    write_archive(broken, {**files, worker: b"import accelerate\n" + files[worker]}, model)
+    with_prefix(mar, tmp_path / "changed.mar", worker, b"import accelerate\n")
+    shutil.unpack_archive(tmp_path / "changed.mar", tmp_path / "changed", "zip")
+    broken = seal(tmp_path / "changed", tmp_path / "broken.mar")
     with pytest.raises(PackagingError, match="import of accelerate halted"):
         check_archive(broken, load_bundle(bundle), tmp_path)
 
