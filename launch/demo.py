@@ -23,9 +23,9 @@ def main() -> None:
     archive = read_archive(args.mar)
     with progress.stages("reading the test images"):
         from mlp_dist.core.image import encode_png
-        from mlp_dist.tracking import export, find
+        from mlp_dist.tracking import find
 
-        data = export.run_dataset(find.find_run(archive.spec.run_id), archive.spec)
+        data = find.run_dataset(find.find_run(archive.spec.run_id), archive.spec)
     number = min(7, len(data.test) - 1)
     image = encode_png(data.test.images[number])
     print(f"starting TorchServe with {args.mar}", flush=True)

@@ -110,10 +110,7 @@ def package(
     with tempfile.TemporaryDirectory(prefix="mlp-package-") as name, progress.stages("packaging") as begin:
         directory = Path(name)
         begin("scoring the test images")
-        # Imports torch, which takes seconds.
-        from mlp_dist.tracking import export
-
-        exported = export.export_run(run, directory / "run", data_dir)
+        exported = find.export_run(run, directory / "run", data_dir)
         test = exported.test
         progress.tell(_summary(test))
         begin("building the archive")

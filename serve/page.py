@@ -16,7 +16,7 @@ from PIL import Image, ImageChops
 from mlp_dist.core.errors import MlpDistError, ServerError
 from mlp_dist.core.image import encode_png
 from mlp_dist.core.spec import AUTO
-from mlp_dist.tracking import export, find
+from mlp_dist.tracking import find
 from serve.archive import Archive
 from serve.client import Client
 from serve.torchserve.ports import HOST
@@ -92,7 +92,7 @@ def _build(archive: Archive, ask: Callable[[bytes, str], Answer]) -> Any:
 def _examples(archive: Archive) -> list[tuple[bytes, str]]:
     """A test image of each of ten classes, or the golden image if the data set is missing; PNG and name."""
     try:
-        data = export.run_dataset(find.find_run(archive.spec.run_id), archive.spec, download=False)
+        data = find.run_dataset(find.find_run(archive.spec.run_id), archive.spec, download=False)
     except (MlpDistError, OSError):
         return [(archive.golden, "the test image")]
     first = dict(zip(data.test.labels.flip(0).tolist(), data.test.images.flip(0), strict=True))

@@ -90,12 +90,3 @@ def as_rows(name: str, matrix: torch.Tensor) -> torch.Tensor:
     A parameter named "weight" has this shape, as nn.Linear's; others are used as inputs @ matrix.
     """
     return matrix.detach() if name == "weight" else matrix.detach().movedim(0, -1)
-
-
-def first_layer(model: nn.Module) -> torch.Tensor | None:
-    """The model's first matrix, (fan out, fan in); None if there is none."""
-    for module in model.modules():
-        for name, parameter in module.named_parameters(recurse=False):
-            if parameter.dim() == 2:
-                return as_rows(name, parameter)
-    return None

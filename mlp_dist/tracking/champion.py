@@ -11,8 +11,15 @@ from typing import TYPE_CHECKING, Any
 from mlp_dist.console import progress
 from mlp_dist.core.bundle import load_bundle
 from mlp_dist.core.errors import BundleError, DataError, PromotionError, TrackingError
-from mlp_dist.tracking.export import Export, export_run
-from mlp_dist.tracking.find import StoredRun, best_run, download_bundle, search_everywhere, stored
+from mlp_dist.tracking.find import (
+    Export,
+    StoredRun,
+    best_run,
+    download_bundle,
+    export_run,
+    search_everywhere,
+    stored,
+)
 from mlp_dist.tracking.models import find_model
 from mlp_dist.tracking.store import TrashedError, opened_store
 

@@ -23,7 +23,7 @@ from mlp_dist.tracking.run_dir import METRICS, PREDICTIONS, SAMPLES
 MAX_ROWS = 100
 """Rows in the table of mistakes."""
 
-PRODUCTS: dict[str, dict[str, Callable[[Any], Figure | DataFrame | None]]] = {
+PRODUCTS: dict[str, dict[str, Callable[[Any], Figure | DataFrame]]] = {
     SAMPLES: {"figures/samples.png": lambda run: plots.samples_grid(run.images, run.labels, run.classes)},
     PREDICTIONS: {
         "figures/learning_curves.png": lambda run: plots.learning_curves(
@@ -34,14 +34,11 @@ PRODUCTS: dict[str, dict[str, Callable[[Any], Figure | DataFrame | None]]] = {
         "figures/mistakes.png": lambda run: plots.predictions_grid(
             run.mistake_images, run.labels[run.mistakes], run.probabilities[run.mistakes], run.classes
         ),
-        "figures/first_layer.png": lambda run: (
-            plots.first_layer(run.weights, run.units, run.image) if hasattr(run, "weights") else None
-        ),
         "tables/per_class.json": lambda run: per_class(run.test, run.classes),
         "tables/mistakes.json": lambda run: mistakes(run.probabilities, run.labels, run.classes),
     },
 }
-"""By source, the files made from it, and how; None if the source lacks what a file would show."""
+"""By source, the files made from it, and how."""
 
 
 def draw(directory: Path) -> None:
@@ -89,13 +86,13 @@ def _warn(path: Path, reason: str) -> None:
     tell_beside(f"warning: cannot draw {path.name}: {reason}")
 
 
-def _save(product: Figure | DataFrame | None, path: Path) -> None:
+def _save(product: Figure | DataFrame, path: Path) -> None:
     if isinstance(product, Figure):
         plots.save(product, path)
-    elif product is not None:
-        # The format of `mlflow.log_table`.
-        with replacing_file(path) as temporary:
-            product.to_json(temporary, orient="split", index=False)
+        return
+    # The format of `mlflow.log_table`.
+    with replacing_file(path) as temporary:
+        product.to_json(temporary, orient="split", index=False)
 
 
 def warm_up() -> None:

@@ -28,7 +28,6 @@ from mlp_dist.tracking.run_dir import (
     METRICS,
     PREDICTIONS,
     RECORD,
-    RUNNING,
     SAMPLES,
     RunRecord,
     has_record,
@@ -145,7 +144,8 @@ def follow(directory: Path) -> bool:
 
         store.import_ahead()
         draw.warm_up()
-    while not _has_begun(directory):
+    # Before the first run, and before one that MLflow has is resumed.
+    while not has_record(directory) or is_uploaded(directory):
         if os.getppid() != parent:
             return True
         time.sleep(_POLL)
@@ -156,13 +156,6 @@ def follow(directory: Path) -> bool:
         following.upload()
         time.sleep(_POLL)
     return not following.problem
-
-
-def _has_begun(directory: Path) -> bool:
-    """False before the first run, and before one that MLflow has is resumed."""
-    if not has_record(directory):
-        return False
-    return RunRecord.load(directory).status == RUNNING or not is_uploaded(directory)
 
 
 class _Following:

@@ -17,13 +17,12 @@ MAX_TILES, COLUMNS = 20, 5
 MAX_NAMED = 30
 """Classes with names and counts in the confusion matrix: with more they would be illegible."""
 
-_TILE, _TITLE, _GAP, _NOTE = 1.75, 0.4, 0.15, 0.35
-"""Inches: an image's longer side, and the room above it for two lines of title, beside it, and for a note."""
+_TILE, _TITLE, _GAP = 1.75, 0.4, 0.15
+"""Inches: an image's longer side, and the room above it for two lines of title, and beside it."""
 
 _LONGEST_NAME, _LETTER = 18, 0.086
 """Characters of a class name that is not cut, and the width of one, in inches."""
 
-_GRAY: dict[str, Any] = {"cmap": "gray", "vmin": 0, "vmax": 255}
 _COLORS = {"train": "tab:blue", "val": "tab:orange", "test": "tab:green"}
 
 
@@ -49,53 +48,37 @@ def predictions_grid(
         predicted = int(row.argmax())
         text = f"{shorten(classes[predicted])} ({row[predicted]:.0%})\ntrue: {shorten(classes[label])}"
         titles.append((text, "black" if predicted == label else "tab:red"))
-    return _grid(images, titles, note="" if titles else "no mistakes")
+    figure = _grid(images, titles)
+    if not titles:
+        figure.text(0.5, 0.5, "no mistakes", ha="center")
+    return figure
 
 
-def first_layer(weights: ArrayLike, units: ArrayLike, image: Sequence[int]) -> Figure:
-    """Weights of the first layer's units as images on one common scale.
+def _grid(images: ArrayLike, titles: Sequence[tuple[str, str]]) -> Figure:
+    """The first MAX_TILES uint8 images (N, C, H, W), each below its (title, color).
 
-    `weights` are float (N, channels * height * width) in the order of a flattened image, `image` is
-    (channels, height, width), and `units` are the units' int64 numbers (N,).
-    """
-    maps = np.asarray(weights).reshape(-1, *image)
-    scale = float(abs(maps).max()) or 1.0
-    titles = [(f"unit {unit}", "black") for unit in np.asarray(units)]
-    ends = ("blue", "red", "white") if image[0] == 1 else ("dark", "bright", "gray")
-    note = "weights from {3:.2g} ({0}) to {4:.2g} ({1}); 0 is {2}".format(*ends, -scale, scale)
-    if image[0] == 1:
-        return _grid(maps, titles, note=note, fill=0, cmap="RdBu_r", vmin=-scale, vmax=scale)
-    return _grid(0.5 + maps / (2 * scale), titles, note=note, fill=1)
-
-
-def _grid(
-    images: ArrayLike, titles: Sequence[tuple[str, str]], note: str = "", fill: float = 255, **colors: Any
-) -> Figure:
-    """The first MAX_TILES images (N, C, H, W), each below its (title, color), and a note at the bottom.
-
-    They are drawn as one image, around them the value `fill`: one by one would take five times as long.
+    They are drawn as one image: one by one would take five times as long.
     """
     tiles = np.asarray(images)[:MAX_TILES].transpose(0, 2, 3, 1)
     number, height, width, channels = tiles.shape
     rows, longest = max(-(-number // COLUMNS), 1), max(height, width)
     above, beside = (int(np.ceil(room * longest / _TILE)) for room in (_TITLE, _GAP))
-    cells = np.full((rows * COLUMNS, longest + above, longest + beside, channels), fill, tiles.dtype)
+    cells = np.full((rows * COLUMNS, longest + above, longest + beside, channels), 255, tiles.dtype)
     left = (longest + beside - width) // 2
     cells[:number, above : above + height, left : left + width] = tiles
     cells = cells.reshape(rows, COLUMNS, *cells.shape[1:]).swapaxes(1, 2)
     picture = cells.reshape(rows * (longest + above), -1, channels)
-    inches = np.array(picture.shape[:2]) * _TILE / longest
-    figure = Figure(figsize=(inches[1], inches[0] + _NOTE * bool(note)))
-    share = inches[0] / figure.get_figheight()
-    axes = figure.add_axes((0, 1 - share, 1, share))
-    axes.imshow(picture if channels > 1 else picture[..., 0], aspect="auto", **(_GRAY | colors))
+    inches = np.array(picture.shape[1::-1]) * _TILE / longest
+    figure = Figure(figsize=tuple(inches))
+    axes = figure.add_axes((0, 0, 1, 1))
+    gray: dict[str, Any] = {"cmap": "gray", "vmin": 0, "vmax": 255}
+    axes.imshow(picture if channels > 1 else picture[..., 0], aspect="auto", **gray)
     axes.axis("off")
     style: dict[str, Any] = {"fontsize": 9, "ha": "center", "va": "bottom", "parse_math": False}
     for index, (title, color) in enumerate(titles[:number]):
         row, column = divmod(index, COLUMNS)
         x, y = (column + 0.5) * (longest + beside), row * (longest + above) + 0.9 * above
         axes.text(x - 0.5, y - 0.5, title, color=color, **style)
-    figure.text(0.5, 0.3 * (1 - share), note, **style)
     return figure
 
 

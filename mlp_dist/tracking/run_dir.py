@@ -4,7 +4,6 @@ import itertools
 import json
 import os
 import time
-from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields
 from datetime import datetime
 from pathlib import Path
@@ -100,36 +99,36 @@ def stamped(name: str) -> str:
     return f"{name}-{datetime.now():%Y%m%d-%H%M%S}"
 
 
-def output_name(config: TrainConfig) -> str:
-    """The name of a new training's directory."""
-    return config.run_name or stamped(config.recipe)
+def choose_output_dir(config: TrainConfig, resume: str) -> Path:
+    """`config.output_dir`, the newest run to resume, or a new directory. Raises UsageError."""
+    if config.output_dir is not None:
+        return config.output_dir
+    if resume == "auto":
+        raise UsageError("resume is auto; it needs --output-dir, where there may be a run to resume")
+    if resume == "yes":
+        return newest_output_dir(CHECKPOINT, "run")
+    return make_output_dir(config.run_name or stamped(config.recipe))
 
 
 def make_output_dir(name: str) -> Path:
     """Make outputs/NAME, or outputs/NAME-2 and so on if it exists."""
     wanted = OUTPUTS / name.replace(os.sep, "-").encode()[:_LONGEST_NAME].decode(errors="ignore")
+    others = (wanted.with_name(f"{wanted.name}-{number}") for number in itertools.count(2))
+    return next(each for each in itertools.chain([wanted], others) if make_directory(each, exist_ok=False))
+
+
+def make_directory(path: Path, *, exist_ok: bool = True) -> bool:
+    """False if it exists and must not. Raises UsageError if it cannot be created."""
     try:
-        wanted.parent.mkdir(parents=True, exist_ok=True)
-        for number in itertools.count(1):
-            directory = wanted if number == 1 else wanted.with_name(f"{wanted.name}-{number}")
-            with suppress(FileExistsError):
-                directory.mkdir()
-                break
+        path.mkdir(parents=True, exist_ok=exist_ok)
     except OSError as error:
+        if isinstance(error, FileExistsError) and not exist_ok:
+            return False
         raise UsageError(
-            f"cannot create the output directory {wanted.absolute()} ({error.strerror}); "
+            f"cannot create the output directory {path.absolute()} ({error.strerror}); "
             "choose another --output-dir"
         ) from error
-    return directory
-
-
-def choose_output_dir(wanted: Path | None, name: str, resume: str) -> Path:
-    """`wanted`, the newest run to resume, or a new directory. Raises UsageError if there is none."""
-    if wanted is not None:
-        return wanted
-    if resume == "auto":
-        raise UsageError("resume is auto; it needs --output-dir, where there may be a run to resume")
-    return newest_output_dir(CHECKPOINT, "run") if resume == "yes" else make_output_dir(name)
+    return True
 
 
 def newest_output_dir(file: str, kind: str) -> Path:
@@ -203,8 +202,7 @@ class Uploaded:
     ended_ms: int | None = None
 
     def save(self, directory: Path) -> None:
-        if Uploaded.load(directory) != self:
-            write_json(directory / UPLOADED, asdict(self))
+        write_json(directory / UPLOADED, asdict(self))
 
     @classmethod
     def load(cls, directory: Path) -> Self:

@@ -27,7 +27,7 @@ from mlp_dist.tracking.run_dir import (
     choose_output_dir,
     has_record,
     is_uploaded,
-    output_name,
+    make_directory,
 )
 from mlp_dist.training.distributed import remembered_output_dir
 
@@ -183,14 +183,8 @@ def new_output_dir(config: TrainConfig) -> Path:
 
     Raises UsageError if it is in use, holds a sweep, or a run that is unfinished or not yet in MLflow.
     """
-    directory = choose_output_dir(config.output_dir, output_name(config), "no")
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UsageError(
-            f"cannot create the output directory {directory.absolute()} ({error.strerror}); "
-            "choose another --output-dir"
-        ) from error
+    directory = choose_output_dir(config, "no")
+    make_directory(directory)
     _claim(directory)
     if (directory / PLAN).exists():
         raise UsageError(f"{directory} holds a sweep; choose another --output-dir")
@@ -244,7 +238,7 @@ def find_checkpoint(
     if directory is None:
         if resume == "no":
             return None, None
-        directory = choose_output_dir(config.output_dir, output_name(config), resume)
+        directory = choose_output_dir(config, resume)
         if resume == "auto" and not has_checkpoint(directory):
             return None, None
     checkpoint, damage = load_checkpoint(directory)

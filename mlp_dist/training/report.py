@@ -17,8 +17,8 @@ from mlp_dist.console.process import StopSignals
 from mlp_dist.core.bundle import load_bundle, save_bundle, to_probabilities
 from mlp_dist.core.errors import TrackingError
 from mlp_dist.core.io import replacing_file
-from mlp_dist.core.model import build_model, first_layer
-from mlp_dist.core.spec import BundleSpec, ImageSpec
+from mlp_dist.core.model import build_model
+from mlp_dist.core.spec import BundleSpec
 from mlp_dist.data.arrays import Dataset, ImageSet
 from mlp_dist.data.evaluate import model_temperature, predict
 from mlp_dist.data.scores import confident_mistakes, evaluate, probabilities
@@ -37,7 +37,7 @@ from mlp_dist.training.identity import describe
 from mlp_dist.training.state import Record, RunContext, TrainState
 
 MAX_SHOWN = 20
-"""Images, or units of the first layer, in a picture."""
+"""Images in a picture."""
 
 
 def _at_chance(record: Record, labels: torch.Tensor) -> str:
@@ -132,7 +132,7 @@ def write_outputs(state: TrainState, context: RunContext, record: RunRecord) -> 
     temperature = model_temperature(model, context.val_set, data.image)
     logits = predict(model, context.test_set, data.image).cpu()
     test = evaluate(logits.numpy(), data.test.labels.numpy(), temperature=temperature)
-    write_predictions(context.output_dir, model, logits, temperature, data)
+    write_predictions(context.output_dir, logits, temperature, data)
     figures = {"test_accuracy": test.accuracy, "test_loss": test.loss, "test_ece": test.ece}
     _write_bundle(state, context, model.cpu(), test.temperature, figures)
     kept = {f"best_{name}": best[name] for name in ("epoch", "val_accuracy", "val_loss")}
@@ -199,16 +199,12 @@ def write_samples(directory: Path, images: ImageSet, classes: Sequence[str]) -> 
     _write(directory / SAMPLES, images=part.images, labels=part.labels, classes=list(classes))
 
 
-def write_predictions(
-    directory: Path, model: torch.nn.Module, logits: torch.Tensor, temperature: float, data: Dataset
-) -> None:
+def write_predictions(directory: Path, logits: torch.Tensor, temperature: float, data: Dataset) -> None:
     """Write PREDICTIONS: the test images' `logits`, float32 (N, classes), `labels`, int64 (N,), and what the
     pictures show besides.
 
     `temperature` is float64 (), `classes` are strings. `mistakes` are the indices, int64 (M,), of the most
-    confident mistakes, and `mistake_images` uint8 (M, C, H, W). If the first layer of `model` sees the pixels
-    of `data.image`, `weights`, float32 (U, C * H * W), are those of its units with the largest norms, `units`
-    their indices, int64 (U,), and `image` is (C, H, W).
+    confident mistakes, and `mistake_images` uint8 (M, C, H, W).
     """
     scores, labels = logits.cpu().numpy(), data.test.labels.cpu().numpy()
     mistakes = confident_mistakes(probabilities(scores, temperature), labels, MAX_SHOWN)
@@ -220,18 +216,7 @@ def write_predictions(
         classes=list(data.classes),
         mistakes=mistakes,
         mistake_images=data.test[torch.from_numpy(mistakes)].images,
-        **_largest_units(model, data.image),
     )
-
-
-def _largest_units(model: torch.nn.Module, image: ImageSpec) -> dict[str, ArrayLike]:
-    weights = first_layer(model)
-    if weights is None or weights.shape[1] != image.num_features:
-        return {}
-    weights = weights.float().cpu()
-    units = weights.norm(dim=1).argsort(descending=True, stable=True)[:MAX_SHOWN]
-    shape = (image.channels, image.height, image.width)
-    return {"weights": weights[units].numpy(), "units": units.numpy(), "image": shape}
 
 
 def _write(path: Path, **arrays: ArrayLike) -> None:

@@ -18,7 +18,7 @@ from mlp_dist.core.errors import ProcessLostError, UsageError, unknown
 from mlp_dist.recipes import default_recipe, get_recipe
 from mlp_dist.tracking import next_steps
 from mlp_dist.tracking.follow import Follower
-from mlp_dist.tracking.run_dir import BUNDLE, choose_output_dir, output_name
+from mlp_dist.tracking.run_dir import BUNDLE, choose_output_dir
 
 if TYPE_CHECKING:
     from torch import nn
@@ -137,7 +137,7 @@ def run(
     launcher.choose_interface()
     follower, made = None, None
     if is_main():
-        directory = choose_output_dir(config.output_dir, output_name(config), resume)
+        directory = choose_output_dir(config, resume)
         made = directory if directory != config.output_dir else None
         config = replace(config, output_dir=directory)
         # It imports mlflow while this process imports torch.

@@ -110,7 +110,7 @@ def test_rejected_choices(mlflow: Any) -> None:
     run_id = add_run("x", status="FAILED")
     with pytest.raises(TrackingError, match=r"the experiment 'x' has no finished run; train one"):
         find.best_run("x")
-    with pytest.raises(TrackingError, match=f"run {run_id} is FAILED, not FINISHED"):
+    with pytest.raises(TrackingError, match=rf"run {run_id} \(a run\) is FAILED and has no model"):
         find.find_run(run_id)
     empty = find.find_run(add_run("x"))
     with pytest.raises(TrackingError, match="has no bundle to download: MLflow has no model of it; if you"):

@@ -11,7 +11,6 @@ from mlp_dist.data.scores import evaluate
 from mlp_dist.tracking.draw import MAX_ROWS, draw, mistakes, per_class
 from mlp_dist.tracking.plots import (
     confusion_matrix,
-    first_layer,
     learning_curves,
     predictions_grid,
     reliability_diagram,
@@ -22,7 +21,7 @@ from tests.helpers.drawing import fits, random_images, render
 AWKWARD = ("$5_to_$10", r"a_b^c \alpha %d {}", "Staffordshire bull terrier")
 """Class names that matplotlib could take for mathematics, and one that is cut."""
 
-FIGURES = ("samples", "learning_curves", "confusion_matrix", "reliability", "mistakes", "first_layer")
+FIGURES = ("samples", "learning_curves", "confusion_matrix", "reliability", "mistakes")
 ALL = [*(f"figures/{name}.png" for name in FIGURES), "tables/mistakes.json", "tables/per_class.json"]
 
 
@@ -48,7 +47,6 @@ def write_run(directory: Path) -> None:
         directory / "predictions.npz",
         **{"logits": np.eye(2, dtype=np.float32)[[0, 1, 0, 0]], "labels": labels, "temperature": 2.0},
         **{"classes": classes, "mistakes": np.array([3]), "mistake_images": images[3:]},
-        **{"weights": np.ones((2, 36), np.float32), "units": np.array([7, 4]), "image": (1, 6, 6)},
     )
     (directory / "metrics.jsonl").write_text("".join(f"{json.dumps(record)}\n" for record in records(3)))
 
@@ -172,18 +170,6 @@ def test_predictions_show_answer_probability_and_label(channels: int) -> None:
 def test_without_mistakes_the_grid_says_so() -> None:
     figure = predictions_grid(np.zeros((0, 1, 6, 6), np.uint8), [], [], ("cat", "dog"))
     assert [text.get_text() for text in figure.texts] == ["no mistakes"]
-    assert fits(figure)
-
-
-@pytest.mark.parametrize("channels", [1, 3])
-def test_first_layer_shows_weights_on_a_common_scale(channels: int) -> None:
-    weights = np.arange(-6.0 * channels, 6.0 * channels).reshape(2, channels * 6)
-    figure = first_layer(weights, [7, 4], (channels, 2, 3))
-    assert titles(figure) == ["unit 7", "unit 4"]
-    maps, scale = weights.reshape(2, channels, 2, 3), 6 * channels
-    expected = maps[:, 0] if channels == 1 else 0.5 + maps.transpose(0, 2, 3, 1) / (2 * scale)
-    assert np.allclose([tile(figure, index, 2, 3) for index in range(2)], expected)
-    assert figure.axes[0].get_images()[0].get_clim() == ((-scale, scale) if channels == 1 else (0, 255))
     assert fits(figure)
 
 

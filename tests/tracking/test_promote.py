@@ -169,7 +169,7 @@ def test_find_run(store: dict[str, str]) -> None:
     with pytest.raises(UsageError, match=f"'good' matches 2 runs; give the id of one: .*{twice}"):
         find.find_run("good")
     for name, status in (("running", "RUNNING"), ("failed", "FAILED")):
-        with pytest.raises(TrackingError, match=f"is {status}, not FINISHED"):
+        with pytest.raises(TrackingError, match=f"is {status} and has no model"):
             find.find_run(name)
     for name in ("it's", "0123456789abcdef" * 2):
         with pytest.raises(UsageError, match=f"has no run .{name}."):
