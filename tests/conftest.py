@@ -21,7 +21,7 @@ import torch
 from filelock import FileLock
 
 from mlp_dist.console.process import num_cores
-from mlp_dist.data import download
+from mlp_dist.data import datasets
 from mlp_dist.data.arrays import Dataset
 from mlp_dist.data.datasets import read_dataset
 from serve.archive import read_archive
@@ -216,7 +216,7 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("no_proxy", raising=False)
     # urlopen keeps the proxies of its first call.
     monkeypatch.setattr("urllib.request._opener", None)
-    monkeypatch.setattr(download, "PAUSES", (0.0,) * len(download.PAUSES))
+    monkeypatch.setattr(datasets, "PAUSES", (0.0,) * len(datasets.PAUSES))
 
 
 @pytest.fixture

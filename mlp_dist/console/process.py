@@ -5,17 +5,12 @@ import os
 import re
 import signal
 import sys
-import threading
-from collections.abc import Callable
-from concurrent.futures import Future
 from contextlib import ExitStack
 from pathlib import Path
 from types import FrameType
-from typing import Self, TypeVar
+from typing import Self
 
 from mlp_dist.core.errors import UsageError
-
-T = TypeVar("T")
 
 RANKS = ("RANK", "PMI_RANK", "OMPI_COMM_WORLD_RANK", "MV2_COMM_WORLD_RANK")
 SIZES = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
@@ -160,20 +155,6 @@ def end_with(parent: int) -> None:
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
         if os.getppid() != parent:
             raise Interrupted(signal.SIGTERM)
-
-
-def in_thread(work: Callable[[], T]) -> "Future[T]":
-    """Call `work` in a daemon thread, which never keeps this process from ending."""
-    outcome: Future[T] = Future()
-
-    def run() -> None:
-        try:
-            outcome.set_result(work())
-        except BaseException as error:
-            outcome.set_exception(error)
-
-    threading.Thread(target=run, daemon=True).start()
-    return outcome
 
 
 class Interrupted(KeyboardInterrupt):

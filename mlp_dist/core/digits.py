@@ -292,8 +292,8 @@ def _with_usual_strokes(ink: Array) -> Array:
 def _framed(ink: Array) -> Bytes:
     """Ink from 0 to 1 -> MNIST's frame, with its centre of mass nearest to pixel 14."""
     pixels = _fit(ink[_around(ink > EDGE)], BOX)
-    (height, width), mass = pixels.shape, cv2.moments(pixels)
-    y, x = (SIZE // 2 - int(mass[each] / mass["m00"] + 0.5) for each in ("m01", "m10"))
+    (height, width), sums = pixels.shape, (pixels.sum(1), pixels.sum(0))
+    y, x = (SIZE // 2 - int(each @ np.arange(len(each)) / each.sum() + 0.5) for each in sums)
     top, left = min(max(y, 0), SIZE - height), min(max(x, 0), SIZE - width)
     frame = np.zeros((SIZE, SIZE), np.uint8)
     frame[top : top + height, left : left + width] = (pixels * (255 / pixels.max())).round()

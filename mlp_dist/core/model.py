@@ -1,11 +1,22 @@
 """Builds the model of a ModelSpec, for training and serving. Any module works; core/kinds.py names them."""
 
+import base64
+import contextlib
+import io
+import json
+import logging
 import math
+import re
+import warnings
+import zipfile
+import zlib
+from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import nn
 
-from mlp_dist.core.errors import BundleError
+from mlp_dist.core.errors import BundleError, UsageError
 from mlp_dist.core.kinds import KINDS
 from mlp_dist.core.spec import ModelSpec
 
@@ -20,6 +31,14 @@ INITIALIZATIONS = ("linear", *_NORMAL_STDS)
 """Distributions of initial parameters. "linear" is nn.Linear's: uniform within 1/sqrt(fan in)."""
 
 
+_FILES = re.compile(
+    r"[^/]+/(archive_format|archive_version|byteorder|\.data/(version|serialization_id)|models/model\.json|"
+    r"data/(weights/weight_\d+|constants/tensor_\d+|sample_inputs/model\.pt|"
+    r"(weights|constants)/model_(weights|constants)_config\.json))"
+)
+"""The files of an exported program that holds nothing but a graph and tensors."""
+
+
 def build_model(
     spec: ModelSpec, *, generator: torch.Generator | None = None, initialization: str = "linear"
 ) -> nn.Module:
@@ -31,10 +50,7 @@ def build_model(
     if memory is too small, or the program is damaged.
     """
     if spec.program:
-        # torch.export's import takes half a second.
-        from mlp_dist.core.exported import load
-
-        return load(spec.program)
+        return load_exported(spec.program)
     try:
         if generator is None:
             return _allocate(spec)
@@ -90,3 +106,98 @@ def as_rows(name: str, matrix: torch.Tensor) -> torch.Tensor:
     A parameter named "weight" has this shape, as nn.Linear's; others are used as inputs @ matrix.
     """
     return matrix.detach() if name == "weight" else matrix.detach().movedim(0, -1)
+
+
+# Modules of one's own: their graphs, written by torch.export
+
+
+def export(module: nn.Module, num_features: int, num_classes: int) -> str:
+    """The graph of `module` in evaluation mode: float32 (B, num_features) -> logits (B, num_classes).
+
+    Its parameters and saved buffers are left out. Raises UsageError, with the reason, for a module that
+    torch.export cannot write, or with outputs of another shape.
+    """
+    name, was_training, file = type(module).__name__, module.training, io.BytesIO()
+    device = next((tensor.device for tensor in module.state_dict().values()), torch.device("cpu"))
+    try:
+        with torch.no_grad():
+            answer = module.eval()(torch.zeros(3, num_features, device=device))
+        if not torch.is_tensor(answer) or answer.shape != (3, num_classes):
+            found = tuple(answer.shape) if torch.is_tensor(answer) else type(answer).__name__
+            raise ValueError(f"turns inputs (3, {num_features}) into {found}, not into (3, {num_classes})")
+        inputs, free = torch.zeros(2, num_features, device=device), {0: torch.export.Dim.DYNAMIC}
+        with _quiet():
+            program = torch.export.export(module, (inputs,), dynamic_shapes=(free,))
+            _leave_out(program.state_dict)
+            torch.export.save(program, file)
+    # A forward method may raise anything, and torch.export's errors have no base class in common.
+    except Exception as error:
+        reason = " ".join(str(error).strip().splitlines()[:2]) or type(error).__name__
+        raise UsageError(
+            f"{name} cannot be trained and kept: {reason}; its forward must map float32 (B, {num_features}) "
+            f"to logits (B, {num_classes}) for any B, and torch.export must be able to write its graph"
+        ) from error
+    finally:
+        module.train(was_training)
+    return base64.b64encode(zlib.compress(file.getvalue())).decode()
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without torch.export's own reports: its errors say the same."""
+    disabled, nowhere = logging.root.manager.disable, io.StringIO()
+    logging.disable()
+    try:
+        with (
+            warnings.catch_warnings(action="ignore"),
+            contextlib.redirect_stdout(nowhere),
+            contextlib.redirect_stderr(nowhere),
+        ):
+            yield
+    finally:
+        logging.disable(disabled)
+
+
+def _leave_out(state_dict: dict[str, Any]) -> None:
+    """Replace each tensor by one of its shape that takes the memory of a single number."""
+    for name, tensor in list(state_dict.items()):
+        empty = torch.zeros((), dtype=tensor.dtype).expand(tensor.shape)
+        is_parameter = isinstance(tensor, nn.Parameter)
+        state_dict[name] = nn.Parameter(empty, tensor.requires_grad) if is_parameter else empty
+
+
+def load_exported(program: str) -> nn.Module:
+    """The module of `export`, in evaluation mode, with undefined parameters for a state_dict to fill.
+
+    Runs no pickled code. Raises BundleError for a program that is damaged or holds more than `export` writes.
+    """
+    try:
+        content = zlib.decompress(base64.b64decode(program))
+        _check_files(content)
+        module = torch.export.load(io.BytesIO(content)).module()
+    except BundleError:
+        raise
+    # For damaged content torch, zipfile and json raise various exceptions.
+    except Exception as error:
+        raise BundleError(f"the exported model cannot be read: {error}") from error
+    undefined = {
+        name: torch.empty(each.shape, dtype=each.dtype) for name, each in module.state_dict().items()
+    }
+    module.load_state_dict(undefined, assign=True)
+    # torch.export's modules refuse this; they are in evaluation mode.
+    module.eval = module.train = lambda *_: module  # type: ignore[method-assign]
+    return module
+
+
+def _check_files(content: bytes) -> None:
+    """Raise an error for what torch.export.load would unpickle."""
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        for name in archive.namelist():
+            if not _FILES.fullmatch(name):
+                raise BundleError(f"the exported model holds {name!r}, which is no graph and no tensor")
+            if name.endswith("_config.json"):
+                entries = json.loads(archive.read(name))["config"].values()
+                if any(entry["use_pickle"] for entry in entries):
+                    raise BundleError(f"the exported model's {name!r} names pickled tensors")
+            if name.endswith(".pt"):
+                torch.load(io.BytesIO(archive.read(name)), weights_only=True)

@@ -97,7 +97,7 @@ class ImageSpec(_Json):
 class ModelSpec(_Json):
     """A multi-layer perceptron: `layer_sizes` from input to classes, and `kind`, a name in KINDS.
 
-    Or any module: `kind` is its class's name, and `program` its graph, as core/exported.py writes it.
+    Or any module: `kind` is its class's name, and `program` its graph, as core/model.py writes it.
     """
 
     layer_sizes: tuple[int, ...]

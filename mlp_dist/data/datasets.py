@@ -1,27 +1,46 @@
 """Files -> Dataset: torchvision's MNIST and its relatives, scikit-learn's digits, the user's own files."""
 
+import contextlib
 import gzip
+import math
 import os
 import struct
+import sys
+import tempfile
+import threading
+import time
 import zlib
+from collections.abc import Mapping
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
 
+from mlp_dist.console import progress
 from mlp_dist.core.catalog import ARRAYS_PREFIX, CATALOG, FOLDER_PREFIX, MEMORY, DatasetFacts
 from mlp_dist.core.errors import DataError, DownloadError, UsageError
+from mlp_dist.core.io import replacing_file
 from mlp_dist.core.spec import ImageSpec
 from mlp_dist.data.arrays import Dataset, ImageSet, mean_and_std, read_arrays
 from mlp_dist.data.batches import generator
-from mlp_dist.data.download import download
 from mlp_dist.data.folder import read_folder
 
 NUM_TEST_DIGITS = 360
 """One image in five."""
+
+
+PAUSES = (0.5, 1.0, 2.0, 4.0)
+"""Seconds between one try and the next."""
+
+STALL_SECONDS = 5.0
+"""How long a download may bring nothing."""
+
+RETRY_SECONDS = 20.0
+"""How long a data set is tried; a download that brings data may take longer."""
 
 
 def default_data_dir() -> Path:
@@ -168,6 +187,90 @@ def _read_idx_file(path: Path, size: tuple[int, ...]) -> np.ndarray:
 
 def _image_set(images: np.ndarray, labels: np.ndarray) -> ImageSet:
     return ImageSet(torch.from_numpy(images.copy()).unsqueeze(1), torch.from_numpy(labels.astype(np.int64)))
+
+
+# Downloads by torchvision, with retries and in a bounded time
+
+
+def download(facts: DatasetFacts, data_dir: Path) -> None:
+    """Download a data set into `data_dir`, in torchvision's layout.
+
+    torchvision has the mirrors and checksums. Files appear in `data_dir` once all are complete.
+
+    Raises DownloadError with the reason in one line.
+    """
+    end = time.monotonic() + RETRY_SECONDS
+    for number, pause in enumerate((*PAUSES, math.inf), start=1):
+        # Each try has a directory of its own, because one that was given up may still write.
+        with tempfile.TemporaryDirectory(prefix="mlp_dist-", ignore_cleanup_errors=True) as directory:
+            try:
+                limit = min(STALL_SECONDS, max(0.0, end - time.monotonic()))
+                _fetch(_source(facts, number - 1), facts.options, Path(directory), limit)
+                return _move(Path(directory), data_dir)
+            except DownloadError:
+                raise
+            # The errors of torchvision, urllib and http.client.
+            except Exception as error:
+                reason = " ".join(str(error).split()) or type(error).__name__
+        if time.monotonic() + pause > end:
+            break
+        trying = f"try {number + 1} of {len(PAUSES) + 1} in {pause:g} s"
+        progress.tell(f"cannot download {facts.title} ({reason}); {trying}", sys.stderr)
+        time.sleep(pause)
+    raise DownloadError(f"{reason}, tried {number} times")
+
+
+def _source(facts: DatasetFacts, number: int) -> Any:
+    """torchvision's class, whose mirrors, if it has some, are asked in another order at each try."""
+    # Importing torchvision takes 1 to 2 seconds.
+    from torchvision import datasets
+
+    source = getattr(datasets, str(facts.source))
+    mirrors = getattr(source, "mirrors", None) or [""]
+    first = number % len(mirrors)
+    return type(source.__name__, (source,), {"mirrors": mirrors[first:] + mirrors[:first]})
+
+
+def _fetch(source: Any, options: Mapping[str, str], directory: Path, seconds: float) -> None:
+    """Download into an empty directory; raises TimeoutError if nothing arrives for `seconds`."""
+
+    errors: list[Exception] = []
+
+    def work() -> None:
+        try:
+            for train in (True, False):
+                source(directory, train=train, download=True, **options)
+        except Exception as error:
+            errors.append(error)
+
+    # torchvision sets no time limit, and a lookup of a host name cannot be stopped. It prints to stdout.
+    with contextlib.redirect_stdout(sys.stderr):
+        thread, size, since = threading.Thread(target=work, daemon=True), -1, time.monotonic()
+        thread.start()
+        while thread.is_alive():
+            thread.join(0.05)
+            found = sum(path.stat().st_size for path in directory.rglob("*") if path.is_file())
+            if found > size:
+                size, since = found, time.monotonic()
+            elif time.monotonic() - since > seconds:
+                raise TimeoutError(f"no answer for {seconds:.0f} seconds")
+    if errors:
+        raise errors[0]
+
+
+def _move(source: Path, target: Path) -> None:
+    for path in sorted(path for path in source.rglob("*") if path.is_file()):
+        place = target / path.relative_to(source)
+        if place.exists():
+            continue
+        try:
+            with replacing_file(place) as temporary:
+                temporary.write_bytes(path.read_bytes())
+        except OSError as error:
+            raise DownloadError(
+                f"cannot write {place} ({error.strerror or error}); make the directory writable or choose "
+                "another one with --data-dir"
+            ) from error
 
 
 # scikit-learn's digits

@@ -5,10 +5,11 @@ import itertools
 import os
 import select
 import socket
+import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import wait
+from concurrent.futures import Future, wait
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -118,7 +119,16 @@ def _wait(work: Callable[[], T], size: int, missing: Sequence[int]) -> T:
 
     A thread does it, since no handler of a signal runs while the main thread waits in C++.
     """
-    outcome = process.in_thread(work)
+    outcome: Future[T] = Future()
+
+    def run() -> None:
+        try:
+            outcome.set_result(work())
+        except BaseException as error:
+            outcome.set_exception(error)
+
+    # A daemon, which never keeps this process from ending.
+    threading.Thread(target=run, daemon=True).start()
     if wait([outcome], _ANNOUNCED_AFTER).not_done:
         ranks = f" (rank {', '.join(map(str, missing))})" if missing else ""
         number = len(missing) or f"up to {size - 1}"

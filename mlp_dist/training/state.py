@@ -17,7 +17,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from mlp_dist.config import TrainConfig
 from mlp_dist.core.bundle import count_parameters
 from mlp_dist.core.errors import UsageError
-from mlp_dist.core.model import build_model
+from mlp_dist.core.model import build_model, export
 from mlp_dist.core.spec import ModelSpec
 from mlp_dist.data.arrays import Dataset, ImageSet
 from mlp_dist.data.batches import INITIALIZATION, generator, split_validation
@@ -233,9 +233,6 @@ def run_context(
         train, val = data.train, data.val
     spec = ModelSpec((num_features, *config.hidden_sizes, num_classes), config.model)
     if module is not None:
-        # torch.export's import takes half a second.
-        from mlp_dist.core.exported import export
-
         program = export(module, num_features, num_classes)
         spec = ModelSpec((num_features, num_classes), type(module).__name__, program)
     return RunContext(

@@ -64,6 +64,12 @@ def test_strokes_get_the_width_of_mnist(side: int, pen: int) -> None:
     assert ((stroke > 1.2) & (stroke < 5.5)).all()
 
 
+def test_a_straight_line_is_a_one() -> None:
+    page = np.full((28, 28), 255, np.uint8)
+    page[3:25, 14] = 0
+    assert (as_mnist(page)[4:24, 13:16] > 0).any(axis=1).all()
+
+
 def test_light_noise_dust_and_borders_are_ignored() -> None:
     source = np.random.default_rng(0)
     lit = drawn(paper=220, ink=50) * uneven(280, source) + source.normal(0, 8, (280, 280))

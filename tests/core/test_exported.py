@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from mlp_dist.core.errors import BundleError, UsageError
-from mlp_dist.core.exported import export, load
+from mlp_dist.core.model import export, load_exported
 
 
 class Own(nn.Module):
@@ -45,7 +45,7 @@ def test_answers_are_the_modules_for_any_batch_size() -> None:
     assert module.training
     for _ in range(3):
         module(torch.randn(20, 64))
-    kept = load(program)
+    kept = load_exported(program)
     kept.load_state_dict(module.eval().state_dict())
     assert list(kept.state_dict()) == list(module.state_dict())
     for size in (1, 2, 16, 33):
@@ -82,6 +82,6 @@ def test_files_with_pickles_are_refused(name: str) -> None:
                 new.writestr(entry, old.read(entry))
         new.writestr(f"{root}/{name}", pickle.dumps(Harmful()))
     with pytest.raises(BundleError):
-        load(base64.b64encode(zlib.compress(changed.getvalue())).decode())
+        load_exported(base64.b64encode(zlib.compress(changed.getvalue())).decode())
     with pytest.raises(BundleError, match="cannot be read"):
-        load("program")
+        load_exported("program")

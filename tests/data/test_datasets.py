@@ -175,7 +175,7 @@ def small_mnist(monkeypatch: pytest.MonkeyPatch) -> None:
     """torchvision's MNIST has the checksums of PACKED."""
     sums = [(name, hashlib.md5(data, usedforsecurity=False).hexdigest()) for name, data in PACKED.items()]
     monkeypatch.setattr(datasets.MNIST, "resources", sums)
-    monkeypatch.setattr("mlp_dist.data.download.PAUSES", (0.01,) * 4)
+    monkeypatch.setattr("mlp_dist.data.datasets.PAUSES", (0.01,) * 4)
 
 
 @pytest.mark.usefixtures("small_mnist")

@@ -12,7 +12,7 @@ from torchvision import datasets as torchvision_datasets
 
 from mlp_dist.core.catalog import CATALOG
 from mlp_dist.core.errors import DownloadError
-from mlp_dist.data import download as module
+from mlp_dist.data import datasets as module
 from tests.data.test_datasets import PACKED
 
 FILES = PACKED
