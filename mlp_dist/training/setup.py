@@ -182,7 +182,7 @@ def _hardware(accelerator: Accelerator) -> str:
 def _classes(data: Dataset) -> str:
     """The classes, and how many images for training and validation each has."""
     counts = torch.bincount(data.train.labels, minlength=len(data.classes)).tolist()
-    named = [f"{name} {count:,}" for name, count in zip(data.classes, counts, strict=True)]
+    named = [f"{name} ({count:,})" for name, count in zip(data.classes, counts, strict=True)]
     more = f" and {len(named) - MOST_NAMED} more" if len(named) > MOST_NAMED else ""
     return f"{len(named)} classes: {', '.join(named[:MOST_NAMED])}{more}"
 
