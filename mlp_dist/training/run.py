@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from mlp_dist.config import OPTIONS, TrainConfig, absolute_dataset
 from mlp_dist.console import launcher, progress
-from mlp_dist.console.process import Interrupted, is_main, launch_command
+from mlp_dist.console.process import Interrupted, is_main, launch_command, limit_spinning
 from mlp_dist.core.catalog import MEMORY
 from mlp_dist.core.errors import ProcessLostError, UsageError, unknown
 from mlp_dist.recipes import default_recipe, get_recipe
@@ -134,6 +134,7 @@ def run(
     own: "Own | None" = None,
 ) -> Result:
     """Train `config`; on resume, only its fields in `given` count. `command` is what started the run."""
+    limit_spinning()
     launcher.choose_interface()
     follower, made = None, None
     if is_main():

@@ -189,6 +189,8 @@ def _classes(data: Dataset) -> str:
 
 def _announce(trainer: Trainer, checkpoint: Checkpoint | None) -> None:
     config, context = trainer.state.config, trainer.context
+    place, here = context.output_dir, Path.cwd()
+    place = place.relative_to(here) if place.is_relative_to(here) else place
     no_gpu = " (there is no GPU)" if context.world_size > 1 and not torch.cuda.is_available() else ""
     lines = [
         f"{context.data.title}: {len(context.train_set):,} training, {len(context.val_set):,} validation and "
@@ -197,7 +199,7 @@ def _announce(trainer: Trainer, checkpoint: Checkpoint | None) -> None:
         f"{config.recipe}: {context.spec}, {trainer.state.num_parameters:,} parameters, "
         f"{config.optimizer} at {config.lr:g}, global batch {config.batch_size}, seed {config.seed}, "
         f"gradients in {config.gradient_dtype}, matmul precision {context.matmul_precision}",
-        f"training on {context.workers}{no_gpu} in {context.output_dir}",
+        f"training on {context.workers}{no_gpu} in {place}",
     ]
     if checkpoint is not None:
         lines.append(f"resumed after {checkpoint.progress} of {config.epochs}")
