@@ -125,9 +125,10 @@ def decode_plain(files: Sequence[bytes], spec: ImageSpec, reading: Reading) -> t
 
     The pixels are those of `decode_image`, which takes several times as long.
     """
-    images = {index: image for index, data in enumerate(files) if (image := read_plain(data, spec))}
-    stored = bytearray().join(image.tobytes() for image in images.values())
-    array = np.frombuffer(stored, np.uint8).reshape(-1, spec.height, spec.width, spec.channels)
+    read = ((index, read_plain(data, spec)) for index, data in enumerate(files))
+    images = {index: image for index, image in read if image is not None}
+    stored = np.frombuffer(bytearray().join(images.values()), np.uint8)
+    array = stored.reshape(-1, spec.height, spec.width, spec.channels)
     indices = list(images)
     if reading.preprocess == AUTO:
         framed = are_framed(array[..., 0]) if spec.channels == 1 else [False] * len(array)
@@ -178,24 +179,20 @@ def to_pixels(image: Image.Image, spec: ImageSpec, reading: Reading = DEFAULT_RE
     if image.mode.startswith("I;16") and _is_white_zero(image):
         # Pillow inverts only images of 8 bits.
         upright = ImageOps.invert(upright)
-    return _fitted(upright.convert("L" if spec.channels == 1 else "RGB"), spec, reading)
+    return _fitted(np.array(upright.convert("L" if spec.channels == 1 else "RGB")), spec, reading)
 
 
-def _fitted(image: Image.Image, spec: ImageSpec, reading: Reading) -> torch.Tensor:
-    """Pixels (C, H, W) of an image of mode L or RGB that has the channels of `spec`."""
+def _fitted(array: np.ndarray, spec: ImageSpec, reading: Reading) -> torch.Tensor:
+    """Pixels (C, H, W) of a gray image (H, W) or an RGB image (H, W, 3), as `spec` has it."""
     if reading.preprocess == AUTO:
         if spec.channels != 1:
             raise ImageError("preprocess 'auto' is for gray drawings, but this model takes RGB; use 'exact'")
-        framed = as_mnist(np.asarray(image))
-        if framed.shape == (spec.height, spec.width):
-            return torch.from_numpy(framed.copy())[None]
-        image = Image.fromarray(framed)
-    if image.size != (spec.width, spec.height):
-        image = image.resize((spec.width, spec.height), Image.Resampling.BILINEAR)
-    pixels = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8)
-    if spec.channels == 1:
-        return pixels.view(1, spec.height, spec.width)
-    return pixels.view(spec.height, spec.width, spec.channels).permute(2, 0, 1).contiguous()
+        array = as_mnist(array)
+    if array.shape[:2] != (spec.height, spec.width):
+        resized = Image.fromarray(array).resize((spec.width, spec.height), Image.Resampling.BILINEAR)
+        array = np.array(resized)
+    pixels = torch.from_numpy(array).reshape(spec.height, spec.width, spec.channels)
+    return pixels.permute(2, 0, 1).contiguous()
 
 
 def _opaque(image: Image.Image, reading: Reading) -> Image.Image:

@@ -1,6 +1,7 @@
 """The shortcut for data set PNGs gives the same results as the general decoder."""
 
 import random
+import zlib
 
 import pytest
 import torch
@@ -63,13 +64,13 @@ def test_many_files_are_decoded_like_single_ones(spec: ImageSpec, preprocess: st
 
 @pytest.mark.parametrize("spec", [GRAY, COLOR])
 def test_damaged_files_have_the_same_outcome(spec: ImageSpec, monkeypatch: pytest.MonkeyPatch) -> None:
-    draw, short = random.Random(0), 0
+    draw = random.Random(0)
     for seed in range(100):
         data = bytearray(encode_png(drawn(spec.channels, seed)))
         for _ in range(draw.choice((1, 1, 2, 8))):
             data[draw.randrange(len(data))] = draw.randrange(256)
-        short += read_plain(bytes(data), spec) is not None
+        if seed % 2:
+            data[-16:-12] = zlib.crc32(data[37:-16]).to_bytes(4)
         found, expected = outcome(bytes(data), spec), general_outcome(bytes(data), spec, monkeypatch)
         assert torch.is_tensor(found) == torch.is_tensor(expected), (found, expected)
         assert torch.equal(found, expected) if torch.is_tensor(expected) else found == expected
-    assert short > 0

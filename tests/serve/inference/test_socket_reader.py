@@ -70,9 +70,6 @@ def test_messages_are_the_same_however_they_arrive(
     expected = [protocol.retrieve_msg(pair[1]) for _ in sent]
     own = protocol._retrieve_buffer
     socket_reader.install()
-    installed = protocol._retrieve_buffer
-    assert installed is not own
-    socket_reader.install()
-    assert protocol._retrieve_buffer is installed
+    assert protocol._retrieve_buffer is not own
     assert [protocol.retrieve_msg(pair[1]) for _ in sent] == expected
     thread.join()
