@@ -175,11 +175,12 @@ def to_pixels(image: Image.Image, spec: ImageSpec, reading: Reading = DEFAULT_RE
     """An opened image's pixels, as in `decode_image`. Raises Pillow's errors for damaged files."""
     if image.mode == "LAB":
         raise UnsupportedFormatError(f"the image's colours are LAB{_SAVE_OTHERWISE}")
-    upright = _opaque(ImageOps.exif_transpose(image), reading)
+    mode = "L" if spec.channels == 1 else "RGB"
+    upright = _opaque(ImageOps.exif_transpose(image), mode, reading)
     if image.mode.startswith("I;16") and _is_white_zero(image):
         # Pillow inverts only images of 8 bits.
         upright = ImageOps.invert(upright)
-    return _fitted(np.array(upright.convert("L" if spec.channels == 1 else "RGB")), spec, reading)
+    return _fitted(np.array(upright.convert(mode)), spec, reading)
 
 
 def _fitted(array: np.ndarray, spec: ImageSpec, reading: Reading) -> torch.Tensor:
@@ -195,8 +196,8 @@ def _fitted(array: np.ndarray, spec: ImageSpec, reading: Reading) -> torch.Tenso
     return pixels.permute(2, 0, 1).contiguous()
 
 
-def _opaque(image: Image.Image, reading: Reading) -> Image.Image:
-    """The image with 8 bits per channel and without transparency."""
+def _opaque(image: Image.Image, mode: str, reading: Reading) -> Image.Image:
+    """The image with 8 bits per channel and without transparency; in `mode` if it was transparent."""
     if image.mode == "F":
         return Image.fromarray(_float_to_8_bits(np.asarray(image)))
     if image.mode.startswith("I"):
@@ -208,7 +209,9 @@ def _opaque(image: Image.Image, reading: Reading) -> Image.Image:
     if "transparency" in image.info or image.mode in ("LA", "La", "PA", "RGBA", "RGBa"):
         drawn = image.convert("RGBA")
         background = reading.background or (_contrast(drawn) if reading.preprocess == AUTO else "black")
-        return Image.alpha_composite(Image.new("RGBA", drawn.size, background), drawn).convert("RGB")
+        page = Image.new(mode, drawn.size, background)
+        page.paste(drawn.convert(mode), mask=drawn.getchannel("A"))
+        return page
     return image
 
 

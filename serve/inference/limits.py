@@ -5,7 +5,7 @@ from http import HTTPStatus
 
 from mlp_dist.core.errors import ImageError, ImageTooLargeError, UnsupportedFormatError
 
-BATCH_SECONDS = 0.5
+BATCH_SECONDS = 0.4
 """Time for reading the images of one batch. A request waits at most for the batch before it and its own."""
 
 MAX_IMAGES = 1000

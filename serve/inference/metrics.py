@@ -6,7 +6,7 @@ are therefore summed here and emitted at most once per second.
 
 import re
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from threading import Lock, Timer
 from typing import Any
 
@@ -28,7 +28,7 @@ class WorkerMetrics:
         # All series start at 0, so that Prometheus sees the first increase.
         self._values: dict[tuple[str, ...], float] = defaultdict(float)
         zeros = [(CONFIDENCE,), *((IMAGES, label) for label in self._labels)]
-        zeros += [(BAD_REQUESTS, kind.__name__) for kind in _subclasses(ImageError)]
+        zeros += [(BAD_REQUESTS, kind.__name__) for kind in (ImageError, *ImageError.__subclasses__())]
         self._values.update(dict.fromkeys(zeros, 0))
         if cache is not None:
             from ts.metrics.metric_type_enum import MetricTypes
@@ -66,12 +66,6 @@ class WorkerMetrics:
         timer = Timer(FLUSH_SECONDS, self._flush)
         timer.daemon = True
         timer.start()
-
-
-def _subclasses(error: type[ImageError]) -> Iterator[type[ImageError]]:
-    yield error
-    for kind in error.__subclasses__():
-        yield from _subclasses(kind)
 
 
 def _label(text: str) -> str:

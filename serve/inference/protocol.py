@@ -5,6 +5,7 @@ text or JSON with base64, data URLs or arrays. Tensors of v2 may follow the JSON
 """
 
 import json
+import re
 from codecs import BOM_UTF8
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -264,9 +265,7 @@ def _options(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _top_k(value: Any) -> int:
-    number = value.strip() if isinstance(value, str) else value
-    if isinstance(number, str) and number.isascii() and number.isdigit() and len(number) < 10:
-        number = int(number)
-    if type(number) is not int or number < 1:
-        raise RequestError(f"top_k is {str(value)[:40]!r}; give a whole number of at least 1")
-    return number
+    number = str(value).strip()
+    if not re.fullmatch(r"0*[1-9]\d{0,8}", number, re.ASCII):
+        raise RequestError(f"top_k is {number[:40]!r}; give a whole number of at least 1")
+    return int(number)

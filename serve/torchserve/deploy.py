@@ -1,6 +1,5 @@
 """Replaces the served version of a model without losing requests."""
 
-import hashlib
 import shutil
 import time
 from collections.abc import Iterator
@@ -40,8 +39,7 @@ def deploy(mar: Path) -> dict[str, Any]:
     archive = read_archive(mar)
     state, old = _deployable(archive)
     with exclusive(state.directory):
-        digest = hashlib.sha256(archive.path.read_bytes()).hexdigest()[:8]
-        file_name = f"{archive.name}-{archive.version}-{digest}.mar"
+        file_name = f"{archive.name}-{archive.version}.mar"
         with replacing_file(state.directory / STORE / file_name) as temporary:
             shutil.copyfile(archive.path, temporary)
         with progress.stages("deploying") as begin, _rollback(state, old, archive):

@@ -10,7 +10,6 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from itertools import takewhile
 from pathlib import Path
 
 import psutil
@@ -39,7 +38,7 @@ _LOAD_FAILED = "Load model failed"
 _CAUGHT = re.compile(r"Failed to load model .*, exception|Load model .* OOM, exception")
 """Written by the worker before a RuntimeError or MemoryError, which TorchServe reports only as a code."""
 _DIED = "Backend worker process died."
-_NEXT_WORKER = "s_name_part"
+_WORKER_START = "s_name_part"
 
 Process = subprocess.Popen[bytes]
 
@@ -215,18 +214,13 @@ def _load_failure(log: Path, version: str = "", offset: int = 0) -> str | None:
     return _last_lines(log, version, offset)
 
 
-def _last_lines(log: Path, version: str = "", offset: int = 0, number: int = 25) -> str:
-    """The worker's error if it died, else the last lines of the worker or the server."""
+def _last_lines(log: Path, version: str = "", offset: int = 0) -> str:
+    """What the first worker wrote, else the server's last lines."""
     everything = _lines(log, version, offset)
     worker = [line.partition(_WORKER_LINE)[2] for line in everything if _WORKER_LINE in line]
-    if _DIED in worker:
-        lines = worker[: worker.index(_DIED)]
-        if caught := [place for place, line in enumerate(lines) if _CAUGHT.match(line)]:
-            return "\n".join(lines[caught[0] :])
-        # Everything, since a missing import in the handler is reported before TorchServe's own error.
-        ended = worker[worker.index(_DIED) + 1 :]
-        return "\n".join(takewhile(lambda line: not line.startswith(_NEXT_WORKER), ended))
-    return "\n".join((worker or everything)[-number:])
+    starts = [place for place, line in enumerate(worker) if line.startswith(_WORKER_START)]
+    first = worker[: starts[1]] if len(starts) > 1 else worker
+    return "\n".join(first or everything[-25:])
 
 
 def _lines(log: Path, version: str, offset: int) -> list[str]:
