@@ -5,7 +5,7 @@ Without this, benchmarks.serving loses 12 to 15 % of its requests per second at 
 
 import sys
 from collections.abc import Callable
-from io import BufferedReader
+from io import BufferedReader, FileIO
 from socket import socket
 from typing import Any
 
@@ -26,7 +26,7 @@ def _buffered(read: Callable[[socket, int], bytes]) -> Callable[[socket, int], b
 
     def read_ahead(connection: socket, length: int) -> bytes:
         if connection not in readers:
-            readers[connection] = connection.makefile("rb", _RECEIVE_BYTES)
+            readers[connection] = BufferedReader(FileIO(connection.fileno(), closefd=False), _RECEIVE_BYTES)
         content = readers[connection].read(length)
         return content if len(content) == length else read(connection, length)
 

@@ -25,14 +25,6 @@ class KeyFileError(ServerError):
     """A file that is not TorchServe's key file."""
 
 
-class ManagementError(ServerError):
-    """A refused request, with the server's message and HTTP `status`."""
-
-    def __init__(self, message: str, status: int) -> None:
-        super().__init__(message)
-        self.status = status
-
-
 @dataclass(frozen=True)
 class Key:
     """`value` authorizes requests until `expires`; `api` renews it."""
@@ -118,7 +110,7 @@ def send_with_key(
 
 
 def ask(state: ServerState, path: str, **request: Any) -> Any:
-    """The JSON of the management API. Raises ManagementError for an error and ServerError for no answer."""
+    """The JSON of the management API. Raises ServerError for an error or no answer."""
     url = f"{state.management_url}{path}"
     try:
         reply = send_with_key(url, state.key_file, state.management_url, "management", **request)
@@ -130,7 +122,7 @@ def ask(state: ServerState, path: str, **request: Any) -> Any:
         raise ServerError(f"{url} answered {reply.body[:200]!r}") from error
     if reply.status >= 400:
         asked, reason = f"{request.get('method', 'GET')} {path}", values.get("message", reply.body)
-        raise ManagementError(f"{asked} was answered {reply.status}: {reason}", reply.status)
+        raise ServerError(f"{asked} was answered {reply.status}: {reason}")
     return values
 
 

@@ -29,7 +29,7 @@ from serve import server
 from serve.archive import read_archive
 from serve.client import Client, InvalidKeyError, NotReadyError, UnknownModelError
 from serve.server import running
-from serve.torchserve.api import ManagementError, ask, describe_version, read_key
+from serve.torchserve.api import ask, describe_version, read_key
 from serve.torchserve.server_state import STATE, ServerState
 from tests.helpers.fuzz_inputs import many_pages
 from tests.helpers.launching import ROOT, Trained, result, run
@@ -159,9 +159,8 @@ def test_keys_are_private_and_required(served: Client) -> None:
             assert b"Healthy" not in error.read()
     # Even the management key does not change models.
     for method, path in (("POST", "/models?url=other.mar"), ("DELETE", "/models/mlp")):
-        with pytest.raises(ManagementError) as denied:
+        with pytest.raises(ServerError, match="was answered 405"):
             ask(state, path, method=method)
-        assert denied.value.status == 405
 
 
 def test_safe_settings() -> None:

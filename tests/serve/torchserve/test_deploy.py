@@ -25,7 +25,7 @@ from serve.archive import Archive, read_archive
 from serve.client import Client
 from serve.package import build_archive
 from serve.torchserve import deploy as deployment
-from serve.torchserve.api import ManagementError, ask, describe_version, read_key, registered_versions, send
+from serve.torchserve.api import ask, describe_version, read_key, registered_versions, send
 from serve.torchserve.deploy import deploy
 from serve.torchserve.server_state import STATE, ServerState
 from tests.helpers.launching import Trained, result, run
@@ -223,9 +223,8 @@ def test_models_come_from_the_own_store_with_the_management_key_only(
         "../mlp.mar",
     ):
         path = f"/models?url={quote(place, safe='')}&model_name=other&initial_workers=1&synchronous=true"
-        with pytest.raises(ManagementError) as refused:
+        with pytest.raises(ServerError, match=r"was answered 40[034]"):
             ask(server, path, method="POST")
-        assert refused.value.status in (400, 403, 404), place
     assert mirror.requests == []
     assert [model["modelName"] for model in ask(server, "/models")["models"]] == ["mlp"]
 
