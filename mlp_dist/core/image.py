@@ -127,7 +127,7 @@ def decode_plain(files: Sequence[bytes], spec: ImageSpec, reading: Reading) -> t
     """
     read = ((index, read_plain(data, spec)) for index, data in enumerate(files))
     images = {index: image for index, image in read if image is not None}
-    stored = np.frombuffer(bytearray().join(images.values()), np.uint8)
+    stored = np.frombuffer(bytearray().join(image.data for image in images.values()), np.uint8)
     array = stored.reshape(-1, spec.height, spec.width, spec.channels)
     indices = list(images)
     if reading.preprocess == AUTO:

@@ -27,8 +27,9 @@ class WorkerMetrics:
         self._lock, self._is_scheduled, self._metrics = Lock(), False, dict[str, Any]()
         # All series start at 0, so that Prometheus sees the first increase.
         self._values: dict[tuple[str, ...], float] = defaultdict(float)
+        kinds: list[type[ImageError]] = [ImageError, *ImageError.__subclasses__()]
         zeros = [(CONFIDENCE,), *((IMAGES, label) for label in self._labels)]
-        zeros += [(BAD_REQUESTS, kind.__name__) for kind in (ImageError, *ImageError.__subclasses__())]
+        zeros += [(BAD_REQUESTS, kind.__name__) for kind in kinds]
         self._values.update(dict.fromkeys(zeros, 0))
         if cache is not None:
             from ts.metrics.metric_type_enum import MetricTypes
