@@ -12,7 +12,7 @@ from itertools import compress
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from PIL.TiffImagePlugin import TiffImageFile
 
 from mlp_dist.core.digits import are_framed, as_mnist
@@ -176,11 +176,14 @@ def to_pixels(image: Image.Image, spec: ImageSpec, reading: Reading = DEFAULT_RE
     if image.mode == "LAB":
         raise UnsupportedFormatError(f"the image's colours are LAB{_SAVE_OTHERWISE}")
     mode = "L" if spec.channels == 1 else "RGB"
-    upright = _opaque(ImageOps.exif_transpose(image), mode, reading)
+    image.load()
+    # Of an upright image, exif_transpose makes a copy: up to 100 MB.
+    is_turned = image.getexif().get(ExifTags.Base.Orientation, 1) != 1
+    upright = _opaque(ImageOps.exif_transpose(image) if is_turned else image, mode, reading)
     if image.mode.startswith("I;16") and _is_white_zero(image):
         # Pillow inverts only images of 8 bits.
         upright = ImageOps.invert(upright)
-    return _fitted(np.array(upright.convert(mode)), spec, reading)
+    return _fitted(np.asarray(upright.convert(mode)), spec, reading)
 
 
 def _fitted(array: np.ndarray, spec: ImageSpec, reading: Reading) -> torch.Tensor:
@@ -191,8 +194,8 @@ def _fitted(array: np.ndarray, spec: ImageSpec, reading: Reading) -> torch.Tenso
         array = as_mnist(array)
     if array.shape[:2] != (spec.height, spec.width):
         resized = Image.fromarray(array).resize((spec.width, spec.height), Image.Resampling.BILINEAR)
-        array = np.array(resized)
-    pixels = torch.from_numpy(array).reshape(spec.height, spec.width, spec.channels)
+        array = np.asarray(resized)
+    pixels = torch.tensor(array).reshape(spec.height, spec.width, spec.channels)
     return pixels.permute(2, 0, 1).contiguous()
 
 
