@@ -14,27 +14,24 @@ the peak memory in MiB.
 import json
 import os
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
 
+from benchmarks import at_least, run
 from mlp_dist.console import command
-from mlp_dist.core.errors import UsageError
 from mlp_dist.data.datasets import default_data_dir
 
-ROOT = Path(__file__).resolve().parents[1]
 NAMES = ("whole", "imports", "training", "evaluation", "rest", "after")
 
-_PRINT_PEAK = "import resource; print('peak', resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, flush=True)"
-_TRAIN = f"""
-import atexit
+_TRAIN = """
+import atexit, resource
 from mlp_dist.cli.train import main
 from mlp_dist.console import command
 
 def print_peak():
-    {_PRINT_PEAK}
+    print("peak", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, flush=True)
 
 def measured_main():
     atexit.register(print_peak)
@@ -44,31 +41,26 @@ command.run(measured_main, at_once=True)
 """
 
 _WITHOUT_TRACKING = """
-import mlp_dist.cli.train
+import mlp_dist.training.run
 from unittest.mock import Mock
-mlp_dist.cli.train.Follower = lambda directory: Mock(directory=directory.absolute())
+mlp_dist.training.run.Follower = lambda directory: Mock(directory=directory.absolute())
 """
 
 
-def run(words: list[str], directory: Path) -> tuple[float, list[str]]:
-    """(seconds, lines on stdout) of a command. Raises UsageError if it fails."""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    environment.pop("MLFLOW_TRACKING_URI", None)
+def timed(words: list[str], directory: Path) -> tuple[float, list[str]]:
+    """(seconds, lines on stdout) of a command."""
     started = time.perf_counter()
-    done = subprocess.run(words, cwd=directory, env=environment, capture_output=True, text=True)
-    seconds = time.perf_counter() - started
-    if done.returncode != 0:
-        raise UsageError(f"{' '.join(words[:3])} failed: {done.stderr[-2000:]}")
-    return seconds, done.stdout.splitlines()
+    lines = run(words, directory)
+    return time.perf_counter() - started, lines
 
 
 def measure(directory: Path, data_dir: Path) -> dict[str, float]:
     """Seconds of one run by part, and its peak memory in MiB."""
-    launching, _ = run(["accelerate", "launch", "--quiet", "empty.py"], directory)
-    starting, _ = run([sys.executable, "empty.py"], directory)
-    importing, _ = run([sys.executable, "-c", "import torch, accelerate"], directory)
+    launching, _ = timed(["accelerate", "launch", "--quiet", "empty.py"], directory)
+    starting, _ = timed([sys.executable, "empty.py"], directory)
+    importing, _ = timed([sys.executable, "-c", "import torch, accelerate"], directory)
     words = ["accelerate", "launch", "--quiet", "train.py", "--data-dir", str(data_dir)]
-    whole, lines = run(words, directory)
+    whole, lines = timed(words, directory)
     ended = time.time()
     (result,) = (json.loads(line) for line in lines if line.startswith("{"))
     (peak,) = (int(line.split()[1]) for line in lines if line.startswith("peak "))
@@ -77,24 +69,19 @@ def measure(directory: Path, data_dir: Path) -> dict[str, float]:
     metrics = (directory / result["output_dir"] / "metrics.jsonl").read_text().splitlines()
     training = result["train_seconds"]
     evaluation = sum(json.loads(line)["evaluate_seconds"] for line in metrics)
-    rest, after = (
-        whole - imports - training - evaluation,
-        ended - json.loads(metrics[-1])["timestamp_ms"] / 1000,
-    )
+    rest = whole - imports - training - evaluation
+    after = ended - json.loads(metrics[-1])["timestamp_ms"] / 1000
     values = dict(zip(NAMES, (whole, imports, training, evaluation, rest, after), strict=True))
-    _, lines = run([*words[:3], "without.py", *words[4:]], directory)
+    lines = run([*words[:3], "without.py", *words[4:]], directory)
     (bare,) = (json.loads(line)["train_seconds"] for line in lines if line.startswith("{"))
     return values | {"share": rest / (whole - imports), "peak": peak / 1024, "tracking": training / bare - 1}
 
 
 def main() -> None:
     parser = command.Parser(prog="python -m benchmarks.command", description=__doc__)
-    parser.add_argument("--repeats", type=int, default=3, metavar="N", help="runs after the first (3)")
-    parser.add_argument("--data-dir", type=Path, default=default_data_dir(), metavar="DIR")
+    parser.add_argument("--repeats", type=at_least(1), default=3, metavar="N", help="after the first (3)")
     args = parser.parse_args()
-    if args.repeats < 1:
-        raise UsageError(f"repeats is {args.repeats}; it must be 1 or more")
-    data_dir = args.data_dir.absolute()
+    data_dir = default_data_dir().absolute()
     with tempfile.TemporaryDirectory() as name:
         directory = Path(name)
         (directory / "empty.py").touch()

@@ -4,8 +4,7 @@
   python -m benchmarks.gpu_check --repeats 11 --cases adam-64
 
 Trains the recipe mnist-128-64-adam, and runs benchmarks.training with the notebook's loop and a loop with
-Accelerate. Writes DIR/CARD.json. The last line on stdout is the same JSON object. Exit code 1 if a test
-fails.
+Accelerate. The last line on stdout is one JSON object, also in benchmarks/results/CARD.json.
 """
 
 import json
@@ -15,18 +14,19 @@ import subprocess
 import sys
 import tempfile
 import time
-from pathlib import Path
 from typing import Any
 
 import torch
 
+from benchmarks import ROOT
+from benchmarks.peers.cases import CASES
 from mlp_dist.console import command
 from mlp_dist.console.process import use_cpu
 from mlp_dist.core.errors import TrainingError, UsageError
 from mlp_dist.core.io import replacing_file
 from mlp_dist.data.datasets import default_data_dir
 
-_ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "benchmarks/results"
 RECIPE = "mnist-128-64-adam"
 
 
@@ -34,7 +34,7 @@ def run(*arguments: str, **environment: str) -> tuple[int, str]:
     """Run a Python module in the project's root and pass its stdout through: (exit code, last line)."""
     words, last = [sys.executable, "-m", *arguments], ""
     with subprocess.Popen(
-        words, cwd=_ROOT, env={**os.environ, **environment}, stdout=subprocess.PIPE, text=True
+        words, cwd=ROOT, env={**os.environ, **environment}, stdout=subprocess.PIPE, text=True
     ) as process:
         assert process.stdout is not None
         for line in process.stdout:
@@ -66,8 +66,7 @@ def main() -> int:
     parser = command.Parser(prog="python -m benchmarks.gpu_check", description=__doc__)
     parser.add_argument("--repeats", metavar="N", default="5", help="passed to benchmarks.training (5)")
     parser.add_argument("--epochs", metavar="N", default="4", help="passed to benchmarks.training (4)")
-    parser.add_argument("--cases", nargs="+", metavar="NAME", default=[], help="passed on, too (all)")
-    parser.add_argument("--output", type=Path, metavar="DIR", default=_ROOT / "benchmarks/results")
+    parser.add_argument("--cases", nargs="+", choices=list(CASES), default=list(CASES), help="as those (all)")
     args = parser.parse_args()
     if use_cpu():
         raise UsageError(
@@ -76,21 +75,15 @@ def main() -> int:
         )
     failed, tests = run("pytest", "-q", "-m", "gpu")
     recipe = train_recipe()
-    flags = [
-        "--repeats",
-        args.repeats,
-        "--epochs",
-        args.epochs,
-        *(["--cases", *args.cases] if args.cases else []),
-    ]
+    flags = ["--repeats", args.repeats, "--epochs", args.epochs, "--cases", *args.cases]
     training = run_json("benchmarks.training", "--peers", "notebook", "accelerate", *flags)
     print(f"{RECIPE}: {recipe['train_seconds']:.2f} s, test accuracy {recipe['test_accuracy']:.4f}")
     gpu = torch.cuda.get_device_name()
     result: dict[str, Any] = {"benchmark": "gpu-check", "date": time.strftime("%Y-%m-%d"), "gpu": gpu}
     result |= {"cuda": torch.version.cuda, "tests": tests, "recipe": recipe, "training": training}
-    args.output.mkdir(parents=True, exist_ok=True)
+    RESULTS.mkdir(parents=True, exist_ok=True)
     name = re.sub(r"[^a-z0-9]+", "-", gpu.lower()).strip("-")
-    with replacing_file(args.output / f"{name}.json") as path:
+    with replacing_file(RESULTS / f"{name}.json") as path:
         path.write_text(json.dumps(result, indent=2) + "\n")
     print(json.dumps(result))
     return 1 if failed else 0

@@ -15,26 +15,23 @@ accuracies, numbers or shares refused, and, without DIR, whether the goals are m
 
 import json
 import zlib
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from benchmarks.pictures import EMPTY, PICTURES, Picture
+from benchmarks import at_least
+from benchmarks.pictures import EMPTY, PICTURES
 from mlp_dist.console import command
 from mlp_dist.core.bundle import Bundle
 from mlp_dist.core.errors import ImageError, UsageError
 from mlp_dist.core.image import Reading, decode_image
-from mlp_dist.data.arrays import ImageSet
 from mlp_dist.data.datasets import default_data_dir, prepare_dataset, read_dataset
 from mlp_dist.tracking.load import BEST, load_model
 
 MAX_LOSS = 0.015
 """Largest loss of accuracy on a row with `auto`, compared with the clean images."""
-
-MODES = ("exact", "auto")
-_BATCH = 500
-_ROW = "{:<44} {:>8} {:>8} {:>8}"
 
 LEAST_REFUSED = 0.98
 """Goal for the share of empty pages of each kind that are refused."""
@@ -42,36 +39,31 @@ LEAST_REFUSED = 0.98
 CONFIDENT = 0.9
 """The probability from which a mistake counts as confident."""
 
+MODES = ("exact", "auto")
+_ROW = "{:<44} {:>8} {:>8} {:>8}"
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".gif", ".bmp", ".webp", ".tif", ".tiff")
 
 
-def predict(bundle: Bundle, files: list[bytes], preprocess: str) -> tuple[torch.Tensor, torch.Tensor]:
-    """The most probable class of each file, int64 (N,), and its probability, float64 (N,); -1 if refused."""
-    reading, spec = Reading(preprocess=preprocess), bundle.spec.image
-    answers, probabilities = torch.full((len(files),), -1), -torch.ones(len(files)).double()
-    pixels, places = [], []
-    for place, file in enumerate(files):
-        try:
-            pixels.append(decode_image(file, spec, reading))
-            places.append(place)
-        except ImageError:
-            continue
-    if pixels:
-        probabilities[places], answers[places] = bundle.probabilities(torch.stack(pixels)).max(dim=1)
-    return answers, probabilities
-
-
-def accuracies(
-    bundle: Bundle, images: ImageSet, picture: Picture, source: np.random.Generator
-) -> dict[str, float]:
-    """Accuracy by mode."""
-    correct = dict.fromkeys(MODES, 0)
-    for start in range(0, len(images), _BATCH):
-        part = images[start : start + _BATCH]
-        files = [picture(image, source) for image in part.images[:, 0].numpy()]
+def predict(bundle: Bundle, files: Iterable[bytes]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Each file's most probable class in each of MODES, int64 (N, 2), -1 if refused; and its probability."""
+    pixels, is_read = [], []
+    for file in files:
         for mode in MODES:
-            correct[mode] += int((predict(bundle, files, mode)[0] == part.labels).sum())
-    return {mode: number / len(images) for mode, number in correct.items()}
+            try:
+                pixels.append(decode_image(file, bundle.spec.image, Reading(preprocess=mode)))
+                is_read.append(True)
+            except ImageError:
+                is_read.append(False)
+    answers, probabilities = torch.full((len(is_read),), -1), torch.zeros(len(is_read)).double()
+    if pixels:
+        places = torch.tensor(is_read)
+        probabilities[places], answers[places] = bundle.probabilities(torch.stack(pixels)).max(dim=1)
+    return answers.view(-1, len(MODES)), probabilities.view(-1, len(MODES))
+
+
+def accuracies(answers: torch.Tensor, labels: torch.Tensor) -> dict[str, float]:
+    """Accuracy by mode."""
+    return dict(zip(MODES, (answers == labels[:, None]).double().mean(dim=0).tolist(), strict=True))
 
 
 def row_generator(name: str, seed: int) -> np.random.Generator:
@@ -99,31 +91,33 @@ def sources(directories: list[Path], classes: tuple[str, ...]) -> dict[str, list
 
 def measure_sources(bundle: Bundle, directories: list[Path]) -> dict[str, dict[str, float]]:
     """Print a table and return the number of images, accuracies and refusals by source, and of all."""
-    row = "{:<44} {:>8} {:>8} {:>8} {:>8}"
-    print(row.format("", "images", *MODES, "refused"), flush=True)
-    counts: dict[str, list[int]] = {}
-    read = []
+    found = {}
     for name, files in sources(directories, bundle.spec.classes).items():
-        data, labels = [path.read_bytes() for path, _ in files], torch.tensor([label for _, label in files])
-        (plain, _), (framed, probability) = (predict(bundle, data, mode) for mode in MODES)
-        correct = [int((answers == labels).sum()) for answers in (plain, framed)]
-        counts[name] = [len(files), *correct, int((framed == -1).sum())]
-        read.append(torch.stack([probability, (framed == labels).double()], dim=1)[framed >= 0])
-    counts["all"] = [sum(column) for column in zip(*counts.values(), strict=True)]
+        labels = torch.tensor([label for _, label in files])
+        found[name] = (labels, *predict(bundle, (path.read_bytes() for path, _ in files)))
+    labels, answers, probabilities = map(torch.cat, zip(*found.values(), strict=True))
+    found["all"] = labels, answers, probabilities
     rows: dict[str, dict[str, float]] = {}
-    for name, (images, exact, auto, refused) in counts.items():
-        rows[name] = {"images": images, "exact": exact / images, "auto": auto / images, "refused": refused}
-        print(row.format(name[-44:], images, f"{exact / images:.4f}", f"{auto / images:.4f}", refused))
-    probabilities, is_correct = torch.cat(read).T
-    wrong = probabilities[is_correct == 0]
-    rows["all"] |= {"mean_probability": probabilities.mean().item(), "of_read": is_correct.mean().item()}
-    rows["all"] |= {"mistakes": len(wrong), "confident_mistakes": int((wrong >= CONFIDENT).sum())}
+    print(f"{_ROW.format('', 'images', *MODES)} {'refused':>8}")
+    for name, (truth, read, _) in found.items():
+        refused = int((read[:, 1] == -1).sum())
+        rows[name] = {"images": len(truth), **accuracies(read, truth), "refused": refused}
+        shares = (f"{rows[name][mode]:.4f}" for mode in MODES)
+        print(f"{_ROW.format(name[-44:], len(truth), *shares)} {refused:>8}")
+    is_read = answers[:, 1] >= 0
+    is_wrong, probability = (answers[:, 1] != labels)[is_read], probabilities[is_read, 1]
+    worth = {
+        "mean_probability": probability.mean().item(),
+        "of_read": 1 - is_wrong.double().mean().item(),
+        "mistakes": int(is_wrong.sum()),
+        "confident_mistakes": int((probability[is_wrong] >= CONFIDENT).sum()),
+    }
     print(
-        "of {} read: mean probability {mean_probability:.4f}, accuracy {of_read:.4f}; {mistakes} mistakes, "
-        "{confident_mistakes} at {} and above".format(
-            len(wrong) + int(is_correct.sum()), CONFIDENT, **rows["all"]
-        )
+        f"of {len(is_wrong)} read: mean probability {worth['mean_probability']:.4f}, "
+        f"accuracy {worth['of_read']:.4f}; {worth['mistakes']} mistakes, "
+        f"{worth['confident_mistakes']} at {CONFIDENT} and above"
     )
+    rows["all"] |= worth
     return rows
 
 
@@ -131,14 +125,10 @@ def main() -> None:
     parser = command.Parser(prog="python -m benchmarks.handwriting", description=__doc__)
     parser.add_argument("directories", type=Path, nargs="*", metavar="DIR", help="folders of LABEL-*.png")
     parser.add_argument("--bundle", default=BEST, metavar="PATH", help=f"any source of load_model ({BEST})")
-    parser.add_argument("--images", type=int, default=10_000, metavar="N", help="use the first N (10000)")
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="(0)")
+    parser.add_argument("--images", type=at_least(1), default=10_000, metavar="N", help="the first N (10000)")
+    parser.add_argument("--seed", type=at_least(0), default=0, metavar="N", help="(0)")
     parser.add_argument("--data-dir", type=Path, default=default_data_dir(), metavar="DIR")
     args = parser.parse_args()
-    if not 1 <= args.images <= 10_000:
-        raise UsageError(f"images is {args.images}; it must be from 1 to 10000")
-    if args.seed < 0:
-        raise UsageError(f"seed is {args.seed}; it must be 0 or more")
     bundle = load_model(args.bundle)
     if args.directories:
         rows = measure_sources(bundle, args.directories)
@@ -150,15 +140,17 @@ def main() -> None:
     print(_ROW.format("", *MODES, "lost"), flush=True)
     rows = {}
     for name, picture in PICTURES.items():
-        rows[name] = accuracies(bundle, images, picture, row_generator(name, args.seed))
+        source = row_generator(name, args.seed)
+        answers, _ = predict(bundle, (picture(image, source) for image in images.images[:, 0].numpy()))
+        rows[name] = accuracies(answers, images.labels)
         lost = next(iter(rows.values()))["exact"] - rows[name]["auto"]
         print(_ROW.format(name, *(f"{rows[name][mode]:.4f}" for mode in MODES), f"{lost:+.4f}"), flush=True)
     number = max(1, len(images) // 100)
     empty = {}
     for name, page in EMPTY.items():
         source = row_generator(name, args.seed)
-        files = [page(source) for _ in range(number)]
-        empty[name] = float((predict(bundle, files, "auto")[0] == -1).float().mean())
+        answers, _ = predict(bundle, (page(source) for _ in range(number)))
+        empty[name] = (answers[:, 1] == -1).double().mean().item()
     least = min(empty, key=empty.__getitem__)
     print(f"empty pages refused, {number} of each of {len(EMPTY)} kinds: {empty[least]:.2%} ({least})")
     clean, *others = rows.values()

@@ -166,9 +166,8 @@ def photographed(gray: Floats, source: Source) -> bytes:
 
 
 def _at_the_border(image: Bytes, source: Source) -> bytes:
-    page = moved(enlarged(image, 250), 200, source, margin=2)
-    rows, columns = (np.flatnonzero((page > 0.2).any(axis)) for axis in (1, 0))
-    page = np.roll(page, (-rows[0], -columns[0]), (0, 1)) if len(rows) else page
+    digit = cut_out(enlarged(image, 250))[:196, :196]
+    page = np.pad(digit, [(0, 200 - length) for length in digit.shape])
     return png(on_paper(page, 245, 15))
 
 
@@ -295,24 +294,6 @@ def _sheet(source: Source, side: int) -> bytes:
     return jpeg(gray + grain(side, source, 3), source.uniform(60, 95))
 
 
-def _dusty(source: Source, side: int) -> bytes:
-    page = Image.new("L", (side, side), round(source.uniform(180, 250)))
-    draw = ImageDraw.Draw(page)
-    for _ in range(int(source.integers(1, 12))):
-        (x, y), reach = source.uniform(0, side, 2), side * source.uniform(0.002, 0.012)
-        draw.ellipse((x - reach, y - reach, x + reach, y + reach), fill=round(source.uniform(20, 120)))
-    return png(np.asarray(page) + grain(side, source, 2))
-
-
-def _folded(source: Source, side: int) -> bytes:
-    middle, slant = source.uniform(0.3, 0.7) * side, source.uniform(-0.1, 0.1) * side
-    fold = Image.new("L", (side, side))
-    width = max(1, round(side * source.uniform(0.004, 0.02)))
-    ImageDraw.Draw(fold).line((middle + slant, 0, middle - slant, side), fill=255, width=width)
-    dark = np.asarray(fold.rotate(90 * int(source.integers(2))), np.float32) / 255
-    return png(source.uniform(180, 250) - source.uniform(20, 90) * dark + grain(side, source, 2))
-
-
 def _lit(page: Floats, source: Source) -> bytes:
     """A photograph of a page, gray levels as on white paper, in any light."""
     side = len(page)
@@ -321,7 +302,7 @@ def _lit(page: Floats, source: Source) -> bytes:
     return jpeg(gray, source.uniform(40, 95))
 
 
-def _dust(source: Source, side: int) -> bytes:
+def _dusty(source: Source, side: int) -> bytes:
     """Specks and short fibres."""
     page = Image.new("L", (side, side), 250)
     draw = ImageDraw.Draw(page)
@@ -334,7 +315,7 @@ def _dust(source: Source, side: int) -> bytes:
     return _lit(np.asarray(page, np.float32), source)
 
 
-def _fold(source: Source, side: int) -> bytes:
+def _folded(source: Source, side: int) -> bytes:
     """Paper unfolded: sharp straight creases across the page, each side of one as lit by its own slant."""
     page = np.full((side, side), 250.0)
     for turn in source.permutation(2)[: int(source.integers(1, 3))]:
@@ -345,33 +326,6 @@ def _fold(source: Source, side: int) -> bytes:
             fade, width = source.uniform(0.03, 0.3), source.uniform(0.002, 0.012)
             page *= 1 + source.uniform(-0.15, 0.15) * np.sign(off) * np.exp(-np.abs(off) / fade)
             page *= 1 - source.uniform(-0.1, 0.4) * np.exp(-((off / width) ** 2))
-    return _lit(page, source)
-
-
-def _shadow(source: Source, side: int) -> bytes:
-    """Shadows of hands and things, with sharper and softer edges."""
-    shadow = Image.new("L", (side, side))
-    draw = ImageDraw.Draw(shadow)
-    for _ in range(int(source.integers(1, 4))):
-        middle = source.uniform(-0.1, 1.1, 2)
-        around = np.sort(source.uniform(0, 2 * np.pi, 6))
-        far = source.uniform(0.1, 0.7, (6, 1)) * np.stack([np.cos(around), np.sin(around)], 1)
-        draw.polygon([tuple(point) for point in (side * (middle + far)).tolist()], fill=255)
-    soft = shadow.filter(ImageFilter.GaussianBlur(side * source.uniform(0.004, 0.08)))
-    return _lit(250 * (1 - source.uniform(0.1, 0.6) * np.asarray(soft, np.float32) / 255), source)
-
-
-def _crumple(source: Source, side: int) -> bytes:
-    """Crumpled paper: facets, each as lit by its own slant, and creases between them."""
-    x, y = np.meshgrid(np.linspace(0, 1, side), np.linspace(0, 1, side))
-    number = int(source.integers(4, 40))
-    middle, slant = source.uniform(-0.1, 1.1, (number, 2)), source.normal(0, 1, (number, 3))
-    far = np.stack([np.hypot(x - u, y - v) for u, v in middle])
-    order = far.argsort(0)[:2]
-    nearest, second = np.take_along_axis(far, order, 0)
-    lit = slant[order[0], 0] + slant[order[0], 1] * (x - 0.5) + slant[order[0], 2] * (y - 0.5)
-    crease = np.exp(-(((second - nearest) / source.uniform(0.004, 0.02)) ** 2))
-    page = 250 * (1 + source.uniform(0.02, 0.1) * lit) * (1 - source.uniform(-0.1, 0.3) * crease)
     return _lit(page, source)
 
 
@@ -391,10 +345,6 @@ _MARKED: dict[str, Callable[[Source, int], bytes]] = {
     "bare sheet on a desk": _sheet,
     "dusty": _dusty,
     "folded": _folded,
-    "dust": _dust,
-    "fold": _fold,
-    "shadow": _shadow,
-    "crumple": _crumple,
 }
 
 EMPTY: dict[str, Page] = {

@@ -13,17 +13,18 @@ import os
 import platform
 import statistics
 import tempfile
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 
+from benchmarks import at_least
 from mlp_dist.config import OPTIONS, TrainConfig
 from mlp_dist.console import command, process
 from mlp_dist.console.process import StopSignals
-from mlp_dist.core.errors import UsageError
 from mlp_dist.data.arrays import Dataset
 from mlp_dist.data.datasets import default_data_dir, prepare_dataset, read_dataset
 from mlp_dist.recipes import PUBLISHED, TUTORIALS, get_recipe
@@ -33,51 +34,17 @@ from mlp_dist.training.trainer import Trainer
 COLUMNS = "{:<24} {:>6}  {:>9}  {:>17}  {:>10}  {:<5}  {:>10}"
 
 
-@dataclass(frozen=True)
-class RecipeRow:
-    """`accuracies`: test accuracy after the last epoch, one per seed."""
-
-    recipe: str
-    epochs: int
-    accuracies: list[float]
-    seconds_per_epoch: float
-
-    @property
-    def published(self) -> float | None:
-        return PUBLISHED.get(self.recipe)
-
-    @property
-    def mean(self) -> float:
-        return statistics.mean(self.accuracies)
-
-    @property
-    def std(self) -> float:
-        return statistics.stdev(self.accuracies) if len(self.accuracies) > 1 else 0.0
-
-    @property
-    def holds(self) -> bool | None:
-        return None if self.published is None else self.published <= self.mean + 3 * self.std
-
-    def __str__(self) -> str:
-        published, difference = "-", "-"
-        if self.published is not None:
-            published, difference = f"{self.published:.4f}", f"{self.mean - self.published:+.4f}"
-        return COLUMNS.format(
-            self.recipe,
-            self.epochs,
-            published,
-            f"{self.mean:.4f} ± {self.std:.4f}",
-            difference,
-            {True: "yes", False: "no", None: "-"}[self.holds],
-            f"{self.seconds_per_epoch:.2f}",
-        )
-
-    def to_json(self) -> dict[str, object]:
-        names = ("published", "mean", "std", "holds")
-        return {**vars(self), **{name: getattr(self, name) for name in names}}
+def row(found: dict[str, Any]) -> str:
+    published, difference = "-", "-"
+    if found["published"] is not None:
+        published = f"{found['published']:.4f}"
+        difference = f"{found['mean'] - found['published']:+.4f}"
+    accuracy, seconds = f"{found['mean']:.4f} ± {found['std']:.4f}", f"{found['seconds_per_epoch']:.2f}"
+    holds = {True: "yes", False: "no", None: "-"}[found["holds"]]
+    return COLUMNS.format(found["recipe"], found["epochs"], published, accuracy, difference, holds, seconds)
 
 
-def measure(recipe: TrainConfig, data: Dataset, num_seeds: int) -> RecipeRow:
+def measure(recipe: TrainConfig, data: Dataset, num_seeds: int) -> dict[str, Any]:
     """Train the recipe once per seed, as the command does, without MLflow."""
     # Accelerate keeps the first mixed precision for the whole process.
     AcceleratorState._reset_state(reset_partial_state=True)
@@ -92,20 +59,29 @@ def measure(recipe: TrainConfig, data: Dataset, num_seeds: int) -> RecipeRow:
                 seconds.append(record["train_seconds"])
                 trainer.state.end_epoch(record | {"val_accuracy": None})
             accuracies.append(trainer.evaluate()["test_accuracy"])
-    return RecipeRow(recipe.recipe, config.epochs, accuracies, statistics.median(seconds))
+    published, mean = PUBLISHED.get(recipe.recipe), statistics.mean(accuracies)
+    std = statistics.stdev(accuracies) if num_seeds > 1 else 0.0
+    return {
+        "recipe": recipe.recipe,
+        "epochs": config.epochs,
+        "published": published,
+        "accuracies": accuracies,
+        "mean": mean,
+        "std": std,
+        "holds": None if published is None else published <= mean + 3 * std,
+        "seconds_per_epoch": statistics.median(seconds),
+    }
 
 
 def parse() -> argparse.Namespace:
     parser = command.Parser(prog="python -m benchmarks.recipes", description=__doc__)
-    parser.add_argument("--seeds", type=int, default=5, metavar="N", help="use the seeds 0 to N-1 (5)")
+    parser.add_argument("--seeds", type=at_least(1), default=5, metavar="N", help="seeds 0 to N-1 (5)")
     known = ["mnist", "mnist-quick", *TUTORIALS]
     parser.add_argument("--recipes", nargs="+", metavar="NAME", default=known, help="(all but the best)")
     precisions = OPTIONS["matmul_precision"].choices
     parser.add_argument("--matmul-precision", choices=precisions, default="auto", metavar="P")
     parser.add_argument("--data-dir", type=Path, default=default_data_dir(), metavar="DIR")
     args = parser.parse_args()
-    if args.seeds < 1:
-        raise UsageError(f"seeds is {args.seeds}; it must be 1 or more")
     for name in args.recipes:
         get_recipe(name)
     return args
@@ -124,14 +100,14 @@ def main() -> None:
         prepare_dataset(recipe.dataset, args.data_dir)
         data = read_dataset(recipe.dataset, args.data_dir)
         rows.append(measure(recipe, data, args.seeds))
-        print(rows[-1], flush=True)
+        print(row(rows[-1]), flush=True)
     result = {
         "benchmark": "recipes",
         "seeds": args.seeds,
         "device": kind,
         "torch": str(torch.__version__),
         "matmul_precision": args.matmul_precision,
-        "recipes": [row.to_json() for row in rows],
+        "recipes": rows,
     }
     print(json.dumps(result))
 

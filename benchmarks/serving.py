@@ -14,7 +14,6 @@ stdout is one JSON object.
 
 import argparse
 import json
-import math
 import multiprocessing
 import statistics
 import tempfile
@@ -27,13 +26,14 @@ from typing import Any
 
 import torch
 
+from benchmarks import at_least
 from benchmarks import serving_servers as servers
 from benchmarks.peers import versions
 from benchmarks.serving_load import drive
 from benchmarks.training import machine
 from mlp_dist.console import command
 from mlp_dist.core.bundle import load_bundle
-from mlp_dist.core.errors import ServerError, UsageError
+from mlp_dist.core.errors import ServerError
 from mlp_dist.core.image import encode_png
 from mlp_dist.core.spec import GOLDEN
 from mlp_dist.data.batches import generator
@@ -42,6 +42,8 @@ from mlp_dist.data.datasets import default_data_dir, read_dataset
 CONNECTIONS = (1, 8, 16, 32, 64)
 OURS, CLASSIFIER = "mlp_dist", "image_classifier"
 NUM_IMAGES = 64
+WARM_UP = 3
+"""Loads of each contestant before the first round."""
 TOLERANCE = 1e-5
 """Of a probability; answers are rounded to six digits."""
 
@@ -65,26 +67,17 @@ Windows = dict[tuple[str, int], list[Window]]
 
 def parse() -> argparse.Namespace:
     parser = command.Parser(prog="python -m benchmarks.serving", description=__doc__)
-    parser.add_argument("--rounds", type=int, default=5, metavar="N", help="(5)")
-    parser.add_argument(
-        "--seconds", type=float, default=2.0, metavar="S", help="per contestant, load and round (2)"
-    )
-    parser.add_argument("--warm-up", type=float, default=6.0, metavar="S", help="per contestant (6)")
-    parser.add_argument("--connections", type=int, nargs="+", default=CONNECTIONS, metavar="N")
-    args = parser.parse_args()
-    for name, least in (("rounds", 1), ("seconds", 0.5), ("warm_up", 0.5)):
-        value = getattr(args, name)
-        if not math.isfinite(value) or value < least:
-            raise UsageError(f"{name.replace('_', '-')} is {value}; it must be {least} or more")
-    if min(args.connections) < 1:
-        raise UsageError(f"connections is {min(args.connections)}; it must be 1 or more")
-    return args
+    parser.add_argument("--rounds", type=at_least(1), default=5, metavar="N", help="(5)")
+    parser.add_argument("--seconds", type=at_least(0.5), default=2.0, metavar="S", help="per load (2)")
+    parser.add_argument("--connections", type=at_least(1), nargs="+", default=CONNECTIONS, metavar="N")
+    return parser.parse_args()
 
 
-class TestImages:
-    """Test images as PNG files, and the model's probabilities for them."""
+class Loader:
+    """Loads servers with test images from a process of its own, and checks what they answer."""
 
-    def __init__(self, packaged: servers.Packaged) -> None:
+    def __init__(self, pool: ProcessPoolExecutor, packaged: servers.Packaged) -> None:
+        self.pool = pool
         bundle = load_bundle(packaged.bundle)
         images = read_dataset(packaged.dataset, default_data_dir()).test.images[:NUM_IMAGES]
         self.files = [encode_png(image) for image in images]
@@ -99,19 +92,12 @@ class TestImages:
             ):
                 raise ServerError(f"{name} answered {answer}, expected {expected}")
 
-
-class Loader:
-    """Loads servers from a process of its own, and checks what they answer."""
-
-    def __init__(self, pool: ProcessPoolExecutor, images: TestImages) -> None:
-        self.pool, self.images = pool, images
-
     def load(self, name: str, server: servers.Served, connections: int, seconds: float) -> Window:
-        requests = [server.request(file) for file in self.images.files]
+        requests = [server.request(file) for file in self.files]
         before = server.cpu()
         loaded = self.pool.submit(drive, server.port, requests, connections, seconds).result()
         cpu = server.cpu() - before
-        self.images.check(loaded.samples, name)
+        self.check(loaded.samples, name)
         percentiles = statistics.quantiles(loaded.latencies, n=100)
         return Window(
             rate=len(loaded.latencies) / loaded.seconds,
@@ -124,7 +110,7 @@ class Loader:
 
 def measure(served: dict[str, servers.Served], loader: Loader, args: argparse.Namespace) -> Windows:
     for name, server in served.items():
-        loader.load(name, server, max(args.connections), args.warm_up)
+        loader.load(name, server, max(args.connections), WARM_UP * args.seconds)
     names = list(served)
     found: Windows = {(name, connections): [] for connections in args.connections for name in names}
     for number in range(args.rounds):
@@ -141,26 +127,12 @@ def medians(windows: list[Window]) -> Window:
     return Window(*map(statistics.median, columns))
 
 
-def rows(windows: Windows) -> list[str]:
-    lines = []
-    for (name, connections), each in windows.items():
-        cell = medians(each)
-        latency = (f"{cell.p50:.2f}", f"{cell.p99:.2f}")
-        lines.append(
-            COLUMNS.format(
-                name, connections, f"{cell.rate:.0f}", *latency, f"{cell.cpu:.3f}", f"{cell.busy:.0%}"
-            )
-        )
-    return lines
-
-
 def main() -> None:
     args = parse()
     host = machine()
     with tempfile.TemporaryDirectory(prefix="mlp-serving-") as temporary, ExitStack() as stack:
         directory = Path(temporary)
         packaged = servers.train(directory)
-        images = TestImages(packaged)
         print(
             f"{host['cpu']}, {host['cores']} cores, torch {torch.__version__}, {packaged.dataset}", flush=True
         )
@@ -169,9 +141,12 @@ def main() -> None:
         mar = servers.classifier(packaged, directory / "classifier")
         served[CLASSIFIER] = stack.enter_context(servers.torchserve(mar, golden))
         pool = stack.enter_context(ProcessPoolExecutor(1, multiprocessing.get_context("spawn")))
-        windows = measure(served, Loader(pool, images), args)
+        windows = measure(served, Loader(pool, packaged), args)
     print(COLUMNS.format("", "conns", "requests/s", "p50 ms", "p99 ms", "CPU s/1000", "load busy"))
-    print(*rows(windows), sep="\n")
+    cells = {place: medians(each) for place, each in windows.items()}
+    for place, cell in cells.items():
+        figures = (f"{cell.rate:.0f}", f"{cell.p50:.2f}", f"{cell.p99:.2f}", f"{cell.cpu:.3f}")
+        print(COLUMNS.format(*place, *figures, f"{cell.busy:.0%}"))
     result: dict[str, Any] = {
         "benchmark": "serving",
         "date": time.strftime("%Y-%m-%d"),
@@ -181,9 +156,9 @@ def main() -> None:
         "rounds": args.rounds,
         "seconds": args.seconds,
         "cells": [
-            {"name": name, "connections": connections, **asdict(medians(each))}
-            | {"rates": [window.rate for window in each]}
-            for (name, connections), each in windows.items()
+            {"name": place[0], "connections": place[1], **asdict(cell)}
+            | {"rates": [window.rate for window in windows[place]]}
+            for place, cell in cells.items()
         ],
     }
     print(json.dumps(result))

@@ -2,28 +2,24 @@
 
 import io
 import json
-import os
 import shutil
-import subprocess
 import sys
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import psutil
 import torch
 
-from mlp_dist.core.errors import ServerError
+from benchmarks import run
 from mlp_dist.core.spec import SPEC, WEIGHTS
 from mlp_dist.data.datasets import default_data_dir
 from serve.inference.checksums import MANIFEST
 from serve.package import seal
 from serve.server import running
 
-_ROOT = Path(__file__).resolve().parents[1]
 _RIVALS = Path(__file__).with_name("rivals")
 PATH = "/predictions/mlp"
 
@@ -59,9 +55,12 @@ class Served:
 
 
 def train(directory: Path) -> Packaged:
-    """Train the default recipe for one epoch and package it. Raises ServerError if a command fails."""
-    trained = _run_json(directory, "-m", "mlp_dist.cli.train", "--epochs", "1")
-    packaged = _run_json(directory, "-m", "serve.package", "--run-id", trained["run_id"])
+    """Train the default recipe for one epoch and package it. Raises TrainingError if a command fails."""
+    data = str(default_data_dir().absolute())
+    words = [sys.executable, "-m", "mlp_dist.cli.train", "--epochs", "1"]
+    trained = json.loads(run(words, directory, MLP_DIST_DATA=data)[-1])
+    words = [sys.executable, "-m", "serve.package", "--run-id", trained["run_id"]]
+    packaged = json.loads(run(words, directory)[-1])
     return unpack(directory / packaged["mar"], directory / "unpacked", trained["dataset"])
 
 
@@ -69,20 +68,6 @@ def unpack(mar: Path, directory: Path, dataset: str) -> Packaged:
     with zipfile.ZipFile(mar) as archive:
         archive.extractall(directory)
     return Packaged(mar, directory, dataset)
-
-
-def _run_json(directory: Path, *arguments: str) -> dict[str, Any]:
-    environment = os.environ | {
-        "PYTHONPATH": str(_ROOT),
-        "MLFLOW_TRACKING_URI": f"sqlite:///{directory}/mlflow.db",
-        "MLP_DIST_DATA": str(default_data_dir().absolute()),
-    }
-    words = [sys.executable, *arguments]
-    done = subprocess.run(words, cwd=directory, env=environment, capture_output=True, text=True)
-    if done.returncode != 0:
-        raise ServerError(f"{' '.join(arguments[:2])} failed:\n{done.stderr[-2000:]}")
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return found
 
 
 def classifier(packaged: Packaged, directory: Path) -> Path:

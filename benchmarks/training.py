@@ -14,8 +14,8 @@ median of the ratios to mlp_dist within a repeat, with minimum and maximum. "fir
 first epoch. "test accuracy" is after one epoch, mean and standard deviation over the seeds; "same": with
 three or more seeds, the means differ by at most three standard errors.
 
-Without MNIST, scikit-learn's digits are used. Contestants that are not installed are skipped; `make bench`
-installs them. The last line on stdout is one JSON object.
+Contestants that are not installed are skipped; `make bench` installs them. The last line on stdout is one
+JSON object.
 """
 
 import argparse
@@ -26,18 +26,16 @@ import re
 import statistics
 import time
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from benchmarks import at_least
 from benchmarks.peers import OURS, PEERS, missing, versions
 from benchmarks.peers.cases import CASES, Case, Timing
 from benchmarks.peers.process import contestant
 from mlp_dist.console import command, process
-from mlp_dist.core.errors import DownloadError, UsageError, unknown
-from mlp_dist.data.arrays import Dataset
 from mlp_dist.data.batches import generator
 from mlp_dist.data.datasets import default_data_dir, prepare_dataset, read_dataset
 
@@ -45,102 +43,60 @@ COLUMNS = "{:<18} {:>8}  {:>19}  {:>7}  {:>15}  {:<4}"
 STANDARD_ERRORS = 3
 
 
-@dataclass(frozen=True)
-class PeerResult:
-    """A contestant's repeats of one case."""
+def same_accuracy(*accuracies: list[float]) -> bool | None:
+    """Of two contestants; None with fewer than three repeats."""
+    if min(map(len, accuracies)) < 3:
+        return None
+    error = math.sqrt(sum(statistics.variance(each) / len(each) for each in accuracies))
+    one, other = map(statistics.mean, accuracies)
+    return abs(one - other) <= STANDARD_ERRORS * error
 
-    name: str
-    repeats: list[Timing]
 
-    @property
-    def seconds(self) -> list[float]:
-        """Per repeat, the median of the epochs after the first."""
-        return [statistics.median(repeat.seconds[1:]) for repeat in self.repeats]
+def compare(repeats: list[Timing], ours: list[Timing]) -> dict[str, Any]:
+    """A contestant's repeats of a case beside ours."""
+    mine, its = ([statistics.median(each.seconds[1:]) for each in timings] for timings in (repeats, ours))
+    accuracies = [each.accuracy for each in repeats]
+    return {
+        "seconds": mine,
+        "median": statistics.median(mine),
+        "first_epochs": [each.seconds[0] for each in repeats],
+        "times_ours": [one / other for one, other in zip(mine, its, strict=True)],
+        "accuracies": accuracies,
+        "same_accuracy": same_accuracy(accuracies, [each.accuracy for each in ours]),
+        "device": repeats[0].device,
+    }
 
-    @property
-    def accuracies(self) -> list[float]:
-        return [repeat.accuracy for repeat in self.repeats]
 
-    def ratios(self, other: "PeerResult") -> list[float]:
-        return [mine / its for mine, its in zip(self.seconds, other.seconds, strict=True)]
-
-    def same_accuracy(self, other: "PeerResult") -> bool | None:
-        """None with fewer than three repeats."""
-        pair = (self.accuracies, other.accuracies)
-        if min(map(len, pair)) < 3:
-            return None
-        error = math.sqrt(sum(statistics.variance(values) / len(values) for values in pair))
-        return abs(statistics.mean(pair[0]) - statistics.mean(pair[1])) <= STANDARD_ERRORS * error
-
-    def row(self, ours: "PeerResult") -> str:
-        std = statistics.stdev(self.accuracies) if len(self.accuracies) > 1 else 0.0
-        ratios = self.ratios(ours)
-        ratio = f"{statistics.median(ratios):.2f} [{min(ratios):.2f}, {max(ratios):.2f}]"
-        same = {True: "yes", False: "no", None: "-"}[self.same_accuracy(ours)]
-        return COLUMNS.format(
-            self.name,
-            f"{statistics.median(self.seconds):.3f}",
-            "" if self is ours else ratio,
-            f"{self.repeats[0].seconds[0]:.2f}",
-            f"{statistics.mean(self.accuracies):.4f} ± {std:.4f}",
-            "" if self is ours else same,
-        ).rstrip()
-
-    def to_json(self, ours: "PeerResult") -> dict[str, Any]:
-        return {
-            "seconds": self.seconds,
-            "median": statistics.median(self.seconds),
-            "first_epochs": [repeat.seconds[0] for repeat in self.repeats],
-            "times_ours": statistics.median(self.ratios(ours)),
-            "accuracies": self.accuracies,
-            "same_accuracy": self.same_accuracy(ours),
-            "device": self.repeats[0].device,
-        }
+def row(name: str, found: dict[str, Any]) -> str:
+    ratios, accuracies = found["times_ours"], found["accuracies"]
+    ratio = f"{statistics.median(ratios):.2f} [{min(ratios):.2f}, {max(ratios):.2f}]"
+    std = statistics.stdev(accuracies) if len(accuracies) > 1 else 0.0
+    same = {True: "yes", False: "no", None: "-"}[found["same_accuracy"]]
+    median, first = f"{found['median']:.3f}", f"{found['first_epochs'][0]:.2f}"
+    accuracy = f"{statistics.mean(accuracies):.4f} ± {std:.4f}"
+    ratio, same = ("", "") if name == OURS else (ratio, same)
+    return COLUMNS.format(name, median, ratio, first, accuracy, same).rstrip()
 
 
 def parse() -> argparse.Namespace:
     parser = command.Parser(prog="python -m benchmarks.training", description=__doc__)
-    parser.add_argument("--repeats", type=int, default=5, metavar="N", help="use the seeds 0 to N-1 (5)")
-    parser.add_argument("--epochs", type=int, default=2, metavar="N", help="epochs per repeat (2)")
-    parser.add_argument(
-        "--cases", nargs="+", metavar="NAME", default=list(CASES), help=f"of {', '.join(CASES)} (all)"
-    )
+    parser.add_argument("--repeats", type=at_least(1), default=5, metavar="N", help="seeds 0 to N-1 (5)")
+    parser.add_argument("--epochs", type=at_least(2), default=2, metavar="N", help="epochs per repeat (2)")
     peers = [name for name in PEERS if name != OURS]
-    parser.add_argument(
-        "--peers", nargs="*", metavar="NAME", default=peers, help=f"of {', '.join(peers)} (all)"
-    )
-    parser.add_argument("--dataset", choices=("mnist", "digits"), metavar="NAME", help="mnist or digits")
-    args = parser.parse_args()
-    for name, value, least in (("repeats", args.repeats, 1), ("epochs", args.epochs, 2)):
-        if value < least:
-            raise UsageError(f"{name} is {value}; it must be {least} or more")
-    for kind, given, known in (("case", args.cases, list(CASES)), ("peer", args.peers, peers)):
-        for name in given:
-            if name not in known:
-                raise UsageError(unknown(kind, name, known))
-    return args
+    parser.add_argument("--cases", nargs="+", choices=list(CASES), default=list(CASES), help="(all)")
+    parser.add_argument("--peers", nargs="*", choices=peers, default=peers, help="(all)")
+    parser.add_argument("--dataset", choices=("mnist", "digits"), default="mnist", help="(mnist)")
+    return parser.parse_args()
 
 
-def read(name: str | None) -> Dataset:
-    """The data set `name`; without a name MNIST, or the digits if MNIST cannot be downloaded."""
-    try:
-        prepare_dataset(name or "mnist", default_data_dir())
-    except DownloadError as error:
-        if name is not None:
-            raise
-        print(f"{str(error).splitlines()[0]}; training on the digits instead")
-        name = "digits"
-    return read_dataset(name or "mnist", default_data_dir())
-
-
-def measure(case: Case, names: list[str], *, repeats: int, num_epochs: int) -> dict[str, PeerResult]:
+def measure(case: Case, names: list[str], *, repeats: int, num_epochs: int) -> dict[str, list[Timing]]:
     timings: dict[str, list[Timing]] = {name: [] for name in names}
     with ExitStack() as stack:
         trains = [stack.enter_context(contestant(name, case)) for name in names]
         for repeat in range(repeats):
             for index in torch.randperm(len(names), generator=generator(repeat)).tolist():
                 timings[names[index]].append(trains[index](repeat, num_epochs))
-    return {name: PeerResult(name, each) for name, each in timings.items()}
+    return timings
 
 
 def machine() -> dict[str, Any]:
@@ -155,7 +111,8 @@ def machine() -> dict[str, Any]:
 
 def main() -> None:
     args = parse()
-    data = read(args.dataset)
+    prepare_dataset(args.dataset, default_data_dir())
+    data = read_dataset(args.dataset, default_data_dir())
     asked = [name for name in PEERS if name in (OURS, *args.peers)]
     skipped = {name: lacking for name in asked if (lacking := missing(PEERS[name].needs))}
     names = [name for name in asked if name not in skipped]
@@ -166,16 +123,14 @@ def main() -> None:
     cases = []
     for case in (CASES[name].of(data) for name in args.cases):
         print(f"\n{case.name}: {case.title(data)}", flush=True)
-        results = measure(case, names, repeats=args.repeats, num_epochs=args.epochs)
+        timings = measure(case, names, repeats=args.repeats, num_epochs=args.epochs)
+        found = {name: compare(repeats, timings[OURS]) for name, repeats in timings.items()}
         print(COLUMNS.format("", "s/epoch", "ratio", "first s", "test accuracy", "same"))
-        for result in sorted(results.values(), key=lambda result: statistics.median(result.seconds)):
-            print(result.row(results[OURS]), flush=True)
-        contestants = {name: result.to_json(results[OURS]) for name, result in results.items()}
-        cases.append(
-            {"case": case.name, "images": case.num_images, "batch_size": case.batch_size}
-            | {"contestants": contestants}
-        )
-    found = {
+        for name in sorted(found, key=lambda name: found[name]["median"]):
+            print(row(name, found[name]), flush=True)
+        facts = {"case": case.name, "images": case.num_images, "batch_size": case.batch_size}
+        cases.append(facts | {"contestants": found})
+    result = {
         "benchmark": "training",
         "date": time.strftime("%Y-%m-%d"),
         "machine": host,
@@ -186,7 +141,7 @@ def main() -> None:
         "skipped": skipped,
         "cases": cases,
     }
-    print(json.dumps(found))
+    print(json.dumps(result))
 
 
 if __name__ == "__main__":

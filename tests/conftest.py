@@ -85,7 +85,7 @@ class Mirror:
     """A web server on 127.0.0.1 with `files`; `requests` has the names it was asked for.
 
     `manner`: "good"; "500" (an error); "half" (sends half of the file); "stalled" (hangs half way); "silent"
-    (accepts the connection and never answers); "dribbling" (sends a byte now and then, never an answer).
+    (accepts the connection and never answers).
     After `num_bad` requests it is "good".
     """
 
@@ -102,10 +102,6 @@ class Mirror:
         self.requests.append(name)
         if manner == "silent":
             self.closing.wait()
-            return
-        if manner == "dribbling":
-            while not self.closing.wait(0.05):
-                request.wfile.write(b"H")
             return
         if manner == "500" or name not in self.files:
             request.send_error(500 if manner == "500" else 404)

@@ -9,7 +9,6 @@ from mlp_dist.cli import train
 from mlp_dist.config import OPTIONS
 from mlp_dist.core.bundle import count_parameters
 from mlp_dist.core.catalog import CATALOG
-from mlp_dist.core.errors import UsageError
 from mlp_dist.core.model import build_model
 from mlp_dist.core.spec import ModelSpec
 from mlp_dist.recipes import PUBLISHED, RECIPES, changes, get_recipe, recipe_table, training_command
@@ -55,20 +54,6 @@ def test_recipes_are_complete() -> None:
         assert config.dataset in CATALOG
         assert recipe.__doc__
         assert changes(config) == {}
-
-
-def test_the_quick_recipe() -> None:
-    config = get_recipe("mnist-quick")
-    assert (config.dataset, config.fallback_dataset, config.hidden_sizes) == ("mnist", "digits", (500,))
-    assert (config.optimizer, config.lr, config.batch_size, config.epochs) == ("sgd", 0.1, 100, 5)
-
-
-@pytest.mark.parametrize(("name", "hint"), [("mnits", "; did you mean mnist"), ("resnet", "")])
-def test_an_unknown_recipe_is_refused(name: str, hint: str) -> None:
-    with pytest.raises(
-        UsageError, match=rf"unknown recipe '{name}'{hint}.* \(there are: {', '.join(RECIPES)}\)"
-    ):
-        get_recipe(name)
 
 
 def test_the_table_has_one_line_per_recipe() -> None:

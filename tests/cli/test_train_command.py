@@ -9,14 +9,13 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 
 from mlp_dist.config import OPTIONS, TrainConfig
 from tests.helpers.calling import Call
-from tests.helpers.comparing import client_of, logged, runs_of, statuses
+from tests.helpers.comparing import client_of, logged, read_history, runs_of, saved_state, statuses
 from tests.helpers.launching import QUICK, ROOT, Trained, environment, result, train
 from tests.test_recipes import CHANGES
 
@@ -36,15 +35,6 @@ def store(tmp_path: Path) -> dict[str, str]:
     return {"MLFLOW_TRACKING_URI": f"sqlite:///{tmp_path}/mlflow.db"}
 
 
-def state(output_dir: str | Path) -> dict[str, Any]:
-    found: dict[str, Any] = torch.load(Path(output_dir) / "last.pt", weights_only=True)
-    return found
-
-
-def records(output_dir: str | Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (Path(output_dir) / "metrics.jsonl").read_text().splitlines()]
-
-
 def test_the_result_and_the_output_directory(trained: Trained) -> None:
     values = trained.result
     assert set(values) >= KEYS
@@ -55,7 +45,7 @@ def test_the_result_and_the_output_directory(trained: Trained) -> None:
         *("last.pt", "previous.pt", "metrics.jsonl", "bundle", "samples.npz", "predictions.npz"),
         *("figures", "tables", "config.json", "run.json", "uploaded.json"),
     }
-    epochs = records(output)
+    epochs = read_history(output)
     assert [record["epoch"] for record in epochs] == [1, 2, 3, 4, 5]
     kept = max(epochs, key=lambda record: (record["val_accuracy"], -record["epoch"]))
     assert kept["epoch"] == values["best_epoch"]
@@ -67,7 +57,7 @@ def test_the_result_and_the_output_directory(trained: Trained) -> None:
 def test_a_tutorial_s_recipe(call: Call, store: dict[str, str], tmp_path: Path) -> None:
     """Without validation, tested after each epoch, with the losses of steps."""
     done = call(f"{TRAIN} --recipe mnist-500-4epochs --epochs 2 --log-every 5", **store)
-    values, epochs = result(done), records(tmp_path / "output")
+    values, epochs = result(done), read_history(tmp_path / "output")
     run_id = values["run_id"]
     for record in epochs:
         assert (record["val_loss"], record["val_accuracy"]) == (None, None)
@@ -84,7 +74,7 @@ def test_a_tutorial_s_recipe(call: Call, store: dict[str, str], tmp_path: Path) 
         assert f"  step {step}  loss {loss:.4f}\n" in done.stdout
     assert "no validation images: the last epoch's weights are kept" in done.stdout
     assert values["best_epoch"] == 2
-    saved = state(tmp_path / "output")
+    saved = saved_state(tmp_path / "output")
     assert all(torch.equal(saved["best"][name], tensor) for name, tensor in saved["model"].items())
     run = client_of(tmp_path).get_run(run_id)
     assert run.data.params["val_size"] == "0"
@@ -104,7 +94,7 @@ def test_all_options_together(train_here: Call, tmp_path: Path) -> None:
     words = [word for name, value in (changes | set_too).items() for word in OPTIONS[name].words(value)]
     values = result(train_here(f"--recipe mnist-128-64-adam {shlex.join(words)}"))
     assert values["num_parameters"] == (20 * 20 + 1) * 20 + 21 * 10 + 11 * 10
-    config = TrainConfig.from_json(json.loads(state(tmp_path / "output")["config"]))
+    config = TrainConfig.from_json(json.loads(saved_state(tmp_path / "output")["config"]))
     assert {name: getattr(config, name) for name in changes} == changes
     assert (config.data_dir, config.experiment) == (tmp_path / "here", "mine")
     bundle = json.loads((tmp_path / "output/bundle/bundle.json").read_text())
@@ -210,7 +200,7 @@ def test_an_interrupted_run_resumes_to_the_same_weights(
     assert "stopped by SIGTERM" in errors
     assert "resume with: accelerate launch -m mlp_dist.train --resume --output-dir" in errors
     assert "Traceback" not in errors
-    epochs = len(records(tmp_path / "output"))
+    epochs = len(read_history(tmp_path / "output"))
     assert 2 <= epochs < 4000
     assert statuses(tmp_path) == ["KILLED"]
 
@@ -230,8 +220,8 @@ def test_an_interrupted_run_resumes_to_the_same_weights(
     resumed = result(call(f"{resume} --epochs {epochs + 2}", **store))
     whole = result(call(f"{start} --epochs {epochs + 2} --output-dir whole", **store))
     for which in ("model", "best"):
-        for name, tensor in state(whole["output_dir"])[which].items():
-            assert torch.equal(state(resumed["output_dir"])[which][name], tensor)
+        for name, tensor in saved_state(whole["output_dir"])[which].items():
+            assert torch.equal(saved_state(resumed["output_dir"])[which][name], tensor)
     assert statuses(tmp_path) == ["FINISHED", "FINISHED"]
     steps = [step for step, _ in logged(tmp_path, resumed["run_id"], "train/loss")]
     assert sorted(steps) == list(range(1, epochs + 3))

@@ -24,21 +24,6 @@ def test_only_what_the_words_set_is_returned() -> None:
     assert parsed(OPTIONS["compile"].words(False), compiled) == {"compile": False}
 
 
-@pytest.mark.parametrize(
-    ("words", "message"),
-    [
-        ("--rate=1", "unknown argument '--rate=1'; use --lr"),
-        ("--lrr 1", "unknown argument '--lrr'; did you mean --lr?"),
-        ("--run-name a b", "unknown argument 'b'"),
-        ("--output-dir --lr 1", "argument --output-dir: expected one argument"),
-    ],
-)
-def test_wrong_words(words: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit, match=r"^2$"):
-        parsed(words.split())
-    assert capsys.readouterr().err == f"error: {message}\n(tool --help lists all flags)\n"
-
-
 def test_only_the_main_process_prints_the_help(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

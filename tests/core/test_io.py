@@ -2,8 +2,6 @@ import os
 import signal
 import subprocess
 import sys
-import threading
-import time
 from contextlib import AbstractContextManager
 from pathlib import Path
 
@@ -113,27 +111,6 @@ def test_remove_left_keeps_other_files(tmp_path: Path) -> None:
 
 
 # Locks
-
-
-def test_lock_excludes_others_and_leaves_no_file(tmp_path: Path) -> None:
-    inside, most = 0, 0
-
-    def work() -> None:
-        nonlocal inside, most
-        for _ in range(5):
-            with locked(tmp_path / "lock"):
-                inside += 1
-                most = max(most, inside)
-                time.sleep(0.001)
-                inside -= 1
-
-    threads = [threading.Thread(target=work) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(60)
-    assert (inside, most) == (0, 1)
-    assert names(tmp_path) == []
 
 
 def test_lock_does_not_follow_links(tmp_path: Path) -> None:

@@ -30,26 +30,7 @@ def deformed(
     )
 
 
-# shift
-
-
-def shifted_by_loops(images: torch.Tensor, by: torch.Tensor) -> torch.Tensor:
-    moved = torch.empty_like(images)
-    _, _, height, width = images.shape
-    for number, (down, right) in enumerate(by.tolist()):
-        for row, column in itertools.product(range(height), range(width)):
-            source = min(max(row - down, 0), height - 1), min(max(column - right, 0), width - 1)
-            moved[number, :, row, column] = images[number, :, source[0], source[1]]
-    return moved
-
-
-@pytest.mark.parametrize(("shape", "max_shift"), [((5, 3, 4, 7), 1), ((2, 1, 28, 28), 40), ((0, 1, 4, 4), 1)])
-def test_shift_equals_loops(shape: tuple[int, int, int, int], max_shift: int) -> None:
-    images = random_images(*shape)
-    by = torch.randint(-max_shift, max_shift + 1, (shape[0], 2), generator=generator(0))
-    moved = shift(images, by)
-    assert moved.dtype == torch.uint8
-    assert torch.equal(moved, shifted_by_loops(images, by))
+# shift, which test_variants.py compares with torch's own parts
 
 
 def test_augmentation_does_not_depend_on_the_number_of_processes() -> None:

@@ -12,7 +12,7 @@ import torch
 from torchvision import datasets
 
 from mlp_dist.core.catalog import CATALOG
-from mlp_dist.core.errors import DataError, DownloadError
+from mlp_dist.core.errors import DataError
 from mlp_dist.core.image import decode_image, encode_png
 from mlp_dist.data.datasets import prepare_dataset, read_dataset
 
@@ -170,16 +170,15 @@ def test_resized_images_equal_decoded_files() -> None:
 # prepare_dataset
 
 
-@pytest.fixture
-def small_mnist(monkeypatch: pytest.MonkeyPatch) -> None:
+def use_small_mnist(monkeypatch: pytest.MonkeyPatch) -> None:
     """torchvision's MNIST has the checksums of PACKED."""
     sums = [(name, hashlib.md5(data, usedforsecurity=False).hexdigest()) for name, data in PACKED.items()]
     monkeypatch.setattr(datasets.MNIST, "resources", sums)
     monkeypatch.setattr("mlp_dist.data.datasets.PAUSES", (0.01,) * 4)
 
 
-@pytest.mark.usefixtures("small_mnist")
 def test_files_that_exist_are_used(raw: Path, serve_files: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
+    use_small_mnist(monkeypatch)
     mirror = serve_files(PACKED)
     monkeypatch.setattr(datasets.MNIST, "mirrors", [mirror.url])
     extracted = raw / "train-labels-idx1-ubyte"
@@ -193,17 +192,3 @@ def test_files_that_exist_are_used(raw: Path, serve_files: Callable, monkeypatch
         prepare_dataset("mnist", directory)
         assert len(read_dataset("mnist", directory).train) == 30
     assert mirror.requests == []
-
-
-@pytest.mark.usefixtures("small_mnist")
-def test_message_without_a_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(datasets.MNIST, "mirrors", ["http://127.0.0.1:9/"])
-    with pytest.raises(DownloadError) as raised:
-        prepare_dataset("mnist", tmp_path)
-    first, second = str(raised.value).splitlines()
-    assert first.startswith("Could not download MNIST: Error downloading train-images-idx3-ubyte.gz: ")
-    assert "refused" in first
-    assert first.endswith(", tried 5 times")
-    for part in (*ARRAYS, "--data-dir", "--dataset digits"):
-        assert part in second
-    assert list(tmp_path.iterdir()) == []

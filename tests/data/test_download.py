@@ -2,7 +2,6 @@
 
 import gc
 import gzip
-import hashlib
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,9 +12,10 @@ from torchvision import datasets as torchvision_datasets
 from mlp_dist.core.catalog import CATALOG
 from mlp_dist.core.errors import DownloadError
 from mlp_dist.data import datasets as module
-from tests.data.test_datasets import PACKED
+from mlp_dist.data.datasets import prepare_dataset
+from tests.data.test_datasets import PACKED as FILES
+from tests.data.test_datasets import use_small_mnist
 
-FILES = PACKED
 UNREACHABLE = "http://127.0.0.1:9/"
 
 
@@ -25,9 +25,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptio
 
 @pytest.fixture(autouse=True)
 def small_source(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    sums = [(name, hashlib.md5(data, usedforsecurity=False).hexdigest()) for name, data in FILES.items()]
-    monkeypatch.setattr(torchvision_datasets.MNIST, "resources", sums)
-    monkeypatch.setattr(module, "PAUSES", (0.01,) * 4)
+    use_small_mnist(monkeypatch)
     yield
     gc.collect()
 
@@ -71,6 +69,8 @@ def test_gives_up_after_five_tries(
         fetch(UNREACHABLE)
     assert "; try 5 of 5 in 0.01 s" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
+    with pytest.raises(DownloadError, match=r"^Could not download MNIST: .*, tried 5 times\n"):
+        prepare_dataset("mnist", tmp_path)
 
 
 @pytest.mark.parametrize("manner", ["silent", "stalled"])

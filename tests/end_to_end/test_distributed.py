@@ -1,6 +1,5 @@
 """Several processes against one, through Accelerate's launcher."""
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -8,16 +7,12 @@ import pytest
 import torch
 
 from tests.helpers.calling import Call
-from tests.helpers.comparing import logged, runs_of
-from tests.helpers.launching import QUICK, ROOT, launch, result, run
+from tests.helpers.comparing import logged, read_history, runs_of, saved_state
+from tests.helpers.launching import QUICK, ROOT, launch, processes, result, run
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("store_at_hand")]
 
 TOLERANCE = 1e-5
-
-
-def processes(number: int) -> tuple[str, ...]:
-    return ("--multi_gpu", "--num_processes", str(number), "--main_process_port", "0")
 
 
 @pytest.fixture
@@ -29,22 +24,11 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-def final_weights(output_dir: str) -> dict[str, torch.Tensor]:
-    state: dict[str, dict[str, torch.Tensor]] = torch.load(Path(output_dir) / "last.pt", weights_only=True)
-    return state["model"]
-
-
 def assert_same_training(one: dict[str, object], many: dict[str, object]) -> None:
-    expected, found = final_weights(str(one["output_dir"])), final_weights(str(many["output_dir"]))
+    expected, found = (saved_state(str(each["output_dir"]))["model"] for each in (one, many))
     for name, tensor in expected.items():
         torch.testing.assert_close(found[name], tensor, rtol=0, atol=TOLERANCE)
-    curves = [
-        [
-            json.loads(line)
-            for line in (Path(str(each["output_dir"])) / "metrics.jsonl").read_text().splitlines()
-        ]
-        for each in (one, many)
-    ]
+    curves = [read_history(str(each["output_dir"])) for each in (one, many)]
     for a, b in zip(*curves, strict=True):
         for name in ("train_loss", "val_loss", "train_accuracy", "val_accuracy"):
             assert a[name] == pytest.approx(b[name], abs=TOLERANCE)
@@ -61,17 +45,9 @@ def assert_same_training(one: dict[str, object], many: dict[str, object]) -> Non
 def test_several_processes_train_the_weights_of_one(number: int, train_here: Call, tmp_path: Path) -> None:
     """Two epochs by several processes; the third by one, which resumes."""
     flags = "--recipe mnist-quick --dataset digits --lr 0.01 --batch-size 94 --log-every 4"
-    done = launch(
-        *(*flags.split(), "--output-dir", "many", "--epochs", "2"),
-        cwd=tmp_path,
-        launcher=(
-            "--config_file",
-            str(ROOT / "launch/configs/multi_cpu.yaml"),
-            "--num_processes",
-            str(number),
-        ),
-        ACCELERATE_USE_CPU="true",
-    )
+    launcher = ("--config_file", str(ROOT / "launch/configs/multi_cpu.yaml"), "--num_processes", str(number))
+    words = [*flags.split(), "--output-dir", "many", "--epochs", "2"]
+    done = launch(*words, cwd=tmp_path, launcher=launcher, ACCELERATE_USE_CPU="true")
     assert result(done)["num_processes"] == number
     assert f"training on {number} CPU processes" in done.stdout
     assert done.stdout.count("epoch 1/2") == done.stdout.count("step 4  loss") == 1
@@ -123,10 +99,7 @@ def test_errors_are_printed_once_even_if_the_main_process_is_last(
 @pytest.mark.gpu
 @pytest.mark.parametrize("precision", ["no", "bf16", "fp16"])
 def test_one_gpu_trains(precision: str, tmp_path: Path) -> None:
-    done = launch(
-        *(*QUICK, "--epochs", "3", "--mixed-precision", precision),
-        cwd=tmp_path,
-        launcher=("--num_processes", "1"),
-    )
+    flags = (*QUICK, "--epochs", "3", "--mixed-precision", precision)
+    done = launch(*flags, cwd=tmp_path, launcher=processes(1))
     assert result(done)["test_accuracy"] > 0.85
     assert torch.cuda.get_device_name(0) in done.stdout

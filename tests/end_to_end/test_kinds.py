@@ -14,19 +14,8 @@ pytestmark = pytest.mark.nightly
 
 @pytest.mark.parametrize(("kind", "recipe"), [("tensor", "mnist-tensor"), ("layers", "mnist-scratch-256-64")])
 def test_packages_every_kind_of_model(kind: str, recipe: str, tmp_path: Path) -> None:
-    flags = [
-        "--recipe",
-        recipe,
-        "--dataset",
-        "digits",
-        "--lr",
-        "0.001",
-        "--epochs",
-        "1",
-        "--output-dir",
-        "output",
-    ]
-    trained = Trained(tmp_path, result(train(*flags, cwd=tmp_path)))
+    flags = f"--recipe {recipe} --dataset digits --lr 0.001 --epochs 1 --output-dir output"
+    trained = Trained(tmp_path, result(train(*flags.split(), cwd=tmp_path)))
     bundle = load_bundle(trained.bundle)
     assert bundle.spec.model.kind == kind
     # The command asks the archive in a process of its own, and compares the answer with the bundle's.

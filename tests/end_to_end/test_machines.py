@@ -14,7 +14,8 @@ import pytest
 import torch
 
 from tests.helpers.calling import Call
-from tests.helpers.launching import ROOT, environment, result
+from tests.helpers.comparing import saved_state
+from tests.helpers.launching import NOTHING_ELSE, ROOT, environment, result
 
 pytestmark = pytest.mark.slow
 
@@ -34,8 +35,7 @@ class Machine:
     def start(self, *flags: str) -> subprocess.Popen[str]:
         words = ["ip", "netns", "exec", self.namespace, "accelerate", "launch", "--multi_gpu"]
         words += ["--num_machines", "2", "--num_processes", "2", "--machine_rank", str(self.number)]
-        words += ["--main_process_ip", MAIN_ADDRESS, "--main_process_port", "29500"]
-        words += ["--mixed_precision", "no", "--dynamo_backend", "no"]
+        words += ["--main_process_ip", MAIN_ADDRESS, "--main_process_port", "29500", *NOTHING_ELSE]
         variables = environment(ACCELERATE_USE_CPU="true", OMP_NUM_THREADS="1")
         for name in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
             variables.pop(name, None)
@@ -104,13 +104,8 @@ def main_result(done: list[subprocess.CompletedProcess[str]]) -> dict[str, Any]:
     return values
 
 
-def weights(output_dir: str | Path) -> dict[str, torch.Tensor]:
-    state: dict[str, dict[str, torch.Tensor]] = torch.load(Path(output_dir) / "last.pt", weights_only=True)
-    return state["model"]
-
-
 def assert_same_weights(one: dict[str, Any], many: dict[str, Any]) -> None:
-    expected, found = weights(one["output_dir"]), weights(many["output_dir"])
+    expected, found = (saved_state(each["output_dir"])["model"] for each in (one, many))
     for name, tensor in expected.items():
         torch.testing.assert_close(found[name], tensor, rtol=0, atol=TOLERANCE)
 

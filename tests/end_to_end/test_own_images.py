@@ -86,21 +86,3 @@ def test_resume_refuses_a_changed_folder(train_here: Call, tmp_path: Path) -> No
     assert "Traceback" not in done.stderr
     added.unlink()
     assert result(train_here("--resume --epochs 2 --output-dir run"))["epochs"] == 2
-
-
-def test_unreadable_images_and_a_long_path(train_here: Call, tmp_path: Path) -> None:
-    pictures = tmp_path.joinpath(*(letter * 120 for letter in "abcdef")) / "pictures"
-    write_photographs(pictures, number=4)
-    (pictures / "sky/bad.jpg").write_text("not an image")
-    (pictures / "rose/empty.png").touch()
-    flags = f"--recipe mnist-quick --dataset folder:{pictures} --epochs 1"
-    done = train_here(flags)
-    assert done.returncode == 1
-    assert "2 of 42 images cannot be read; remove them, or use --skip-bad-" in done.stderr
-    for path in ("sky/bad.jpg", "rose/empty.png"):
-        assert f"  {pictures / path}: " in done.stderr
-    assert "Traceback" not in done.stderr
-    done = train_here(f"{flags} --skip-bad-images")
-    assert result(done)["dataset"] == f"folder:{pictures}"
-    assert done.stderr.count("2 of 42 images cannot be read and are left out:") == 1
-    assert done.stderr.count("bad.jpg") == 1

@@ -9,15 +9,14 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
 
 import psutil
 import pytest
 import torch
 
 from tests.helpers.calling import Call
-from tests.helpers.comparing import runs_of, statuses
-from tests.helpers.launching import QUICK, ROOT, environment, result, run
+from tests.helpers.comparing import read_history, runs_of, saved_state, statuses
+from tests.helpers.launching import NOTHING_ELSE, QUICK, ROOT, environment, processes, result, run
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("store_at_hand")]
 
@@ -29,9 +28,7 @@ VARIABLES = {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
 
 
 def launcher(number: int, *more: str) -> list[str]:
-    several = ["--multi_gpu", "--main_process_port", "0"] if number > 1 else []
-    common = ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
-    return ["accelerate", "launch", *several, "--num_processes", str(number), *common, *more]
+    return ["accelerate", "launch", *processes(number), "--num_machines", "1", *NOTHING_ELSE, *more]
 
 
 @contextmanager
@@ -70,11 +67,6 @@ def rest(process: subprocess.Popen[str]) -> str:
     return process.communicate(timeout=SECONDS)[0]
 
 
-def checkpoint(output: Path) -> dict[str, Any]:
-    state: dict[str, Any] = torch.load(output / "last.pt", weights_only=True)
-    return state
-
-
 def resume_command(text: str) -> list[str]:
     """The command that the training suggests, once."""
     (line,) = (line for line in text.splitlines() if line.startswith("resume with: "))
@@ -106,10 +98,9 @@ def test_a_signal_stops_both_processes_with_a_checkpoint(
     assert resume_command(text) == [*RESUME_TWO, str(tmp_path / "output")]
     if victim == "rank 1":
         assert "exitcode  : 138" in text
-    state = checkpoint(tmp_path / "output")
+    state = saved_state(tmp_path / "output")
     assert len(state["history"]) >= 2
-    lines = (tmp_path / "output" / "metrics.jsonl").read_text().splitlines()
-    assert [json.loads(line) for line in lines] == state["history"]
+    assert read_history(tmp_path / "output") == state["history"]
     assert statuses(tmp_path) == ["KILLED"]
 
 
@@ -126,7 +117,7 @@ def test_the_survivor_of_a_killed_process_suggests_a_command(tmp_path: Path) -> 
     command = resume_command(text)
     assert command == [*RESUME_TWO, str(tmp_path / "output")]
 
-    epochs = len(checkpoint(tmp_path / "output")["history"]) + 2
+    epochs = len(saved_state(tmp_path / "output")["history"]) + 2
     done = run(["env", *command, "--epochs", str(epochs)], tmp_path, **VARIABLES)
     assert result(done)["epochs"] == epochs
     assert statuses(tmp_path) == ["FINISHED"]
@@ -141,7 +132,7 @@ def test_a_killed_launcher_stops_its_training(number: int, tmp_path: Path) -> No
     assert process.returncode == -signal.SIGKILL
     assert text.count("stopped by SIGTERM") == 1
     assert "epoch 4000/" not in text
-    assert checkpoint(tmp_path / "output")["history"]
+    assert saved_state(tmp_path / "output")["history"]
     assert statuses(tmp_path) == ["KILLED"]
 
 
@@ -192,12 +183,12 @@ def test_a_restart_reaches_the_weights_of_one_process(
     assert text.count("resumed after ") == 1
     [directory] = [tmp_path / "output"] if named else (tmp_path / "outputs").iterdir()
     assert Path(values["output_dir"]) == directory
-    state = checkpoint(directory)
+    state = saved_state(directory)
     assert [record["epoch"] for record in state["history"]] == list(range(1, 6))
     assert [(each.info.run_id, each.info.status) for each in runs_of(tmp_path)] == [
         (values["run_id"], "FINISHED")
     ]
-    uninterrupted = checkpoint(Path(result(train_here(f"{SHORT} --output-dir alone"))["output_dir"]))
+    uninterrupted = saved_state(result(train_here(f"{SHORT} --output-dir alone"))["output_dir"])
     for which in ("model", "best"):
         for name, tensor in uninterrupted[which].items():
             assert torch.equal(state[which][name], tensor)

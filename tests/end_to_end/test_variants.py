@@ -17,7 +17,7 @@ from torch.optim import SGD, Adam, AdamW, lr_scheduler
 
 from mlp_dist.training.checkpoint import load_checkpoint
 from mlp_dist.training.engines.cpu import CPUEngine
-from tests.helpers.launching import ROOT, run
+from tests.helpers.launching import ROOT, processes, run
 from tests.helpers.plain_loop import PlainLoop
 from tests.helpers.variants import PLAIN, STEPS_PER_EPOCH, VARIANTS, digits, fit, train, trainer
 
@@ -36,12 +36,7 @@ def one_cycle(optimizer: torch.optim.Optimizer) -> lr_scheduler.LRScheduler:
 
 
 PLAIN_LOOPS = {
-    "plain": BASE,
-    "tensor": BASE,
-    "layers": BASE,
-    "tiny batches": BASE,
     "one batch": replace(BASE, optimizer=functools.partial(SGD, lr=0.2)),
-    "accumulation": BASE,
     "clipping": replace(BASE, max_norm=0.2),
     "weight decay": replace(BASE, optimizer=functools.partial(SGD, lr=0.05, weight_decay=0.1)),
     "scratch-sgd": replace(BASE, optimizer=functools.partial(SGD, lr=0.05, weight_decay=0.1)),
@@ -55,12 +50,8 @@ PLAIN_LOOPS = {
     "one-cycle": replace(BASE, scheduler=one_cycle),
     "average": replace(BASE, average=0.9),
     "patience": replace(BASE, optimizer=functools.partial(SGD, lr=0.02)),
-    "log every": BASE,
     "bf16": replace(BASE, optimizer=functools.partial(Adam, lr=0.002), autocast=torch.bfloat16),
-    "compiled": BASE,
-    "float64 gradients": BASE,
     "float64 gradients, adamw": replace(BASE, optimizer=functools.partial(AdamW, lr=0.003, weight_decay=0.1)),
-    "float64 gradients, tiny batches": BASE,
     "everything": replace(
         BASE,
         optimizer=functools.partial(SGD, lr=0.05, weight_decay=0.01),
@@ -109,8 +100,8 @@ def together(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int, tuple[s
     @functools.cache
     def trained(number: int, names: tuple[str, ...]) -> dict[str, Result]:
         directory = tmp_path_factory.mktemp("together")
-        launcher = ["--multi_gpu", "--num_processes", str(number), "--main_process_port", "0"]
-        words = ["accelerate", "launch", *launcher, str(ROOT / "tests/helpers/variants.py"), "results.pt"]
+        script = str(ROOT / "tests/helpers/variants.py")
+        words = ["accelerate", "launch", *processes(number), script, "results.pt"]
         done = run([*words, *names], directory, ACCELERATE_USE_CPU="true", PYTHONPATH=str(ROOT))
         assert done.returncode == 0, done.stderr
         results: dict[str, Result] = torch.load(directory / "results.pt", weights_only=True)
@@ -145,7 +136,7 @@ def plain(name: str, result: Result) -> tuple[nn.Sequential, Result]:
         for parameter, values in zip(model.parameters(), transposed(result["initial"]), strict=True):
             parameter.copy_(values)
     assert config.val_size is not None
-    loop, epochs = PLAIN_LOOPS[name], len(result["history"])
+    loop, epochs = PLAIN_LOOPS.get(name, BASE), len(result["history"])
     done = loop.run(model, digits(), val_size=config.val_size, batch_size=config.batch_size, epochs=epochs)
     return model, done
 

@@ -32,8 +32,16 @@ def logged(directory: Path, run_id: str, metric: str = "train/loss") -> list[tup
     return sorted((point.step, point.value) for point in points)
 
 
-def read_history(output: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+def read_history(output: str | Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (Path(output) / "metrics.jsonl").read_text().splitlines()]
+
+
+def saved_state(output: str | Path) -> dict[str, Any]:
+    """What the last checkpoint holds."""
+    import torch
+
+    state: dict[str, Any] = torch.load(Path(output) / "last.pt", weights_only=True)
+    return state
 
 
 def write_epochs(output: Path, epochs: Iterable[int]) -> None:

@@ -23,25 +23,15 @@ from random import Random
 from typing import Any
 
 from mlp_dist.console import command
+from tests.helpers.checkpoints import assert_same_tensors
+from tests.helpers.comparing import logged, read_history, runs_of
 from tests.helpers.fault_target import STRUCK
-from tests.helpers.launching import ROOT, environment, make_store
+from tests.helpers.launching import NOTHING_ELSE, ROOT, environment, make_store, processes
 
 FLAGS = (
-    *(
-        "--recipe",
-        "mnist-quick",
-        "--dataset",
-        "digits",
-        "--hidden-sizes",
-        "64,32",
-        "--batch-size",
-        "20",
-        "--epochs",
-        "8",
-    ),
-    *("--optimizer", "adam", "--lr", "0.002", "--weight-decay", "0.01", "--schedule", "cosine"),
-    *("--warmup-epochs", "1", "--dropout", "0.2", "--augment-shift", "2", "--ema-decay", "0.95"),
-    *("--checkpoint-every-steps", "20", "--log-every", "30"),
+    "--recipe mnist-quick --dataset digits --hidden-sizes 64,32 --batch-size 20 --epochs 8 --optimizer adam "
+    "--lr 0.002 --weight-decay 0.01 --schedule cosine --warmup-epochs 1 --dropout 0.2 --augment-shift 2 "
+    "--ema-decay 0.95 --checkpoint-every-steps 20 --log-every 30"
 )
 PRECISIONS = ("no", "bf16")
 
@@ -94,11 +84,7 @@ class Setting:
 
     @property
     def launcher(self) -> list[str]:
-        several = ["--multi_gpu", "--main_process_port", "0"] if self.processes > 1 else []
-        return [
-            *("accelerate", "launch", *several, "--num_processes", str(self.processes)),
-            *("--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"),
-        ]
+        return ["accelerate", "launch", *processes(self.processes), "--num_machines", "1", *NOTHING_ELSE]
 
 
 @dataclass(frozen=True)
@@ -128,10 +114,6 @@ def draw(random: Random, who: str, when: str, seconds: float) -> Fault:
     return Fault(who, when, victim, signum, moment, nth, delay)
 
 
-class FaultError(Exception):
-    """A kill was not survived."""
-
-
 @dataclass
 class Ending:
     """The parts of a finished training that no kill may change."""
@@ -144,58 +126,31 @@ class Ending:
         return float(sum(record["train_seconds"] for record in self.history))
 
     def check(self, other: "Ending") -> None:
-        if different := [name for name, part in self.weights.items() if not equal(part, other.weights[name])]:
-            raise FaultError(f"not equal to an uninterrupted training: {', '.join(different)}")
-        epochs = [record["epoch"] for record in other.history]
-        if epochs != [record["epoch"] for record in self.history]:
-            raise FaultError(f"metrics.jsonl lists the epochs {epochs}")
+        """Raises AssertionError if the other one has not the same weights and metrics."""
+        assert_same_tensors(other.weights, self.weights)
         for expected, found in zip(self.history, other.history, strict=True):
+            assert found["epoch"] == expected["epoch"]
             for name in ("train_loss", "val_loss", "test_loss", "train_accuracy", "val_accuracy"):
-                if not math.isclose(expected[name], found[name], rel_tol=0, abs_tol=1e-9):
-                    raise FaultError(
-                        f"{name} of epoch {found['epoch']} is {found[name]}, not {expected[name]}"
-                    )
+                assert math.isclose(expected[name], found[name], rel_tol=0, abs_tol=1e-9), (name, found)
             steps = [[step["step"] for step in record["steps"]] for record in (expected, found)]
-            if steps[0] != steps[1]:
-                raise FaultError(f"epoch {found['epoch']} logged steps {steps[1]}, not {steps[0]}")
-
-
-def equal(one: Any, other: Any) -> bool:
-    """Equality of nested dicts and lists, bit for bit in their tensors."""
-    import torch
-
-    if isinstance(one, torch.Tensor):
-        return one.dtype == other.dtype and torch.equal(one, other)
-    if isinstance(one, dict):
-        return one.keys() == other.keys() and all(equal(one[key], other[key]) for key in one)
-    if isinstance(one, list | tuple):
-        return len(one) == len(other) and all(map(equal, one, other))
-    return bool(one == other)
+            assert steps[0] == steps[1]
 
 
 def read_ending(directory: Path) -> Ending:
     """The end of the training in `directory`/output, whose run in MLflow is checked, too."""
     import torch
-    from mlflow import MlflowClient
 
     output = directory / "output"
-    if left := {path.name for path in output.iterdir()} - OUTPUT:
-        raise FaultError(f"the output directory holds {', '.join(sorted(left))}")
+    assert {path.name for path in output.iterdir()} <= OUTPUT
     state = torch.load(output / "last.pt", weights_only=True)
     parts = {name: state[name] for name in ("model", "best", "average", "optimizer")}
     parts["bundle"] = torch.load(output / "bundle" / "weights.pt", weights_only=True)
-    history = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
-    client = MlflowClient(f"sqlite:///{directory}/mlflow.db")
-    runs = client.search_runs([each.experiment_id for each in client.search_experiments()])
+    history = read_history(output)
     # A training that was killed before its first checkpoint has left an empty run.
-    runs = [run for run in runs if "train/loss" in run.data.metrics]
-    if [run.data.tags["mlp_dist.key"] for run in runs] != [state["run_key"]]:
-        raise FaultError(f"{len(runs)} runs of MLflow have losses, not only {state['run_key']}")
-    if (status := runs[0].info.status) != "FINISHED":
-        raise FaultError(f"the run is {status}")
-    points = client.get_metric_history(runs[0].info.run_id, "train/loss")
-    if (steps := sorted(point.step for point in points)) != [record["epoch"] for record in history]:
-        raise FaultError(f"MLflow has losses of the epochs {steps}")
+    [run] = [run for run in runs_of(directory) if "train/loss" in run.data.metrics]
+    assert (run.data.tags["mlp_dist.key"], run.info.status) == (state["run_key"], "FINISHED")
+    steps = [step for step, _ in logged(directory, run.info.run_id)]
+    assert steps == [record["epoch"] for record in history]
     return Ending(parts, history)
 
 
@@ -239,8 +194,7 @@ class Faults:
     def reference(self, setting: Setting) -> None:
         directory = self.new_directory(f"reference {setting}")
         code, _, problem = self.start(directory, setting, None)
-        if code or problem:
-            raise FaultError(f"the uninterrupted training ended with {code} {problem}: see {directory}")
+        assert (code, problem) == (0, ""), f"without a kill: {code} {problem}: see {directory}"
         self.references[setting] = read_ending(directory)
 
     def new_directory(self, name: str) -> Path:
@@ -257,17 +211,15 @@ class Faults:
         try:
             for fault in [*self.plan(number, setting, num_kills), None]:
                 code, struck, problem = self.start(directory, setting, fault)
-                if problem and not struck:
-                    raise FaultError(problem)
+                assert struck or not problem, problem
                 if fault is not None and struck and (code or problem):
                     outcomes.append(Outcome(setting.processes, fault.who, fault.when, problem))
-                elif code:
-                    raise FaultError(f"without a kill it ended with {code}")
                 else:
+                    assert code == 0, f"without a kill it ended with {code}"
                     break
             self.references[setting].check(read_ending(directory))
         except Exception as error:
-            end = f"{error}: see {directory}"
+            end = f"{error!r}: see {directory}"
         if end and not any(each.problem for each in outcomes):
             # Any of the kills may be the cause.
             outcomes = [replace(each, problem=end) for each in outcomes]
@@ -303,7 +255,7 @@ class Faults:
         text = json.dumps({} if fault is None else {**asdict(fault), "directory": str(here)})
         (here / "fault.json").write_text(text)
         has_begun = any((directory / "output" / name).exists() for name in ("last.pt", "previous.pt"))
-        flags = ["--resume"] if has_begun else [*FLAGS, "--mixed-precision", setting.precision]
+        flags = ["--resume"] if has_begun else [*FLAGS.split(), "--mixed-precision", setting.precision]
         target = str(ROOT / "tests/helpers/fault_target.py")
         with (here / "output.txt").open("w") as output:
             launcher = subprocess.Popen(

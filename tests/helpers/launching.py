@@ -17,6 +17,14 @@ ROOT = Path(__file__).resolve().parents[2]
 BIN = Path(sys.executable).parent
 
 QUICK = ("--recipe", "mnist-quick", "--dataset", "digits")
+NOTHING_ELSE = ("--mixed_precision", "no", "--dynamo_backend", "no")
+"""Words for `accelerate launch`, which warns of settings that it has to guess."""
+
+
+def processes(number: int) -> tuple[str, ...]:
+    """Words for `accelerate launch` that start processes on this machine."""
+    several = ("--multi_gpu", "--main_process_port", "0") if number > 1 else ()
+    return (*several, "--num_processes", str(number))
 
 
 def environment(**changes: str) -> dict[str, str]:

@@ -75,6 +75,8 @@ VARIANTS = {
     "float64 gradients, adamw": replace(
         PLAIN, gradient_dtype="float64", optimizer="adam", lr=0.003, weight_decay=0.1
     ),
+    "float64 gradients, tensor": replace(PLAIN, gradient_dtype="float64", model="tensor"),
+    "float64 gradients, layers": replace(PLAIN, gradient_dtype="float64", model="layers"),
     "float64 gradients, everything": replace(EVERYTHING, gradient_dtype="float64"),
     "float64 gradients, tiny batches": replace(PLAIN, gradient_dtype="float64", batch_size=3, val_size=1391),
 }

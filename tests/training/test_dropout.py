@@ -1,5 +1,3 @@
-import itertools
-
 import pytest
 import torch
 from torch import nn
@@ -38,21 +36,6 @@ def test_dropped_units_are_independent_of_the_number_of_processes(kind: str, dev
             torch.testing.assert_close(model(inputs[positions]), whole[positions], rtol=1e-4, atol=1e-5)
     dropout.at(3, batch_size=3, positions=slice(5, 3, 8))
     assert model(inputs[:0]).shape == (0, 3)
-
-
-def test_masks_differ_by_seed_step_layer_and_row(kind: str) -> None:
-    before = torch.get_rng_state()
-    drawn = []
-    for seed, step in itertools.product((0, 1), (0, 1, 2)):
-        dropout = Dropout(built(kind, (6, 50, 50, 3)), 0.5, num_features=SIZES[0], seed=seed)
-        dropout.at(step, batch_size=40, positions=WHOLE)
-        drawn += [mask.values for mask in dropout._masks]
-    masks = [values for values in drawn if values is not None]
-    assert len(masks) == 12
-    for one, other in itertools.combinations(masks, 2):
-        assert (one == other).float().mean().item() == pytest.approx(0.5, abs=0.06)
-    assert all(len(mask.unique(dim=0)) == 40 for mask in masks)
-    assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_eval_mode_and_state_dict_are_unchanged(kind: str) -> None:

@@ -14,7 +14,7 @@ from torch.utils.data import TensorDataset
 from mlp_dist import TrainConfig, load_model, recipe, train
 from mlp_dist.core.errors import DataError, UsageError
 from tests.helpers.calling import UploadAtEnd, forget_precision
-from tests.helpers.launching import ROOT, run
+from tests.helpers.launching import ROOT, processes, run
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (10, 8, 8), dtype=np.uint8)
 LABELS = np.arange(400) % 10
@@ -113,16 +113,7 @@ if __name__ == "__main__":
 @pytest.mark.parametrize("launcher", ["accelerate", "notebook"])
 def test_two_processes_train_from_python(here: Path, launcher: str) -> None:
     (here / "own.py").write_text(SCRIPT)
-    words = [
-        "accelerate",
-        "launch",
-        "--multi_gpu",
-        "--num_processes",
-        "2",
-        "--main_process_port",
-        "0",
-        "own.py",
-    ]
+    words = ["accelerate", "launch", *processes(2), "own.py"]
     words = words if launcher == "accelerate" else [sys.executable, "own.py", "notebook"]
     done = run(words, here, ACCELERATE_USE_CPU="true", PYTHONPATH=str(ROOT))
     assert done.returncode == 0, done.stderr

@@ -1,5 +1,3 @@
-import os
-import signal
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +9,7 @@ from accelerate import Accelerator
 from torch import nn
 
 from mlp_dist.config import TrainConfig
-from mlp_dist.console.process import Interrupted, StopSignals
+from mlp_dist.console.process import StopSignals
 from mlp_dist.core.errors import TrainingError
 from mlp_dist.data import arrays, batches
 from mlp_dist.data.arrays import Dataset, ImageSet
@@ -19,6 +17,7 @@ from mlp_dist.recipes import get_recipe
 from mlp_dist.training.checkpoint import load_checkpoint
 from mlp_dist.training.setup import complete_config
 from mlp_dist.training.trainer import Trainer
+from tests.helpers import variants
 
 CONFIG = TrainConfig(
     recipe="test", dataset="digits", hidden_sizes=(32,), lr=0.1, batch_size=100, epochs=2, val_size=120
@@ -134,37 +133,7 @@ def test_divergence_in_the_last_step_is_noticed(make: Make) -> None:
         trainer.evaluate()
 
 
-@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGUSR1])
-def test_a_signal_stops_the_epoch_with_a_checkpoint(
-    signum: signal.Signals, tmp_path: Path, make: Make
-) -> None:
-    trainer = make(replace(CONFIG, batch_size=20))
-    with StopSignals() as signals:
-        os.kill(os.getpid(), signum)
-        with pytest.raises(Interrupted, match=signum.name) as raised:
-            trainer.train_epoch(signals)
-    assert raised.value.exit_code == 128 + signum
-    checkpoint, _ = load_checkpoint(tmp_path)
-    assert checkpoint.epoch_steps is not None
-    assert 1 <= len(checkpoint.epoch_steps["totals"]) <= 66
-    assert_same_state(checkpoint.model, state(trainer))
-
-
-EVERYTHING = replace(
-    CONFIG,
-    optimizer="adam",
-    lr=0.01,
-    batch_size=64,
-    accumulation_steps=2,
-    clip_norm=1.0,
-    weight_decay=0.01,
-    label_smoothing=0.1,
-    dropout=0.3,
-    augment_shift=2,
-    schedule="cosine",
-    warmup_epochs=0.5,
-    ema_decay=0.9,
-)
+EVERYTHING = replace(variants.EVERYTHING, optimizer="adam", lr=0.01, batch_size=64, val_size=120)
 FAST = replace(EVERYTHING, accumulation_steps=1, clip_norm=None, deform=1.0, restyle=1.0)
 """For the CPU engine."""
 
