@@ -7,7 +7,6 @@ A published number holds if it is at most three standard deviations above the me
 line on stdout is one JSON object.
 """
 
-import argparse
 import json
 import os
 import platform
@@ -73,7 +72,7 @@ def measure(recipe: TrainConfig, data: Dataset, num_seeds: int) -> dict[str, Any
     }
 
 
-def parse() -> argparse.Namespace:
+def main() -> None:
     parser = command.Parser(prog="python -m benchmarks.recipes", description=__doc__)
     parser.add_argument("--seeds", type=at_least(1), default=5, metavar="N", help="seeds 0 to N-1 (5)")
     known = ["mnist", "mnist-quick", *TUTORIALS]
@@ -84,11 +83,6 @@ def parse() -> argparse.Namespace:
     args = parser.parse_args()
     for name in args.recipes:
         get_recipe(name)
-    return args
-
-
-def main() -> None:
-    args = parse()
     process.set_threads()
     process.keep_freed_memory()
     kind = platform.machine() if process.use_cpu() else torch.cuda.get_device_name()

@@ -17,7 +17,7 @@ from tests.helpers.draw_page import draw, opened_page, running_demo
 from tests.helpers.launching import result, run, train
 from tests.helpers.mlflow_pages import Pages, opened
 from tests.helpers.mlflow_servers import running_ui
-from tests.helpers.strokes import WAYS, drawn
+from tests.helpers.strokes import STROKES, drawn
 
 IMAGES = Path(__file__).parent / "images"
 
@@ -60,7 +60,7 @@ def make_runs(directory: Path) -> str:
 
 def drawing(directory: Path) -> None:
     with running_demo(directory) as demo, opened_page(demo.url, 1280, 780) as page:
-        draw(page, drawn(WAYS["5"][0], random.Random(3), 1.0))
+        draw(page, drawn(STROKES["5"], random.Random(3), 1.0))
         page.get_by_text("sure about your drawing").wait_for()
         take(page, "draw.png")
 

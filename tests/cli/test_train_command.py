@@ -4,10 +4,7 @@ import json
 import re
 import shlex
 import signal
-import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -16,7 +13,7 @@ import torch
 from mlp_dist.config import OPTIONS, TrainConfig
 from tests.helpers.calling import Call
 from tests.helpers.comparing import client_of, logged, read_history, runs_of, saved_state, statuses
-from tests.helpers.launching import QUICK, ROOT, Trained, environment, result, train
+from tests.helpers.launching import QUICK, ROOT, Trained, printing, result, train
 from tests.test_recipes import CHANGES
 
 pytestmark = pytest.mark.slow
@@ -110,10 +107,10 @@ def test_list_recipes(call: Call) -> None:
 @with_store
 @pytest.mark.usefixtures("no_network")
 def test_without_network_the_bundled_digits_are_used(call: Call, store: dict[str, str]) -> None:
-    done = call("mlp_dist.train --epochs 1 --data-dir data --output-dir output", **store)
+    done = call("mlp_dist.train --epochs 1 --output-dir output", MLP_DIST_DATA="data", **store)
     assert result(done)["dataset"] == "digits"
     [line] = [line for line in done.stdout.splitlines() if line.startswith("Could not download")]
-    assert line.startswith("Could not download MNIST: train-images-idx3-ubyte.gz")
+    assert line.startswith("Could not download MNIST: Error downloading train-images-idx3-ubyte.gz")
     assert line.endswith("training on scikit-learn's handwritten digits instead")
 
 
@@ -165,29 +162,13 @@ def test_a_crash_ends_the_run(
     assert statuses(tmp_path) == ["FAILED"]
 
 
-@contextmanager
-def running(line: str, cwd: Path, *, until: str) -> Iterator[subprocess.Popen[str]]:
-    """launch/train.py in a process of its own, from the line that starts with `until`."""
-    words = [sys.executable, str(ROOT / "launch/train.py"), *line.split()[1:]]
-    pipe = subprocess.PIPE
-    process = subprocess.Popen(words, cwd=cwd, env=environment(), stdout=pipe, stderr=pipe, text=True)
-    try:
-        assert process.stdout is not None
-        for line in process.stdout:
-            if line.startswith(until):
-                break
-        yield process
-    finally:
-        process.kill()
-        process.communicate()
-
-
 @with_store
 def test_an_interrupted_run_resumes_to_the_same_weights(
     call: Call, store: dict[str, str], tmp_path: Path
 ) -> None:
     start = f"{TRAIN} --batch-size 20"
-    with running(f"{start} --epochs 4000", tmp_path, until="epoch 2/") as process:
+    words = [sys.executable, str(ROOT / "launch/train.py"), *f"{start} --epochs 4000".split()[1:]]
+    with printing(words, tmp_path, "epoch 2/") as process:
         process.send_signal(signal.SIGSTOP)
         for flag in ("", " --resume"):
             second = call(f"{TRAIN}{flag}", **store)
@@ -195,11 +176,11 @@ def test_an_interrupted_run_resumes_to_the_same_weights(
             assert "another training is running in output; choose another --output-dir" in second.stderr
         process.send_signal(signal.SIGTERM)
         process.send_signal(signal.SIGCONT)
-        _, errors = process.communicate(timeout=60)
+        output, _ = process.communicate(timeout=60)
     assert process.returncode == 128 + signal.SIGTERM
-    assert "stopped by SIGTERM" in errors
-    assert "resume with: accelerate launch -m mlp_dist.train --resume --output-dir" in errors
-    assert "Traceback" not in errors
+    assert "stopped by SIGTERM" in output
+    assert "resume with: accelerate launch -m mlp_dist.train --resume --output-dir" in output
+    assert "Traceback" not in output
     epochs = len(read_history(tmp_path / "output"))
     assert 2 <= epochs < 4000
     assert statuses(tmp_path) == ["KILLED"]

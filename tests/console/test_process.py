@@ -1,9 +1,7 @@
 import json
 import os
-import resource
 import signal
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +12,6 @@ from mlp_dist.console.process import (
     STOP_SIGNALS,
     Interrupted,
     StopSignals,
-    keep_freed_memory,
     launch_command,
     num_cores,
     use_cpu,
@@ -118,17 +115,6 @@ def test_cpu_is_used_if_chosen_or_without_a_gpu(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.delenv("ACCELERATE_USE_CPU")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert use_cpu()
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="glibc's malloc")
-def test_freed_memory_is_kept() -> None:
-    keep_freed_memory()
-    faults = []
-    for _ in range(5):
-        tensors = [torch.zeros(2**20) for _ in range(8)]
-        del tensors
-        faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt)
-    assert faults[-1] - faults[-2] < 1000
 
 
 # Signals

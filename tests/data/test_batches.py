@@ -1,6 +1,5 @@
 import itertools
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -136,23 +135,6 @@ def test_order_of_a_large_set_on_disk(stored: StoredSet, held: ImageSet) -> None
     assert torch.equal(train.labels, expected[0].labels.sort().values)
     assert torch.equal(val.labels, expected[1].labels.sort().values)
     assert torch.equal(train.images, held[train.labels].images)
-
-
-@pytest.mark.usefixtures("small_blocks")
-def test_prefetch_reads_no_more_than_two_groups_ahead(stored: StoredSet) -> None:
-    asked: list[int] = []
-
-    def chunks() -> Iterator[torch.Tensor]:
-        for start in range(0, NUMBER, 10):
-            asked.append(start)
-            yield torch.arange(start, start + 10)
-
-    fetching = prefetch(stored, chunks())
-    next(fetching)
-    assert 100 <= len(asked) <= 200
-    assert len(readers()) == 1
-    fetching.close()
-    assert readers() == []
 
 
 def test_set_on_disk_is_evaluated_as_one_in_memory(stored: StoredSet, held: ImageSet) -> None:

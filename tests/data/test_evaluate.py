@@ -7,25 +7,15 @@ import torch
 
 from mlp_dist.core.bundle import load_bundle, load_file, save_file
 from mlp_dist.core.errors import BundleError
-from mlp_dist.core.image import encode_png, normalize
-from mlp_dist.core.model import build_model
-from mlp_dist.core.spec import ImageSpec, ModelSpec
-from mlp_dist.data.arrays import Dataset, ImageSet
+from mlp_dist.core.image import encode_png
+from mlp_dist.core.spec import ImageSpec
+from mlp_dist.data.arrays import Dataset
 from mlp_dist.data.batches import generator
 from mlp_dist.data.evaluate import COLDEST, HOTTEST, fit_temperature, predict
 from mlp_dist.data.scores import evaluate
 from tests.helpers.launching import Trained
 
 SPEC = ImageSpec(height=2, width=3, channels=1, mean=(0.3,), std=(0.4,))
-
-
-def test_predict_equals_the_model_on_all_images() -> None:
-    model = build_model(ModelSpec((6, 5, 4)), generator=generator(0))
-    images = torch.randint(0, 256, (2001, 1, 2, 3), dtype=torch.uint8, generator=generator(1))
-    logits = predict(model, images, SPEC)
-    assert (logits.dtype, logits.requires_grad) == (torch.float32, False)
-    torch.testing.assert_close(logits, model(normalize(images, SPEC)).detach(), rtol=1e-5, atol=1e-6)
-    assert torch.equal(predict(model, ImageSet(images, torch.zeros(2001)), SPEC), logits)
 
 
 # Temperature

@@ -4,7 +4,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,7 +15,7 @@ import yaml
 
 from tests.helpers.checkouts import tracked_files
 from tests.helpers.comparing import statuses
-from tests.helpers.launching import BIN, QUICK, ROOT, environment, free_port
+from tests.helpers.launching import BIN, QUICK, ROOT, environment, free_port, wait_until
 
 BATCH_SCRIPT = "launch/slurm/train.sbatch"
 SCRIPTS = (BATCH_SCRIPT, "launch/environment.sh", "docker/serve.sh", ".ci/run")
@@ -61,14 +60,6 @@ def stdout(project: Path, name: str) -> str:
 
 def stderr(project: Path, name: str) -> str:
     return (project / f"{name}.err").read_text()
-
-
-def wait_for_output(text: str, process: subprocess.Popen[bytes], project: Path, name: str) -> None:
-    deadline = time.monotonic() + 200
-    while text not in stdout(project, name):
-        assert process.poll() is None, stderr(project, name)
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
 
 
 # Shell
@@ -162,7 +153,7 @@ def test_batch_job_is_requeued_and_continues(project: Path, slurm: dict[str, str
     words = ["bash", BATCH_SCRIPT, *FLAGS]
     requests = project / "requests"
     with started(words, project, "first", slurm) as job:
-        wait_for_output("epoch 2/60", job, project, "first")
+        wait_until(lambda: "epoch 2/60" in stdout(project, "first"))
         job.send_signal(signal.SIGUSR1)
         assert job.wait(timeout=40) == 1
     assert requests.read_text() == "requeue 4711"
@@ -250,7 +241,7 @@ def test_pods_continue_after_one_was_terminated(project: Path) -> None:
 
     port = str(free_port())
     with pod(0, "first", port) as first, pod(1, "other", port) as other:
-        wait_for_output("epoch 2/60", first, project, "first")
+        wait_until(lambda: "epoch 2/60" in stdout(project, "first"))
         other.send_signal(signal.SIGTERM)
         assert other.wait(timeout=40) != 0
         assert first.wait(timeout=40) != 0

@@ -32,9 +32,6 @@ def assert_same_training(one: dict[str, object], many: dict[str, object]) -> Non
     for a, b in zip(*curves, strict=True):
         for name in ("train_loss", "val_loss", "train_accuracy", "val_accuracy"):
             assert a[name] == pytest.approx(b[name], abs=TOLERANCE)
-        assert [step["step"] for step in a["steps"]] == [step["step"] for step in b["steps"]]
-        for step, other in zip(a["steps"], b["steps"], strict=True):
-            assert step["loss"] == pytest.approx(other["loss"], abs=TOLERANCE)
     assert one["test_accuracy"] == many["test_accuracy"]
 
 

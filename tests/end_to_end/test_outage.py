@@ -6,7 +6,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
@@ -19,7 +19,7 @@ from mlp_dist.tracking.follow import PATIENCE
 from mlp_dist.tracking.run_dir import FINISHED, RunRecord, Uploaded
 from mlp_dist.tracking.upload import upload
 from tests.helpers.comparing import check_all_is_there, check_points, read_history, write_epochs
-from tests.helpers.launching import QUICK, ROOT, environment, result, run
+from tests.helpers.launching import QUICK, ROOT, environment, result, run, wait_until
 from tests.helpers.mlflow_servers import Server, running_server
 
 pytestmark = pytest.mark.nightly
@@ -57,9 +57,9 @@ def training(server: Server, client: Any, cwd: Path) -> Iterator["subprocess.Pop
     with (cwd / "out").open("w") as out, (cwd / "err").open("w") as err:
         process = subprocess.Popen(words, cwd=cwd, env=variables, stdout=out, stderr=err, text=True)
     try:
-        wait_until((cwd / "output/metrics.jsonl").exists, process, cwd)
+        wait_until((cwd / "output/metrics.jsonl").exists)
         with slowed(process):
-            wait_until(lambda: sent_epochs(client, cwd / "output") > 0, process, cwd)
+            wait_until(lambda: sent_epochs(client, cwd / "output") > 0)
         yield process
     finally:
         process.kill()
@@ -84,14 +84,6 @@ def slowed(process: "subprocess.Popen[str]") -> Iterator[None]:
     finally:
         ended.set()
         thread.join()
-
-
-def wait_until(happened: Callable[[], bool], process: "subprocess.Popen[str]", cwd: Path) -> None:
-    deadline = time.monotonic() + 120
-    while not happened():
-        assert process.poll() is None, (cwd / "err").read_text()
-        assert time.monotonic() < deadline, (cwd / "err").read_text()
-        time.sleep(0.02)
 
 
 def sent_epochs(client: Any, output: Path) -> int:

@@ -6,8 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import psutil
@@ -16,7 +15,7 @@ import torch
 
 from tests.helpers.calling import Call
 from tests.helpers.comparing import read_history, runs_of, saved_state, statuses
-from tests.helpers.launching import NOTHING_ELSE, QUICK, ROOT, environment, processes, result, run
+from tests.helpers.launching import NOTHING_ELSE, QUICK, ROOT, environment, printing, processes, result, run
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("store_at_hand")]
 
@@ -27,34 +26,16 @@ LONG = (*QUICK, "--epochs", "4000", "--output-dir", "output")
 VARIABLES = {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
 
 
-def launcher(number: int, *more: str) -> list[str]:
-    return ["accelerate", "launch", *processes(number), "--num_machines", "1", *NOTHING_ELSE, *more]
+def launcher(number: int, *flags: str, restarts: int = 0) -> list[str]:
+    options = [*processes(number), "--max_restarts", str(restarts), "--num_machines", "1", *NOTHING_ELSE]
+    return ["accelerate", "launch", *options, str(ROOT / "launch/train.py"), *flags]
 
 
-@contextmanager
-def training(words: list[str], cwd: Path, *, until: str = "epoch 2/") -> Iterator[subprocess.Popen[str]]:
-    """launch/train.py started by `words`, once it has printed a line that begins with `until`."""
-    process = subprocess.Popen(
-        words,
-        cwd=cwd,
-        env=environment(**VARIABLES),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-    everyone = [process]
-    try:
-        assert process.stdout is not None
-        for line in process.stdout:
-            if line.startswith(until):
-                break
-        everyone += psutil.Process(process.pid).children(recursive=True)
-        yield process
-    finally:
-        for each in everyone:
-            with suppress(psutil.NoSuchProcess):
-                each.kill()
-        process.communicate()
+def training(
+    number: int, *flags: str, cwd: Path, restarts: int = 0
+) -> AbstractContextManager["subprocess.Popen[str]"]:
+    """A training by `number` processes in its second epoch."""
+    return printing(launcher(number, *flags, restarts=restarts), cwd, "epoch 2/", **VARIABLES)
 
 
 def ranks(process: subprocess.Popen[str]) -> dict[int, psutil.Process]:
@@ -87,7 +68,7 @@ RESUME_TWO = [
 def test_a_signal_stops_both_processes_with_a_checkpoint(
     victim: str, signum: signal.Signals, tmp_path: Path
 ) -> None:
-    with training([*launcher(2), str(ROOT / "launch/train.py"), *LONG], tmp_path) as process:
+    with training(2, *LONG, cwd=tmp_path) as process:
         if victim == "launcher":
             process.send_signal(signum)
         else:
@@ -106,7 +87,7 @@ def test_a_signal_stops_both_processes_with_a_checkpoint(
 
 @pytest.mark.nightly
 def test_the_survivor_of_a_killed_process_suggests_a_command(tmp_path: Path) -> None:
-    with training([*launcher(2), str(ROOT / "launch/train.py"), *LONG], tmp_path) as process:
+    with training(2, *LONG, cwd=tmp_path) as process:
         killed = ranks(process)[1]
         killed.kill()
         text = rest(process)
@@ -126,7 +107,7 @@ def test_the_survivor_of_a_killed_process_suggests_a_command(tmp_path: Path) -> 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux signals the death of a parent")
 @pytest.mark.parametrize("number", [pytest.param(1, marks=pytest.mark.nightly), 2])
 def test_a_killed_launcher_stops_its_training(number: int, tmp_path: Path) -> None:
-    with training([*launcher(number), str(ROOT / "launch/train.py"), *LONG], tmp_path) as process:
+    with training(number, *LONG, cwd=tmp_path) as process:
         process.kill()
         text = rest(process)
     assert process.returncode == -signal.SIGKILL
@@ -143,7 +124,7 @@ def test_a_killed_launcher_stops_its_training(number: int, tmp_path: Path) -> No
     ids=["imports", "opening"],
 )
 def test_an_early_killed_launcher_leaves_no_process(number: int, until: str, tmp_path: Path) -> None:
-    words = [*launcher(number), str(ROOT / "launch/train.py"), *LONG]
+    words = launcher(number, *LONG)
     with subprocess.Popen(
         words, cwd=tmp_path, env=environment(**VARIABLES), stdout=subprocess.PIPE
     ) as process:
@@ -174,8 +155,7 @@ def test_a_restart_reaches_the_weights_of_one_process(
     victim: int, named: bool, train_here: Call, tmp_path: Path
 ) -> None:
     flags = [*SHORT.split(), "--output-dir", "output"] if named else SHORT.split()
-    words = [*launcher(2, "--max_restarts", "3"), str(ROOT / "launch/train.py"), *flags]
-    with training(words, tmp_path) as process:
+    with training(2, *flags, cwd=tmp_path, restarts=3) as process:
         ranks(process)[victim].kill()
         text, _ = process.communicate(timeout=120)
     assert process.returncode == 0, text

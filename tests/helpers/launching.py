@@ -7,11 +7,13 @@ import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import Callable
-from contextlib import closing
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 ROOT = Path(__file__).resolve().parents[2]
 BIN = Path(sys.executable).parent
@@ -55,6 +57,26 @@ def launch(
     """launch/train.py under `accelerate launch`."""
     words = ["accelerate", "launch", *launcher, str(ROOT / "launch/train.py"), *flags]
     return run(words, cwd, **changes)
+
+
+@contextmanager
+def printing(words: list[str], cwd: Path, start: str, **changes: str) -> Iterator["subprocess.Popen[str]"]:
+    """A command that has printed a line that begins with `start`; it is killed, with all its processes."""
+    pipe, out = subprocess.PIPE, subprocess.STDOUT
+    process = subprocess.Popen(words, cwd=cwd, env=environment(**changes), stdout=pipe, stderr=out, text=True)
+    everyone: list[Any] = [process]
+    try:
+        assert process.stdout is not None
+        for line in process.stdout:
+            if line.startswith(start):
+                break
+        everyone += psutil.Process(process.pid).children(recursive=True)
+        yield process
+    finally:
+        for each in everyone:
+            with suppress(psutil.NoSuchProcess):
+                each.kill()
+        process.communicate()
 
 
 def result(done: subprocess.CompletedProcess[str]) -> dict[str, Any]:

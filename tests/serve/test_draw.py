@@ -14,7 +14,7 @@ from serve import server
 from tests.helpers.draw_page import Demo, clear, draw, opened_page, running_demo
 from tests.helpers.launching import Trained
 from tests.helpers.mlflow_pages import CHROMIUM
-from tests.helpers.strokes import WAYS, drawn
+from tests.helpers.strokes import STROKES, drawn
 
 
 @pytest.mark.nightly
@@ -64,11 +64,11 @@ def page(demo: Demo) -> Iterator[Page]:
 @pytest.mark.nightly
 def test_recognizes_drawn_digits(page: Page) -> None:
     chance, answer = random.Random(0), page.get_by_test_id("label-output-value")
-    for digit, ways in WAYS.items():
-        draw(page, drawn(chance.choice(ways), chance, 1.0))
+    for digit, strokes in STROKES.items():
+        draw(page, drawn(strokes, chance, 1.0))
         expect(answer).to_have_text(digit, timeout=60_000)
         clear(page)
-    assert list(WAYS) == list("0123456789")
+    assert list(STROKES) == list("0123456789")
 
 
 @pytest.mark.nightly

@@ -15,7 +15,7 @@ from torch.distributed import TCPStore
 from mlp_dist.core.errors import UsageError
 from mlp_dist.training import distributed
 from mlp_dist.training.distributed import connect
-from tests.helpers.launching import NOTHING_ELSE, environment, free_port, objects, processes, run
+from tests.helpers.launching import environment, free_port, objects
 
 LAUNCHED = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 INTERFACES = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
@@ -82,48 +82,6 @@ def test_a_single_process_is_alone(variables: dict[str, str]) -> None:
         alone.on_main(fail)
     with pytest.raises(RuntimeError, match=r"^something else$"), alone.watched():
         raise RuntimeError("something else")
-
-
-RESTARTED = """
-import json, os
-from pathlib import Path
-from accelerate import Accelerator
-from mlp_dist.training.distributed import connect, remember_output_dir, remembered_output_dir
-
-attempt, rank = int(os.environ["TORCHELASTIC_RESTART_COUNT"]), int(os.environ["RANK"])
-peers = connect(use_cpu=True)
-accelerator = Accelerator(cpu=True)
-before = str(remembered_output_dir() or "")
-if attempt == 0:
-    if rank == 0:
-        remember_output_dir(Path("out\\u00e9"))
-    peers.largest(0)
-    if rank == 1:
-        os._exit(7)
-found = {"attempt": attempt, "rank": rank, "before": before, "largest": peers.largest(rank, -rank),
-         "processes": accelerator.num_processes, "type": accelerator.distributed_type.value,
-         "device": accelerator.device.type, "local": accelerator.local_process_index}
-os.write(1, (json.dumps(found) + "\\n").encode())
-accelerator.end_training()
-"""
-
-
-@pytest.mark.slow
-def test_a_restarted_training_joins_again_and_recalls(tmp_path: Path) -> None:
-    script = tmp_path / "restarted.py"
-    script.write_text(RESTARTED)
-    words = ["accelerate", "launch", *processes(2), "--max_restarts", "3", *NOTHING_ELSE, str(script)]
-    done = run(words, tmp_path, ACCELERATE_USE_CPU="true", OMP_NUM_THREADS="1")
-    assert done.returncode == 0, done.stdout + done.stderr
-    expected = {
-        "attempt": 1,
-        "before": "out\u00e9",
-        "largest": [1.0, 0.0],
-        "processes": 2,
-        "type": "MULTI_CPU",
-        "device": "cpu",
-    }
-    assert objects(done.stdout) == [{"rank": rank, "local": rank, **expected} for rank in (0, 1)]
 
 
 # Several processes without a launcher
