@@ -1,6 +1,10 @@
 """A trained model in Python: predictions, saving and loading, also with only mlp_dist/core."""
 
+import json
 import pickle
+import shutil
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,6 +15,7 @@ from torch import nn
 import mlp_dist
 from mlp_dist.core.bundle import (
     Bundle,
+    count_parameters,
     load_file,
     load_state_dict,
     save_file,
@@ -21,6 +26,7 @@ from mlp_dist.core.image import encode_png, normalize
 from mlp_dist.core.kinds import KINDS
 from mlp_dist.core.model import build_model
 from tests.core.conftest import CLASSES, IMAGE, pixels_of
+from tests.helpers.launching import ROOT
 
 ALL_KINDS = pytest.mark.parametrize("bundle", KINDS, indirect=True)
 
@@ -50,6 +56,10 @@ def test_file_image_and_array_get_the_same_answer(bundle: Bundle, tmp_path: Path
     assert bundle.predict(path) == bundle.predict(pixels[0].numpy()) == [max(answers[0], key=answers[0].get)]
 
 
+def test_parameters_are_counted(bundle: Bundle) -> None:
+    assert count_parameters(bundle) == count_parameters(bundle.model) == 20 * 8 + 8 + 8 * 3 + 3
+
+
 # One file
 
 
@@ -67,6 +77,32 @@ def test_save_file_and_load_file_are_inverse(bundle: Bundle, tmp_path: Path) -> 
     assert not loaded.model.training
     assert loaded.predict_proba(pixels_of(9)) == bundle.predict_proba(pixels_of(9))
     assert [each.name for each in path.parent.iterdir()] == ["pets.pt"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("bundle", ["layers"], indirect=True)
+def test_core_loads_models_without_the_rest(bundle: Bundle, tmp_path: Path) -> None:
+    save_file(bundle, tmp_path / "pets.pt")
+    shutil.copytree(ROOT / "mlp_dist/core", tmp_path / "mlp_dist/core")
+    shutil.copy(ROOT / "mlp_dist/__init__.py", tmp_path / "mlp_dist")
+    code = """
+import json, sys
+sys.path = [sys.argv[1], *(path for path in sys.path if path != sys.argv[2])]
+sys.meta_path = [finder for finder in sys.meta_path if "editable" not in repr(finder)]
+from pathlib import Path
+import mlp_dist
+from mlp_dist.core.bundle import load_file
+assert mlp_dist.__file__.startswith(sys.argv[1]), mlp_dist.__file__
+answer = load_file(Path(sys.argv[1], "pets.pt")).predict_proba(Path(sys.argv[1], "image.png"))
+loaded = {name.split(".")[0] for name in sys.modules}
+assert not loaded & {"mlflow", "accelerate", "torchvision", "sklearn", "matplotlib"}, loaded
+print(json.dumps(answer))
+"""
+    (tmp_path / "image.png").write_bytes(encode_png(pixels_of(1, seed=5)[0]))
+    words = [sys.executable, "-c", code, str(tmp_path), str(ROOT)]
+    done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == [pytest.approx(bundle.predict_proba(pixels_of(1, seed=5))[0], abs=1e-6)]
 
 
 class Trap:

@@ -24,3 +24,11 @@ def small_disk(directory: Path, *, megabytes: int) -> Iterator[Path]:
 
 def enlarge(directory: Path, *, megabytes: int) -> None:
     subprocess.run(["mount", "-o", f"remount,size={megabytes}m", str(directory)], check=True)
+
+
+def fill(directory: Path, *, leaving: int) -> Path:
+    """A file that takes all but `leaving` bytes of the disk, in whole pages."""
+    disk = os.statvfs(directory)
+    path = directory / "filler"
+    path.write_bytes(b"\0" * (disk.f_bavail * disk.f_bsize - leaving))
+    return path

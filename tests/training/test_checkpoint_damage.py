@@ -22,6 +22,7 @@ from mlp_dist.training.checkpoint import (
     save_checkpoint,
 )
 from tests.helpers.checkpoints import CONFIG, of_epoch
+from tests.helpers.disks import fill, small_disk
 
 
 @pytest.fixture
@@ -88,6 +89,24 @@ def test_a_failing_save_keeps_the_old_files(saved: Path, monkeypatch: pytest.Mon
     ):
         save_checkpoint(of_epoch(3), saved)
     assert {path.name: path.read_bytes() for path in saved.iterdir()} == before
+
+
+@pytest.mark.parametrize("leaving", [0, 200_000, 1_200_000])
+def test_a_full_disk_keeps_the_old_files(leaving: int, tmp_path: Path) -> None:
+    weights = {"0.weight": torch.ones(100_000)}
+    with small_disk(tmp_path / "disk", megabytes=6) as disk:
+        for number in (1, 2):
+            save_checkpoint(replace(of_epoch(number), model=weights, best=weights), disk)
+        following = replace(of_epoch(3), model=weights, best={"0.weight": torch.ones(300_000)})
+        filler = fill(disk, leaving=leaving)
+        before = {name: (disk / name).read_bytes() for name in (CHECKPOINT, PREVIOUS, METRICS)}
+        for _ in range(2):
+            with pytest.raises(CheckpointError, match=rf"written in {disk}: .*No space left on device"):
+                save_checkpoint(following, disk)
+            assert {path.name: path.read_bytes() for path in disk.iterdir() if path != filler} == before
+        filler.unlink()
+        save_checkpoint(following, disk)
+        assert load_checkpoint(disk)[0].num_epochs == 3
 
 
 # Kills

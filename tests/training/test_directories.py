@@ -55,11 +55,23 @@ def test_resuming_brings_the_metrics_up_to_the_checkpoint(tmp_path: Path) -> Non
     assert (tmp_path / METRICS).read_text() == newest
 
 
-def test_a_schedule_is_not_resumed_to_another_end() -> None:
-    config = replace(CONFIG, schedule="cosine")
-    message = "the run's cosine schedule ends with epoch 5, so 9 epochs would be another training"
+@pytest.mark.parametrize(
+    ("config", "change", "message"),
+    [
+        (CONFIG, {"lr": 0.2}, "the run was started with lr 0.1, not 0.2: leave that out"),
+        (CONFIG, {"epochs": 2}, "the run has already trained 3 epochs, more than the 2 requested"),
+        (
+            replace(CONFIG, schedule="cosine"),
+            {"epochs": 9},
+            "the run's cosine schedule ends with epoch 5, so 9 epochs would be another training",
+        ),
+    ],
+)
+def test_refuses_to_resume_as_another_training(
+    config: TrainConfig, change: dict[str, object], message: str
+) -> None:
     with pytest.raises(UsageError, match=message):
-        resumed_config(of_epoch(3, config), replace(config, epochs=9), {"epochs"})
+        resumed_config(of_epoch(3, config), replace(config, **change), set(change))  # type: ignore[arg-type]
 
 
 def test_refuses_the_directory_of_a_sweep(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from torch.distributed import TCPStore
 from mlp_dist.core.errors import UsageError
 from mlp_dist.training import distributed
 from mlp_dist.training.distributed import connect
-from tests.helpers.launching import environment, free_port, objects
+from tests.helpers.launching import environment, free_port, objects, run
 
 LAUNCHED = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 INTERFACES = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
@@ -41,13 +41,20 @@ def bare_environment() -> Iterator[None]:
         ("PMI_SIZE=2", "^PMI_SIZE=2, but no RANK and MASTER_ADDR: .* under mpiexec, set MASTER_ADDR to"),
         ("PMI_RANK=0 PMI_SIZE=2", "^PMI_RANK=0 PMI_SIZE=2, but no MASTER_ADDR: .* under mpiexec"),
         ("OMPI_COMM_WORLD_RANK=1 OMPI_COMM_WORLD_SIZE=3", "but no MASTER_ADDR"),
-        ("RANK=2 WORLD_SIZE=2 MASTER_ADDR=127.0.0.1", "^RANK=2 WORLD_SIZE=2: the rank must be"),
+        (
+            "RANK=2 WORLD_SIZE=2 MASTER_ADDR=127.0.0.1",
+            "^RANK=2 WORLD_SIZE=2: the rank must be",
+        ),
+        ("RANK=-1 WORLD_SIZE=2 MASTER_ADDR=127.0.0.1", "the rank must be"),
         ("RANK=first WORLD_SIZE=2 MASTER_ADDR=127.0.0.1", "^RANK=first WORLD_SIZE=2: the rank must be"),
         ("RANK=1", "^RANK=1: the rank must be"),
         ("RANK=0 WORLD_SIZE=2 MASTER_ADDR=x MASTER_PORT=65536", "^MASTER_PORT=65536: the port must be"),
         ("GLOO_SOCKET_IFNAME=none0", r"^GLOO_SOCKET_IFNAME: unknown .* 'none0'.* \(there are: "),
         ("NCCL_SOCKET_IFNAME==lo,none0", "^NCCL_SOCKET_IFNAME: unknown network interface 'none0'"),
-        ("ACCELERATE_DYNAMO_BACKEND=NO MASTER_ADDR=x", "asked for N processes but started 1, "),
+        (
+            "ACCELERATE_DYNAMO_BACKEND=NO MASTER_ADDR=x",
+            "asked for N processes but started 1, ",
+        ),
     ],
 )
 def test_a_wrong_launch_is_a_usage_error(variables: str, message: str) -> None:
@@ -82,6 +89,49 @@ def test_a_single_process_is_alone(variables: dict[str, str]) -> None:
         alone.on_main(fail)
     with pytest.raises(RuntimeError, match=r"^something else$"), alone.watched():
         raise RuntimeError("something else")
+
+
+RESTARTED = """
+import json, os
+from pathlib import Path
+from accelerate import Accelerator
+from mlp_dist.training.distributed import connect, remember_output_dir, remembered_output_dir
+
+attempt, rank = int(os.environ["TORCHELASTIC_RESTART_COUNT"]), int(os.environ["RANK"])
+peers = connect(use_cpu=True)
+accelerator = Accelerator(cpu=True)
+before = str(remembered_output_dir() or "")
+if attempt == 0:
+    if rank == 0:
+        remember_output_dir(Path("out\\u00e9"))
+    peers.largest(0)
+    if rank == 1:
+        os._exit(7)
+found = {"attempt": attempt, "rank": rank, "before": before, "largest": peers.largest(rank, -rank),
+         "processes": accelerator.num_processes, "type": accelerator.distributed_type.value,
+         "device": accelerator.device.type, "local": accelerator.local_process_index}
+os.write(1, (json.dumps(found) + "\\n").encode())
+accelerator.end_training()
+"""
+
+
+@pytest.mark.slow
+def test_a_restarted_training_joins_again_and_recalls(tmp_path: Path) -> None:
+    script = tmp_path / "restarted.py"
+    script.write_text(RESTARTED)
+    words = ["accelerate", "launch", "--multi_gpu", "--num_processes", "2", "--max_restarts", "3"]
+    words += ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0", str(script)]
+    done = run(words, tmp_path, ACCELERATE_USE_CPU="true", OMP_NUM_THREADS="1")
+    assert done.returncode == 0, done.stdout + done.stderr
+    expected = {
+        "attempt": 1,
+        "before": "out\u00e9",
+        "largest": [1.0, 0.0],
+        "processes": 2,
+        "type": "MULTI_CPU",
+        "device": "cpu",
+    }
+    assert objects(done.stdout) == [{"rank": rank, "local": rank, **expected} for rank in (0, 1)]
 
 
 # Several processes without a launcher
@@ -198,6 +248,7 @@ def test_one_survivor_reports_a_killed_process(tmp_path: Path, victim: int) -> N
         assert name in values["error"]
         assert not values["reports"] or values["error"].startswith(f"{name} of this training died")
         assert values["local"] == [3, values["rank"] == 0]
-        failed = "MlpDistError: the main process has failed"
-        failed = failed if values["rank"] else "ZeroDivisionError: by zero"
+        failed = (
+            "MlpDistError: the main process has failed" if values["rank"] else "ZeroDivisionError: by zero"
+        )
         assert values["on_main"] == [0, "UsageError: wrong", failed]
