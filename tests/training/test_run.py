@@ -117,5 +117,5 @@ def test_two_processes_train_from_python(here: Path, launcher: str) -> None:
     words = words if launcher == "accelerate" else [sys.executable, "own.py", "notebook"]
     done = run(words, here, ACCELERATE_USE_CPU="true", PYTHONPATH=str(ROOT))
     assert done.returncode == 0, done.stderr
-    assert len([line for line in done.stdout.splitlines() if line.startswith("accuracies")]) == 2
+    assert done.stdout.count("accuracies") == 2
     assert len(list(here.glob("outputs/*/bundle"))) == 2
