@@ -200,7 +200,7 @@ def test_background_shows_through_transparent_pixels() -> None:
 
 # Errors
 
-DAMAGED = "the image is damaged: .|bytes are not a PNG, JPEG, GIF, BMP, WEBP or TIFF image"
+DAMAGED = "the image is damaged: .|bytes are not a PNG, JPEG, GIF, BMP, WEBP, TIFF or PPM image"
 
 
 @pytest.mark.parametrize("name", FORMATS)

@@ -29,7 +29,8 @@ def flags_by_command() -> dict[str, set[str]]:
 
 
 def help_text(module: str, subcommand: list[str], capsys: pytest.CaptureFixture[str]) -> str:
-    main = importlib.import_module(module).main
+    # As a module of the package, mlp_dist.train would take the place of the function.
+    main = importlib.import_module(module.replace("mlp_dist.", "mlp_dist.cli.")).main
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", [module, *subcommand, "--help"])
         with pytest.raises(SystemExit, match=r"^0$"):

@@ -95,7 +95,7 @@ def test_shows_an_answer(page: Page, trained_on_mnist: Trained) -> None:
 def test_shows_errors(page: Page) -> None:
     file = {"name": "notes.png", "mimeType": "image/png", "buffer": b"%PDF-1.7"}
     page.get_by_test_id("Upload a picture-upload-button").set_input_files(file)
-    page.get_by_text("8 bytes are not a PNG, JPEG, GIF, BMP, WEBP or TIFF image but PDF").wait_for()
+    page.get_by_text("8 bytes are not a PNG, JPEG, GIF, BMP, WEBP, TIFF or PPM image but PDF").wait_for()
     assert page.get_by_text("No answer to notes.png").is_visible()
 
 
