@@ -52,6 +52,17 @@ def _at_chance(record: Record, labels: torch.Tensor) -> str:
     )
 
 
+def slowed(history: Sequence[Record]) -> str:
+    """A hint if the last three epochs had less than a quarter of the first one's speed."""
+    first, *_ = speeds = [record["samples_per_second"] for record in history]
+    if len(speeds) < 4 or (last := max(speeds[-3:])) >= first / 4:
+        return ""
+    return (
+        f"the last epochs ran at {last:,.0f} images/s, the first at {first:,.0f}: "
+        "this machine is busy with other work"
+    )
+
+
 class Report(ExitStack):
     """As a context manager, it ends the run, as failed or killed after an exception, and its lock.
 
@@ -112,8 +123,12 @@ class Report(ExitStack):
         if num_epochs < config.epochs:
             epochs = f"{config.patience} epoch{'s' * (config.patience > 1)}"
             print(f"stopped early: no better validation accuracy in {epochs}", flush=True)
-        if chance := _at_chance(self.state.history[-1], self.context.test_set.labels):
-            print(chance, flush=True)
+        hints = (
+            _at_chance(self.state.history[-1], self.context.test_set.labels),
+            slowed(self.state.history),
+        )
+        for hint in filter(None, hints):
+            print(hint, flush=True)
         signals.at_once()
         with progress.stages("testing and storing"):
             return write_outputs(self.state, self.context, self.record)

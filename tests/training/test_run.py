@@ -13,6 +13,7 @@ from torch.utils.data import TensorDataset
 
 from mlp_dist import TrainConfig, load_model, recipe, train
 from mlp_dist.core.errors import DataError, UsageError
+from mlp_dist.training.report import slowed
 from tests.helpers.calling import UploadAtEnd, forget_precision
 from tests.helpers.launching import ROOT, processes, run
 
@@ -91,6 +92,19 @@ def test_wrong_arguments_are_refused_before_the_training() -> None:
         with pytest.raises(error, match=message):
             train(**arguments)  # type: ignore[arg-type]
     assert not Path("outputs").exists()
+
+
+def test_a_training_that_learned_nothing_says_so(capsys: pytest.CaptureFixture[str]) -> None:
+    train("mnist-quick", data=(IMAGES, np.roll(LABELS, 1), IMAGES, LABELS), epochs=1, lr=1e-9)
+    assert (
+        "no better than always answering the most frequent class: try another --lr" in capsys.readouterr().out
+    )
+
+
+def test_a_machine_that_became_busy_is_named() -> None:
+    quiet, busy = ({"samples_per_second": rate} for rate in (40_000.0, 9_000.0))
+    assert "9,000 images/s, the first at 40,000" in slowed([quiet, busy, busy, busy])
+    assert slowed([quiet, busy, quiet, busy]) == slowed([busy] * 4) == slowed([quiet, busy]) == ""
 
 
 SCRIPT = """
