@@ -14,6 +14,9 @@ median of the ratios to mlp_dist within a repeat, with minimum and maximum. "fir
 first epoch. "test accuracy" is after one epoch, mean and standard deviation over the seeds; "same": with
 three or more seeds, the means differ by at most three standard errors.
 
+Then the first case beside one busy loop per core, in turn with quiet trainings: "of quiet" is the speed that
+is left, the median of the ratios within a repeat, with minimum and maximum.
+
 Contestants that are not installed are skipped; `make bench` installs them. The last line on stdout is one
 JSON object.
 """
@@ -24,8 +27,11 @@ import math
 import platform
 import re
 import statistics
+import subprocess
+import sys
 import time
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -99,6 +105,34 @@ def measure(case: Case, names: list[str], *, repeats: int, num_epochs: int) -> d
     return timings
 
 
+@contextmanager
+def busy_loops() -> Iterator[None]:
+    """As many busy processes as cores."""
+    words = [sys.executable, "-c", "while True: pass"]
+    loops = [subprocess.Popen(words) for _ in range(process.num_cores())]
+    try:
+        yield
+    finally:
+        for loop in loops:
+            loop.kill()
+            loop.wait()
+
+
+def measure_busy(case: Case, names: list[str], *, repeats: int, num_epochs: int) -> dict[str, list[float]]:
+    """Each contestant's speed beside busy loops, as a share of its quiet speed, by repeat."""
+    shares: dict[str, list[float]] = {name: [] for name in names}
+    with ExitStack() as stack:
+        trains = {name: stack.enter_context(contestant(name, case)) for name in names}
+        for repeat in range(repeats):
+            for name, train in trains.items():
+                seconds = []
+                for load in (nullcontext(), busy_loops()):
+                    with load:
+                        seconds.append(statistics.median(train(repeat, num_epochs).seconds[1:]))
+                shares[name].append(seconds[0] / seconds[1])
+    return shares
+
+
 def machine() -> dict[str, Any]:
     cpuinfo = Path("/proc/cpuinfo")
     model = re.search(r"model name\s*: (.*)", cpuinfo.read_text()) if cpuinfo.exists() else None
@@ -130,6 +164,18 @@ def main() -> None:
             print(row(name, found[name]), flush=True)
         facts = {"case": case.name, "images": case.num_images, "batch_size": case.batch_size}
         cases.append(facts | {"contestants": found})
+    case = CASES[args.cases[0]].of(data)
+    print(f"\n{case.name} beside {host['cores']} busy loops: {'of quiet':>24}", flush=True)
+    busy = measure_busy(
+        case,
+        [name for name in (OURS, "notebook") if name in names],
+        repeats=args.repeats,
+        num_epochs=args.epochs,
+    )
+    for name, shares in busy.items():
+        print(
+            f"{name:<18} {statistics.median(shares):.2f} [{min(shares):.2f}, {max(shares):.2f}]", flush=True
+        )
     result = {
         "benchmark": "training",
         "date": time.strftime("%Y-%m-%d"),
@@ -140,6 +186,7 @@ def main() -> None:
         "epochs": args.epochs,
         "skipped": skipped,
         "cases": cases,
+        "beside_busy_loops": busy,
     }
     print(json.dumps(result))
 

@@ -1,13 +1,18 @@
 """This project's whole trainer: Accelerate, metrics, checkpoints and MLflow."""
 
 import os
+import time
 from dataclasses import replace
 from pathlib import Path
 
 from benchmarks.peers.cases import Case, Timing, Train
 from mlp_dist.config import TO_TENSOR
 from mlp_dist.recipes import get_recipe
+from mlp_dist.tracking.follow import Follower
 from mlp_dist.training.setup import start_training
+
+FOLLOWER_SECONDS = 4.0
+"""The command's follower imports MLflow while the command imports torch, which this process did long ago."""
 
 
 def prepare(case: Case) -> Train:
@@ -31,8 +36,10 @@ def prepare(case: Case) -> Train:
             gradient_dtype="float32",
             output_dir=here / f"seed {seed}",
         )
+        follower = Follower(here / f"seed {seed}")
+        time.sleep(FOLLOWER_SECONDS)
         trainer = start_training(config)
-        trainer.fit()
+        trainer.fit(follower=follower)
         seconds = [record["train_seconds"] for record in trainer.state.history]
         return Timing(seconds, trainer.state.history[0]["test_accuracy"], trainer.context.device.type)
 
