@@ -28,6 +28,15 @@ class Archive:
         """Raise BundleError unless `answer` is the trained model's answer to the golden image."""
         check_probabilities(answer, dict(zip(self.spec.classes, self.spec.golden_probabilities, strict=True)))
 
+    def snapshot(self, **changed: int) -> str:
+        """TorchServe's setting `model_snapshot`: `changed` override the archive's own settings."""
+        import yaml
+
+        with zipfile.ZipFile(self.path) as archive:
+            own = yaml.safe_load(archive.read("model-config.yaml"))
+        model = {**own, **changed, "marName": f"{self.name}.mar", "defaultVersion": True}
+        return json.dumps({"name": "start", "modelCount": 1, "models": {self.name: {self.version: model}}})
+
 
 def read_archive(path: Path) -> Archive:
     """Raises UsageError for a missing file and PackagingError for a damaged or foreign archive."""

@@ -48,8 +48,12 @@ def running(mar: Path, golden: bytes, **settings: object) -> Iterator[Client]:
             torchserve.stop(state, process)
 
 
-def launch(mar: Path, first_port: int | None = None, *, deployable: bool = False) -> ServerState:
+def launch(
+    mar: Path, first_port: int | None = None, *, deployable: bool = False, low_latency: bool = False
+) -> ServerState:
     """Serve `mar` in the background, for the current directory; returns once its answer is correct.
+
+    With `low_latency` no request waits for others to form a batch.
 
     Raises UsageError if a server already runs here and ServerError if none starts.
     """
@@ -70,6 +74,8 @@ def launch(mar: Path, first_port: int | None = None, *, deployable: bool = False
             print(message, flush=True)
         print(f"starting TorchServe with {mar}", flush=True)
         settings = {"enable_model_api": "true"} if deployable else {}
+        if low_latency:
+            settings["model_snapshot"] = archive.snapshot(batchSize=1)
         state, process = torchserve.start(directory, mar, archive.name, ports, settings)
         try:
             torchserve.wait_until_ready(state, process, archive.golden, archive.check)
@@ -160,7 +166,11 @@ def _parse() -> argparse.Namespace:
     starting.add_argument(
         "--port", type=int, metavar="N", help="predictions at N, management at N+1, metrics at N+2 (8080)"
     )
-    starting.add_argument("--deployable", action="store_true", help="allow `deploy` while it runs")
+    mode = starting.add_mutually_exclusive_group()
+    mode.add_argument("--deployable", action="store_true", help="allow `deploy` while it runs")
+    mode.add_argument(
+        "--low-latency", action="store_true", help="do not batch requests: faster for one client at a time"
+    )
     add("status", "check the server's answer to a known image: exit code 0 if it is correct, else 1")
     following = add("logs", "show the log of the server and its workers")
     following.add_argument("-f", "--follow", action="store_true", help="print new lines until Ctrl-C")
@@ -173,7 +183,7 @@ def _parse() -> argparse.Namespace:
 def main() -> int | None:
     args = _parse()
     if args.action == "start":
-        state = launch(args.mar, args.port, deployable=args.deployable)
+        state = launch(args.mar, args.port, deployable=args.deployable, low_latency=args.low_latency)
         return _print_status(state, next_steps.after_starting(state.directory / GOLDEN, state.model))
     if args.action == "status":
         return _print_status(find_state())

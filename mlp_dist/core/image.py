@@ -111,9 +111,10 @@ def decode_image(data: bytes, spec: ImageSpec, reading: Reading = DEFAULT_READIN
 
 
 def num_pixels(data: bytes) -> int:
-    """The number of pixels in an image file's header; 0 if it cannot be read."""
+    """The number of pixels in an image file's header; 0 if it cannot be read or is over a limit."""
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            _check_size(image, data)
             return image.width * image.height
     # `decode_image` raises the error.
     except Exception:

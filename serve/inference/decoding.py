@@ -4,6 +4,7 @@ import os
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
 from itertools import zip_longest
 
 import torch
@@ -12,7 +13,7 @@ from mlp_dist.core.bundle import Bundle
 from mlp_dist.core.errors import ImageError
 from mlp_dist.core.image import decode_image, decode_plain, num_pixels
 from mlp_dist.core.inputs import as_batch, convert, needs_conversion
-from serve.inference.limits import Budget, RequestError, check_num_images, late_error
+from serve.inference.limits import PIXEL_SECONDS, Budget, RequestError, check_num_images, late_error
 from serve.inference.payload import Array
 from serve.inference.protocol import PLAIN, Request
 
@@ -46,20 +47,21 @@ class Job:
             raise RequestError(f"{array.where} holds {len(batch)} images; send one each")
         self.images += torch.split(batch, 1) if needs_conversion(batch, self.spec, self.reading) else [batch]
 
-    @property
-    def size(self) -> tuple[int, int]:
-        """Orders jobs by the time that they may take."""
-        return len(self.images), sum(len(image) for image in self.images if isinstance(image, bytes))
+    @cached_property
+    def first_pixels(self) -> int:
+        return self._num_pixels(0)
 
-    @property
-    def is_small(self) -> bool:
-        [image, *others] = self.images
-        pixels = num_pixels(image) if isinstance(image, bytes) else image[0, 0].numel()
-        return not others and pixels <= _SMALL_PIXELS
+    def _num_pixels(self, place: int) -> int:
+        image = self.images[place]
+        return num_pixels(image) if isinstance(image, bytes) else image[0, 0].numel()
 
     def read_image(self, place: int, budget: Budget) -> None:
         """Fill in `read[place]`, or the request's error, unless there is an error or no time."""
-        if self.request.error is not None or (budget.is_spent and not self.is_small):
+        is_small = len(self.images) == 1 and self.first_pixels <= _SMALL_PIXELS
+        if self.request.error is not None or (budget.is_spent and not is_small):
+            return
+        pixels = self._num_pixels(place) if place else self.first_pixels
+        if not is_small and not budget.allows(pixels):
             return
         image, started = self.images[place], time.monotonic()
         try:
@@ -70,7 +72,7 @@ class Job:
         except ImageError as error:
             several = len(self.images) > 1
             self.request.error = type(error)(f"image {place}: {error}") if several else error
-        self.seconds += time.monotonic() - started
+        self.seconds += max(time.monotonic() - started, pixels * PIXEL_SECONDS)
 
     def finish(self, num_threads: int) -> None:
         """Give the request its pixels, or an error if there was no time for all of them."""
@@ -104,10 +106,13 @@ class Decoder:
                 except ImageError as error:
                     request.error = error
         if jobs:
-            self._run(sorted(jobs, key=lambda job: job.size), budget)
+            self._run(sorted(jobs, key=lambda job: job.first_pixels), budget)
 
     def _run(self, jobs: Sequence[Job], budget: Budget) -> None:
-        """The first images of all jobs, then the second ones, ..., so that none waits for another's many."""
+        """The first images of all jobs, small ones first, then the second ones, ...
+
+        None waits for another's many.
+        """
         rounds = zip_longest(*([(job, place) for place in range(len(job.images))] for job in jobs))
         tasks = iter([task for each in rounds for task in each if task is not None])
 

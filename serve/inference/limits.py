@@ -2,11 +2,15 @@
 
 import time
 from http import HTTPStatus
+from threading import Semaphore
 
 from mlp_dist.core.errors import ImageError, ImageTooLargeError, UnsupportedFormatError
 
 BATCH_SECONDS = 0.4
 """Time for reading the images of one batch. A request waits at most for the batch before it and its own."""
+
+PIXEL_SECONDS = 2e-8
+"""Estimate for a pixel of a large image. One core takes 0.1 to 0.6 s for 25 million."""
 
 MAX_IMAGES = 1000
 """Images per request."""
@@ -46,14 +50,23 @@ def check_num_images(number: int) -> None:
 
 
 class Budget:
-    """The time of one batch, from now on."""
+    """The time of one batch, from now on. `exceptions` are the images that may exceed it."""
 
-    def __init__(self, seconds: float = BATCH_SECONDS) -> None:
+    def __init__(self, seconds: float = BATCH_SECONDS, exceptions: int = 1) -> None:
         self._end = time.monotonic() + seconds
+        self._exceptions = Semaphore(exceptions)
 
     @property
     def is_spent(self) -> bool:
         return time.monotonic() > self._end
+
+    def allows(self, pixels: int) -> bool:
+        """True if an image of so many pixels fits into the time left, or else is one of the exceptions.
+
+        Decoding cannot be interrupted, and images of 25 million pixels need an exception.
+        """
+        left = self._end - time.monotonic()
+        return left > 0 and (pixels * PIXEL_SECONDS <= left or self._exceptions.acquire(blocking=False))
 
 
 def late_error(number: int, done: int, seconds: float) -> ImageError:

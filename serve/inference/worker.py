@@ -64,7 +64,7 @@ class Worker:
     def respond(self, data: list[dict[str, Any]], context: Any) -> list[bytes]:
         """One response per request. A bad request gets an error and a status of its own."""
         headers = [_headers(context, position) for position in range(len(data))]
-        budget = Budget()
+        budget = Budget(exceptions=self.decoder.num_threads if len(data) == 1 else 1)
         requests = self._read(data, headers, budget)
         self.decoder.decode([request for request in requests if request.parts and not request.error], budget)
         read = [request for request in requests if request.pixels is not None]

@@ -214,7 +214,8 @@ def place(tmp_path: Path, shared_ports: None, monkeypatch: pytest.MonkeyPatch) -
 def test_from_start_to_stop(
     packaged: Path, place: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    started = result(run([sys.executable, "-m", "serve.server", "start", str(packaged)], place))
+    words = [sys.executable, "-m", "serve.server", "start", str(packaged), "--low-latency"]
+    started = result(run(words, place))
     assert (started["running"], started["ready"], started["workers"]) == (True, True, 1)
     archive = read_archive(packaged)
     assert (started["version"], started["run_id"]) == (archive.version, archive.spec.run_id)
@@ -234,6 +235,7 @@ def test_from_start_to_stop(
 
     state = ServerState.load(place / STATE)
     assert state is not None
+    assert describe_version(state)["batchSize"] == 1
     [java] = [process for process in state.processes() if process.name() == "java"]
     java.kill()
     # The worker lives longer than Java and the launcher.

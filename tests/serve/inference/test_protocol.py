@@ -266,6 +266,13 @@ def test_time_is_shared(handler: MLPHandler, monkeypatch: pytest.MonkeyPatch) ->
     assert statuses[0] == 413
     assert (found := re.search(r"of which (\d+) fit .*; send at most \1$", answers[0]["error"]["message"]))
     assert 1 <= int(found[1]) < MAX_IMAGES
+
+    large = bytearray(png(Image.new("1", (5000, 5000))))
+    _, statuses = ask_handler(handler, *[{"body": large}] * 8, {"body": bytearray(FILE)})
+    # Decoding cannot be interrupted: a second one would take the time of others.
+    assert sorted(statuses[:8]) == [200] + [503] * 7
+    assert statuses[8] == 200
+    assert ask_handler(handler, {"body": large})[1] == [200]
     # Others that take all of the time are to be waited for.
     monkeypatch.setattr("serve.inference.limits.Budget.is_spent", True)
     large = png(np.zeros((1100, 1100), np.uint8))
