@@ -11,11 +11,9 @@ are off.
 
 "s/epoch" is the median over the repeats of the median of a repeat's epochs after the first. "ratio" is the
 median of the ratios to mlp_dist within a repeat, with minimum and maximum. "first s" is a process's very
-first epoch. "test accuracy" is after one epoch, mean and standard deviation over the seeds; "same": with
-three or more seeds, the means differ by at most three standard errors.
+first epoch. "test accuracy" is after one epoch, mean and standard deviation over the seeds.
 
-Then the first case beside one busy loop per core, in turn with quiet trainings: "of quiet" is the speed that
-is left, the median of the ratios within a repeat, with minimum and maximum.
+Then the first case beside one busy loop per core: "of quiet" is the speed that is left.
 
 Contestants that are not installed are skipped; `make bench` installs them. The last line on stdout is one
 JSON object.
@@ -23,7 +21,6 @@ JSON object.
 
 import argparse
 import json
-import math
 import platform
 import re
 import statistics
@@ -31,7 +28,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -45,30 +42,18 @@ from mlp_dist.console import command, process
 from mlp_dist.data.batches import generator
 from mlp_dist.data.datasets import default_data_dir, prepare_dataset, read_dataset
 
-COLUMNS = "{:<18} {:>8}  {:>19}  {:>7}  {:>15}  {:<4}"
-STANDARD_ERRORS = 3
-
-
-def same_accuracy(*accuracies: list[float]) -> bool | None:
-    """Of two contestants; None with fewer than three repeats."""
-    if min(map(len, accuracies)) < 3:
-        return None
-    error = math.sqrt(sum(statistics.variance(each) / len(each) for each in accuracies))
-    one, other = map(statistics.mean, accuracies)
-    return abs(one - other) <= STANDARD_ERRORS * error
+COLUMNS = "{:<18} {:>8}  {:>19}  {:>7}  {:>15}"
 
 
 def compare(repeats: list[Timing], ours: list[Timing]) -> dict[str, Any]:
     """A contestant's repeats of a case beside ours."""
     mine, its = ([statistics.median(each.seconds[1:]) for each in timings] for timings in (repeats, ours))
-    accuracies = [each.accuracy for each in repeats]
     return {
         "seconds": mine,
         "median": statistics.median(mine),
         "first_epochs": [each.seconds[0] for each in repeats],
         "times_ours": [one / other for one, other in zip(mine, its, strict=True)],
-        "accuracies": accuracies,
-        "same_accuracy": same_accuracy(accuracies, [each.accuracy for each in ours]),
+        "accuracies": [each.accuracy for each in repeats],
         "device": repeats[0].device,
     }
 
@@ -77,11 +62,9 @@ def row(name: str, found: dict[str, Any]) -> str:
     ratios, accuracies = found["times_ours"], found["accuracies"]
     ratio = f"{statistics.median(ratios):.2f} [{min(ratios):.2f}, {max(ratios):.2f}]"
     std = statistics.stdev(accuracies) if len(accuracies) > 1 else 0.0
-    same = {True: "yes", False: "no", None: "-"}[found["same_accuracy"]]
     median, first = f"{found['median']:.3f}", f"{found['first_epochs'][0]:.2f}"
     accuracy = f"{statistics.mean(accuracies):.4f} ± {std:.4f}"
-    ratio, same = ("", "") if name == OURS else (ratio, same)
-    return COLUMNS.format(name, median, ratio, first, accuracy, same).rstrip()
+    return COLUMNS.format(name, median, "" if name == OURS else ratio, first, accuracy)
 
 
 def parse() -> argparse.Namespace:
@@ -108,29 +91,13 @@ def measure(case: Case, names: list[str], *, repeats: int, num_epochs: int) -> d
 @contextmanager
 def busy_loops() -> Iterator[None]:
     """As many busy processes as cores."""
-    words = [sys.executable, "-c", "while True: pass"]
-    loops = [subprocess.Popen(words) for _ in range(process.num_cores())]
+    loops = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(process.num_cores())]
     try:
         yield
     finally:
         for loop in loops:
             loop.kill()
             loop.wait()
-
-
-def measure_busy(case: Case, names: list[str], *, repeats: int, num_epochs: int) -> dict[str, list[float]]:
-    """Each contestant's speed beside busy loops, as a share of its quiet speed, by repeat."""
-    shares: dict[str, list[float]] = {name: [] for name in names}
-    with ExitStack() as stack:
-        trains = {name: stack.enter_context(contestant(name, case)) for name in names}
-        for repeat in range(repeats):
-            for name, train in trains.items():
-                seconds = []
-                for load in (nullcontext(), busy_loops()):
-                    with load:
-                        seconds.append(statistics.median(train(repeat, num_epochs).seconds[1:]))
-                shares[name].append(seconds[0] / seconds[1])
-    return shares
 
 
 def machine() -> dict[str, Any]:
@@ -154,28 +121,24 @@ def main() -> None:
     print(f"{host['gpu'] or host['cpu']}, {host['cores']} cores, torch {torch.__version__}, {data.title}")
     for name, lacking in skipped.items():
         print(f"skipped: {name} ({', '.join(lacking)} is not installed; make bench installs it)")
-    cases = []
+    cases: list[dict[str, Any]] = []
     for case in (CASES[name].of(data) for name in args.cases):
         print(f"\n{case.name}: {case.title(data)}", flush=True)
         timings = measure(case, names, repeats=args.repeats, num_epochs=args.epochs)
         found = {name: compare(repeats, timings[OURS]) for name, repeats in timings.items()}
-        print(COLUMNS.format("", "s/epoch", "ratio", "first s", "test accuracy", "same"))
+        print(COLUMNS.format("", "s/epoch", "ratio", "first s", "test accuracy"))
         for name in sorted(found, key=lambda name: found[name]["median"]):
             print(row(name, found[name]), flush=True)
         facts = {"case": case.name, "images": case.num_images, "batch_size": case.batch_size}
         cases.append(facts | {"contestants": found})
     case = CASES[args.cases[0]].of(data)
-    print(f"\n{case.name} beside {host['cores']} busy loops: {'of quiet':>24}", flush=True)
-    busy = measure_busy(
-        case,
-        [name for name in (OURS, "notebook") if name in names],
-        repeats=args.repeats,
-        num_epochs=args.epochs,
-    )
-    for name, shares in busy.items():
-        print(
-            f"{name:<18} {statistics.median(shares):.2f} [{min(shares):.2f}, {max(shares):.2f}]", flush=True
-        )
+    print(f"\n{case.name} beside {host['cores']} busy loops: of quiet", flush=True)
+    shares = {}
+    for name in (name for name in names if name in (OURS, "notebook")):
+        with busy_loops():
+            busy = measure(case, [name], repeats=args.repeats, num_epochs=args.epochs)[name]
+        shares[name] = cases[0]["contestants"][name]["median"] / compare(busy, busy)["median"]
+        print(f"{name:<18} {shares[name]:>8.2f}", flush=True)
     result = {
         "benchmark": "training",
         "date": time.strftime("%Y-%m-%d"),
@@ -186,7 +149,7 @@ def main() -> None:
         "epochs": args.epochs,
         "skipped": skipped,
         "cases": cases,
-        "beside_busy_loops": busy,
+        "beside_busy_loops": shares,
     }
     print(json.dumps(result))
 

@@ -11,9 +11,6 @@ from mlp_dist.recipes import get_recipe
 from mlp_dist.tracking.follow import Follower
 from mlp_dist.training.setup import start_training
 
-FOLLOWER_SECONDS = 4.0
-"""The command's follower imports MLflow while the command imports torch, which this process did long ago."""
-
 
 def prepare(case: Case) -> Train:
     """Times are the `train_seconds` that each epoch reports."""
@@ -37,7 +34,8 @@ def prepare(case: Case) -> Train:
             output_dir=here / f"seed {seed}",
         )
         follower = Follower(here / f"seed {seed}")
-        time.sleep(FOLLOWER_SECONDS)
+        # The command's follower imports MLflow while the command imports torch.
+        time.sleep(4)
         trainer = start_training(config)
         trainer.fit(follower=follower)
         seconds = [record["train_seconds"] for record in trainer.state.history]
