@@ -172,17 +172,9 @@ def mnist_best() -> TrainConfig:
 
 @_recipe
 def mnist_deformed() -> TrainConfig:
-    """784-1536-1536-10 for 100 epochs on all images, moved and bent more, restyled less than mnist's."""
+    """mnist's settings for 784-1536-1536-10 and 100 epochs, on all images: seven minutes on two cores."""
     return replace(
-        mnist(),
-        hidden_sizes=(1536, 1536),
-        lr=0.0015,
-        batch_size=512,
-        dropout=0.1,
-        deform=0.8,
-        restyle=0.3,
-        epochs=100,
-        val_size=0,
+        mnist(), hidden_sizes=(1536, 1536), lr=0.0015, batch_size=512, dropout=0.1, epochs=100, val_size=0
     )
 
 
