@@ -13,7 +13,7 @@ are off.
 median of the ratios to mlp_dist within a repeat, with minimum and maximum. "first s" is a process's very
 first epoch. "test accuracy" is after one epoch, mean and standard deviation over the seeds.
 
-Then the first case beside one busy loop per core: "of quiet" is the speed that is left.
+In the first case, "busy" are the same trainings beside one busy loop per core.
 
 Contestants that are not installed are skipped; `make bench` installs them. The last line on stdout is one
 JSON object.
@@ -28,7 +28,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +43,7 @@ from mlp_dist.data.batches import generator
 from mlp_dist.data.datasets import default_data_dir, prepare_dataset, read_dataset
 
 COLUMNS = "{:<18} {:>8}  {:>19}  {:>7}  {:>15}"
+BUSY = ", busy"
 
 
 def compare(repeats: list[Timing], ours: list[Timing]) -> dict[str, Any]:
@@ -81,10 +82,11 @@ def parse() -> argparse.Namespace:
 def measure(case: Case, names: list[str], *, repeats: int, num_epochs: int) -> dict[str, list[Timing]]:
     timings: dict[str, list[Timing]] = {name: [] for name in names}
     with ExitStack() as stack:
-        trains = [stack.enter_context(contestant(name, case)) for name in names]
+        trains = [stack.enter_context(contestant(name.removesuffix(BUSY), case)) for name in names]
         for repeat in range(repeats):
             for index in torch.randperm(len(names), generator=generator(repeat)).tolist():
-                timings[names[index]].append(trains[index](repeat, num_epochs))
+                with busy_loops() if names[index].endswith(BUSY) else nullcontext():
+                    timings[names[index]].append(trains[index](repeat, num_epochs))
     return timings
 
 
@@ -124,21 +126,14 @@ def main() -> None:
     cases: list[dict[str, Any]] = []
     for case in (CASES[name].of(data) for name in args.cases):
         print(f"\n{case.name}: {case.title(data)}", flush=True)
-        timings = measure(case, names, repeats=args.repeats, num_epochs=args.epochs)
+        busy = [f"{name}{BUSY}" for name in names if name in (OURS, "notebook") and not cases]
+        timings = measure(case, names + busy, repeats=args.repeats, num_epochs=args.epochs)
         found = {name: compare(repeats, timings[OURS]) for name, repeats in timings.items()}
         print(COLUMNS.format("", "s/epoch", "ratio", "first s", "test accuracy"))
         for name in sorted(found, key=lambda name: found[name]["median"]):
             print(row(name, found[name]), flush=True)
         facts = {"case": case.name, "images": case.num_images, "batch_size": case.batch_size}
         cases.append(facts | {"contestants": found})
-    case = CASES[args.cases[0]].of(data)
-    print(f"\n{case.name} beside {host['cores']} busy loops: of quiet", flush=True)
-    shares = {}
-    for name in (name for name in names if name in (OURS, "notebook")):
-        with busy_loops():
-            busy = measure(case, [name], repeats=args.repeats, num_epochs=args.epochs)[name]
-        shares[name] = cases[0]["contestants"][name]["median"] / compare(busy, busy)["median"]
-        print(f"{name:<18} {shares[name]:>8.2f}", flush=True)
     result = {
         "benchmark": "training",
         "date": time.strftime("%Y-%m-%d"),
@@ -149,7 +144,6 @@ def main() -> None:
         "epochs": args.epochs,
         "skipped": skipped,
         "cases": cases,
-        "beside_busy_loops": shares,
     }
     print(json.dumps(result))
 
